@@ -1,0 +1,61 @@
+//! What crosses the boundary between leaktrace's BPF programs and its loader.
+//!
+//! | map | key -> value | written by | read by |
+//! |---|---|---|---|
+//! | `OUTSTANDING` | [`AllocKey`] -> [`Outstanding`] | BPF ledger | collector, when single blocks matter |
+//! | `SITE_INDEX` | [`SiteKey`] -> `u32` | BPF ledger | nobody else |
+//! | `SITES` | index -> [`SiteRecord`] | BPF ledger; the loader sets [`SiteRecord::suspect`] | collector, by mmap |
+//! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
+//! | `LOSS` | [`LossReason`] -> `u64` | BPF programs | collector |
+//! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
+//! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec program | BPF user programs |
+//! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
+//! | `EVENTS` | ring of [`Event`] | BPF exec program | session |
+//!
+//! Every type is `repr(C)` without implicit padding, so that both sides agree on each byte.
+#![no_std]
+
+mod alloc;
+mod config;
+mod loss;
+mod site;
+mod stack;
+mod user;
+
+pub use alloc::{AllocKey, KERNEL_SPACE, Outstanding};
+pub use config::{Config, StackMode};
+pub use loss::LossReason;
+pub use site::{CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, lifetime_bucket};
+pub use stack::{MAX_FRAMES, StackEnd, StackId, StackRecord};
+pub use user::{AllocFunction, Event, EventKind, InFlight, Target};
+
+/// Marks the shared types as plain bytes for aya's typed maps.
+#[cfg(feature = "user")]
+mod pod {
+    use aya::Pod;
+
+    use super::{
+        AllocKey, CacheName, Config, InFlight, Outstanding, SiteKey, SiteRecord, StackRecord,
+        Target,
+    };
+
+    // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
+    // size assertions beside the types hold that), so every bit pattern is a valid value.
+    unsafe impl Pod for AllocKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for Outstanding {}
+    // SAFETY: as above.
+    unsafe impl Pod for SiteKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for SiteRecord {}
+    // SAFETY: as above.
+    unsafe impl Pod for StackRecord {}
+    // SAFETY: as above.
+    unsafe impl Pod for CacheName {}
+    // SAFETY: as above.
+    unsafe impl Pod for Target {}
+    // SAFETY: as above.
+    unsafe impl Pod for InFlight {}
+    // SAFETY: as above.
+    unsafe impl Pod for Config {}
+}

@@ -1,0 +1,101 @@
+//! Every reason for which something was not recorded.
+
+/// One reason = one counter in `LOSS` = one sentence in the report.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LossReason {
+    /// `OUTSTANDING` was full.
+    OutstandingFull = 0,
+    /// `OUTSTANDING` refused an insert for another reason (contention).
+    OutstandingRefused = 1,
+    /// `SITES` was full.
+    SitesFull = 2,
+    /// `STACKS` was full.
+    StacksFull = 3,
+    /// A stack could not be read at all.
+    StackUnreadable = 4,
+    /// No scratch memory was free to take a stack.
+    ScratchBusy = 5,
+    /// An address was allocated again while it was still outstanding.
+    MissedFree = 6,
+    /// A block was freed that was not tracked.
+    UntrackedFree = 7,
+    /// A tracked block's record could not be deleted (contention).
+    DeleteRefused = 8,
+    /// A call could not be followed to its return: no room.
+    InFlightFull = 9,
+    /// A call never returned (longjmp, an exception, a killed thread).
+    SkippedReturn = 10,
+    /// A return without a known call.
+    UnknownReturn = 11,
+    /// The result of `posix_memalign` could not be read.
+    ResultUnreadable = 12,
+    /// The event ring was full.
+    EventsFull = 13,
+}
+
+impl LossReason {
+    /// Number of reasons.
+    pub const COUNT: usize = 14;
+
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::OutstandingFull,
+        Self::OutstandingRefused,
+        Self::SitesFull,
+        Self::StacksFull,
+        Self::StackUnreadable,
+        Self::ScratchBusy,
+        Self::MissedFree,
+        Self::UntrackedFree,
+        Self::DeleteRefused,
+        Self::InFlightFull,
+        Self::SkippedReturn,
+        Self::UnknownReturn,
+        Self::ResultUnreadable,
+        Self::EventsFull,
+    ];
+
+    /// What happened, to follow a count ("12 allocations missed: ...").
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::OutstandingFull => {
+                "allocations missed: the table of outstanding blocks was full (raise --max-outstanding)"
+            }
+            Self::OutstandingRefused => {
+                "allocations missed: the table of outstanding blocks was contended"
+            }
+            Self::SitesFull => "allocations missed: the table of call sites was full",
+            Self::StacksFull => {
+                "allocations without their stack: the table of stacks was full"
+            }
+            Self::StackUnreadable => "allocations without their stack: it could not be read",
+            Self::ScratchBusy => "allocations without their stack: no scratch memory was free",
+            Self::MissedFree => "frees missed: the address was allocated again (record replaced)",
+            Self::UntrackedFree => "frees of blocks that were allocated before tracing began",
+            Self::DeleteRefused => "frees missed: the table of outstanding blocks was contended",
+            Self::InFlightFull => "allocations missed: too many threads inside the allocator",
+            Self::SkippedReturn => {
+                "allocator calls never returned (longjmp, exception or a thread that ended)"
+            }
+            Self::UnknownReturn => "allocator returns without a known call",
+            Self::ResultUnreadable => {
+                "allocations missed: the result of posix_memalign could not be read"
+            }
+            Self::EventsFull => "process events missed: the event ring was full",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_number_and_a_sentence() {
+        for (number, reason) in LossReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, number);
+            assert!(reason.sentence().len() > 20, "{reason:?} has no sentence");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! leaktrace: which call site is leaking memory, in the kernel or in any process.
+//!
+//! The modules in the order in which data flows through them; none calls back to an earlier one.
+//!
+//! | module | does | root, handles |
+//! |---|---|---|
+//! | [`cli`] | arguments -> [`session::spec`] | no |
+//! | [`host`] | what this machine is and allows | yes |
+//! | [`bpf`] | loads the BPF object, typed access to its maps | yes |
+//! | [`attach`] | probes | yes |
+//! | [`collect`] | maps -> Snapshot | yes |
+//! | [`session`] | the loop that owns every handle | yes |
+//! | [`snapshot`] | plain data: one interval's raw state | no |
+//! | [`symbol`] | names for frames | reads files |
+//! | [`report`] | Snapshot + names -> sorted, cut rows | no |
+//! | [`render`] | Report -> text, JSON | no |
+//! | [`pipeline`] | joins them | no |
+
+pub mod attach;
+pub mod bpf;
+pub mod cli;
+pub mod collect;
+pub mod error;
+pub mod host;
+pub mod pipeline;
+pub mod render;
+pub mod report;
+pub mod session;
+pub mod snapshot;
+pub mod symbol;
+pub mod units;

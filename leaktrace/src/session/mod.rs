@@ -1,0 +1,3 @@
+//! The loop of a tracing session; owns every handle.
+
+pub mod spec;

@@ -1,0 +1,127 @@
+//! What the user wants, with every value checked and every unit resolved; no trace of clap.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+pub use leaktrace_common::StackMode;
+
+/// A whole tracing session.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// What is traced.
+    pub target: Target,
+    /// How it is traced.
+    pub trace: TraceOptions,
+    /// When reports are due.
+    pub schedule: Schedule,
+    /// What a report shows.
+    pub view: View,
+    /// How and where it is printed.
+    pub output: Output,
+}
+
+/// What is traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Kernel allocations of the whole host, or of some processes and commands.
+    Kernel {
+        /// Only allocations made while one of these processes runs; empty: all.
+        pids: Vec<u32>,
+        /// Only allocations made while a process of this command name runs; empty: all.
+        comms: Vec<String>,
+    },
+    /// Running processes.
+    Processes {
+        /// Their process IDs; never empty.
+        pids: Vec<u32>,
+    },
+    /// A command to start.
+    Command {
+        /// Program and arguments; never empty.
+        argv: Vec<OsString>,
+        /// Exit code to return when blocks are outstanding at its end.
+        error_exitcode: Option<u8>,
+    },
+}
+
+/// How allocations are traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceOptions {
+    /// When stacks are taken.
+    pub stacks: StackMode,
+    /// Most frames of a stack, 1 to 127.
+    pub max_depth: u32,
+    /// Room for outstanding blocks.
+    pub max_outstanding: u32,
+    /// Smaller allocations are not tracked.
+    pub min_size_bytes: u64,
+    /// Larger allocations are not tracked.
+    pub max_size_bytes: u64,
+    /// Where uprobes are placed.
+    pub probe_at: ProbeAt,
+}
+
+/// Where a uprobe is placed in its function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeAt {
+    /// On the first instruction that costs one trap, where that is safe.
+    Cheapest,
+    /// On the function's first instruction.
+    Entry,
+}
+
+/// When reports are due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Time between two reports; not zero.
+    pub interval: Duration,
+    /// End after this many reports.
+    pub count: Option<u64>,
+    /// End after this time.
+    pub duration: Option<Duration>,
+}
+
+/// What a report shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Number of call sites.
+    pub top: usize,
+    /// By what they are sorted.
+    pub sort: Sort,
+    /// Count only blocks at least this old as outstanding.
+    pub older: Duration,
+    /// List the outstanding blocks of each site.
+    pub show_allocs: bool,
+}
+
+/// The order of call sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// Most outstanding bytes first.
+    Bytes,
+    /// Most outstanding blocks first.
+    Count,
+    /// Oldest outstanding block first.
+    Age,
+}
+
+/// How and where a report is printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its format.
+    pub format: Format,
+    /// A file instead of standard output.
+    pub write: Option<PathBuf>,
+    /// No notes and progress on standard error.
+    pub quiet: bool,
+    /// More notes on standard error: 0, 1 or 2.
+    pub verbose: u8,
+}
+
+/// A report's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// Schema 1, one object a line.
+    Json,
+}

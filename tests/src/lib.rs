@@ -1,0 +1,1 @@
+//! The harness of the tests that run the real leaktrace binary.

@@ -1,0 +1,2 @@
+//! leaktrace's build, test and check tasks.
+fn main() {}
