@@ -44,6 +44,32 @@ pub struct Config {
     pub cache_object_size_offset: u32,
     /// GFP flags that choose a kmalloc cache (`__GFP_RECLAIMABLE`, `__GFP_ACCOUNT`, `__GFP_DMA`).
     pub gfp_cache_mask: u32,
+    /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
+    pub rcu: RcuLayout,
 }
 
-const _: () = assert!(size_of::<Config>() == 2 * 8 + 12 * 4);
+/// How mm/slab_common.c (from 6.15; kernel/rcu/tree.c before) keeps the objects handed to
+/// `kfree_rcu`: pages of pointers, listed by CPU until a work item frees them in bulk.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RcuLayout {
+    /// Address of `kfree_rcu_work`, which frees what waited for a grace period.
+    pub work_function: u64,
+    /// Address of `kfree_rcu_monitor`, which hands on what a CPU has gathered.
+    pub monitor_function: u64,
+    /// Offset of `func` in `struct work_struct`.
+    pub func_offset: u32,
+    /// Offset of `bulk_head_free` in `struct kfree_rcu_cpu_work`, from its work item.
+    pub work_list_offset: u32,
+    /// Offset of `monitor_work` in `struct kfree_rcu_cpu`.
+    pub monitor_offset: u32,
+    /// Offset of `bulk_head` in `struct kfree_rcu_cpu`.
+    pub monitor_list_offset: u32,
+    /// Offset of `nr_records` in `struct kvfree_rcu_bulk_data`.
+    pub count_offset: u32,
+    /// Offset of `records` in `struct kvfree_rcu_bulk_data`.
+    pub records_offset: u32,
+}
+
+const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
+const _: () = assert!(size_of::<Config>() == 2 * 8 + 12 * 4 + size_of::<RcuLayout>());

@@ -10,6 +10,10 @@
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
 //! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec program | BPF user programs |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
+//! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
+//! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
+//! | `MAPPINGS` | index -> [`TextMapping`] | loader, by mmap | BPF walk |
+//! | `TEXT_MAPS` | space -> [`TextMap`] | loader | BPF walk |
 //! | `EVENTS` | ring of [`Event`] | BPF exec program | session |
 //!
 //! Every type is `repr(C)` without implicit padding, so that both sides agree on each byte.
@@ -20,13 +24,18 @@ mod config;
 mod loss;
 mod site;
 mod stack;
+mod unwind;
 mod user;
 
 pub use alloc::{AllocKey, KERNEL_SPACE, Outstanding};
-pub use config::{Config, StackMode};
+pub use config::{Config, RcuLayout, StackMode};
 pub use loss::LossReason;
 pub use site::{CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, lifetime_bucket};
 pub use stack::{MAX_FRAMES, StackEnd, StackId, StackRecord};
+pub use unwind::{
+    CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
+    Unwinding,
+};
 pub use user::{AllocFunction, Event, EventKind, InFlight, Target};
 
 /// Marks the shared types as plain bytes for aya's typed maps.
@@ -36,7 +45,7 @@ mod pod {
 
     use super::{
         AllocKey, CacheName, Config, InFlight, Outstanding, SiteKey, SiteRecord, StackRecord,
-        Target,
+        Target, TextMap, TextMapping,
     };
 
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
@@ -58,4 +67,8 @@ mod pod {
     unsafe impl Pod for InFlight {}
     // SAFETY: as above.
     unsafe impl Pod for Config {}
+    // SAFETY: as above.
+    unsafe impl Pod for TextMap {}
+    // SAFETY: as above.
+    unsafe impl Pod for TextMapping {}
 }

@@ -42,21 +42,35 @@ pub enum StackEnd {
     ReadFailed = 2,
     /// The frame pointer chain broke off: code without frame pointers.
     NoFramePointer = 3,
+    /// An address in no mapping that was known.
+    NoMapping = 4,
+    /// An address for which the object's table has no row.
+    NoRow = 5,
+    /// A rule of the call frame information that is not supported.
+    Unsupported = 6,
+    /// The object's table was not built yet.
+    TablePending = 7,
+    /// The object has no table: none in the file, or no room for it.
+    NoTable = 8,
 }
 
 impl StackEnd {
-    /// Every way in which a stack can end.
-    pub const ALL: [Self; 4] =
-        [Self::Complete, Self::TooDeep, Self::ReadFailed, Self::NoFramePointer];
+    /// Every way in which a stack can end, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Complete,
+        Self::TooDeep,
+        Self::ReadFailed,
+        Self::NoFramePointer,
+        Self::NoMapping,
+        Self::NoRow,
+        Self::Unsupported,
+        Self::TablePending,
+        Self::NoTable,
+    ];
 
     /// The end with this number; an unknown one is a failed read.
-    pub const fn from_u32(raw: u32) -> Self {
-        match raw {
-            0 => Self::Complete,
-            1 => Self::TooDeep,
-            3 => Self::NoFramePointer,
-            _ => Self::ReadFailed,
-        }
+    pub fn from_u32(raw: u32) -> Self {
+        Self::ALL.get(raw as usize).copied().unwrap_or(Self::ReadFailed)
     }
 
     /// Why the stack is short, as the end of a sentence; nothing for a complete one.
@@ -66,6 +80,11 @@ impl StackEnd {
             Self::TooDeep => Some("deeper than the frame limit"),
             Self::ReadFailed => Some("the stack could not be read"),
             Self::NoFramePointer => Some("code without frame pointers"),
+            Self::NoMapping => Some("an address in no known mapping"),
+            Self::NoRow => Some("an address without call frame information"),
+            Self::Unsupported => Some("call frame information that is not supported"),
+            Self::TablePending => Some("the library's unwind table was not built yet"),
+            Self::NoTable => Some("the object has no unwind table"),
         }
     }
 }
@@ -83,3 +102,17 @@ pub struct StackRecord {
 }
 
 const _: () = assert!(size_of::<StackRecord>() == 1024);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_survive_their_number_and_have_reasons() {
+        for (number, end) in StackEnd::ALL.into_iter().enumerate() {
+            assert_eq!(end as usize, number);
+            assert_eq!(StackEnd::from_u32(number as u32), end);
+            assert_eq!(end.reason().is_none(), end == StackEnd::Complete);
+        }
+    }
+}

@@ -71,9 +71,6 @@ pub struct Target {
     pub space: u32,
     /// Always zero.
     pub zero: u32,
-    /// Address of the kernel's return trampoline in this image (`[uprobes]`), 0 until seen.
-    /// It stands on the stack in place of the return address while a call is in flight.
-    pub trampoline: u64,
 }
 
 /// The outermost allocator call of a thread that has not returned yet.
@@ -106,6 +103,8 @@ pub struct InFlight {
 pub enum EventKind {
     /// A traced process replaced its image.
     Exec = 1,
+    /// A traced process mapped memory, or a walk met an address in no known mapping.
+    Mapped = 2,
 }
 
 /// A rare happening in a traced process.
@@ -116,14 +115,14 @@ pub struct Event {
     pub kind: u32,
     /// The process.
     pub tgid: u32,
-    /// The space that ended.
+    /// [`EventKind::Exec`]: the space that ended.
     pub old_space: u32,
-    /// The space that began.
+    /// The present space.
     pub new_space: u32,
 }
 
 const _: () = assert!(size_of::<InFlight>() == 8 + 8 + 4 * 8 + 24 + 8);
-const _: () = assert!(size_of::<Target>() == 16 && size_of::<Event>() == 16);
+const _: () = assert!(size_of::<Target>() == 8 && size_of::<Event>() == 16);
 
 #[cfg(test)]
 mod tests {

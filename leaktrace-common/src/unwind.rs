@@ -1,0 +1,176 @@
+//! Unwind tables: what both sides agree on.
+//!
+//! A row says how to find the caller's frame from any instruction between its own address and
+//! the next row's. The return address always lies 8 bytes below the CFA (canonical frame
+//! address, DWARF 5 section 6.4); what differs from that is unsupported and stops the walk.
+
+/// How a row computes the CFA.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CfaRule {
+    /// No function is here.
+    Gap = 0,
+    /// `rsp + offset`
+    Rsp = 1,
+    /// `rbp + offset`
+    Rbp = 2,
+    /// A PLT entry: `rsp + 8`, and 8 more from byte `offset` of the 16-byte entry on.
+    Plt = 3,
+    /// The outermost frame: its return address is undefined.
+    End = 4,
+    /// The trampoline behind a signal handler: registers are in the signal frame.
+    Signal = 5,
+    /// `*(rbp + offset)`, rbp itself at `*(rbp + rbp_offset)`: a realigned stack (gcc).
+    Deref = 6,
+    /// A rule that has no row of its own.
+    Unsupported = 7,
+}
+
+impl CfaRule {
+    /// The rule with this number (3 bits).
+    #[inline(always)]
+    pub const fn from_u16(raw: u16) -> Self {
+        match raw & 7 {
+            1 => Self::Rsp,
+            2 => Self::Rbp,
+            3 => Self::Plt,
+            4 => Self::End,
+            5 => Self::Signal,
+            6 => Self::Deref,
+            7 => Self::Unsupported,
+            _ => Self::Gap,
+        }
+    }
+}
+
+/// One row in 8 bytes: address in the low half, rule, CFA offset and rbp offset in the high one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnwindRow {
+    /// First address, relative to the object's virtual address 0.
+    pub pc: u32,
+    /// How the CFA is found.
+    pub rule: CfaRule,
+    /// In bytes; a multiple of 8 (for [`CfaRule::Plt`]: a byte number), below 65,536. For
+    /// [`CfaRule::Deref`] it is negative and stands here as its absolute value.
+    pub offset: u16,
+    /// Where the caller's rbp is, in bytes from the CFA ([`CfaRule::Deref`]: from rbp); 0 if it
+    /// was not changed. A multiple of 8.
+    pub rbp_offset: i32,
+}
+
+impl UnwindRow {
+    /// The row without its address, as stored in the upper half.
+    #[inline(always)]
+    pub const fn packed_rule(self) -> u32 {
+        let offset = match self.rule {
+            CfaRule::Plt => self.offset,
+            _ => self.offset / 8,
+        };
+        let cfa = (self.rule as u16) | (offset << 3);
+        (cfa as u32) | ((((self.rbp_offset / 8) as i16) as u16 as u32) << 16)
+    }
+
+    /// The row as stored.
+    #[inline(always)]
+    pub const fn packed(self) -> u64 {
+        (self.pc as u64) | ((self.packed_rule() as u64) << 32)
+    }
+
+    /// The row behind a stored upper half.
+    #[inline(always)]
+    pub const fn unpack_rule(packed: u32) -> Self {
+        let rule = CfaRule::from_u16(packed as u16);
+        let offset = (packed as u16) >> 3;
+        let offset = match rule {
+            CfaRule::Plt => offset,
+            _ => offset * 8,
+        };
+        Self { pc: 0, rule, offset, rbp_offset: ((packed >> 16) as u16 as i16 as i32) * 8 }
+    }
+}
+
+/// Bytes of text that share one entry in `PAGES`.
+pub const TEXT_PAGE_BYTES: u64 = 4096;
+/// Most rows in one text page that a lookup searches.
+pub const MAX_ROWS_IN_PAGE: u32 = 4096;
+/// Most executable mappings of one process that a lookup searches.
+pub const MAX_MAPPINGS: u32 = 4096;
+
+/// How frames in a mapping are unwound.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unwinding {
+    /// By its table.
+    Table = 0,
+    /// By frame pointers: it has no table (code made at run time), or `--unwind fp`.
+    FramePointer = 1,
+    /// Its table is not built yet.
+    Pending = 2,
+    /// It has no table and frame pointers are not wanted.
+    Nothing = 3,
+}
+
+/// One executable mapping of a process, in `MAPPINGS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextMapping {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// What to take from an address for the object's own virtual address.
+    pub bias: u64,
+    /// Index in `PAGES` of the object's first text page.
+    pub first_page: u32,
+    /// Number of that page: its virtual address divided by 4096.
+    pub page_base: u32,
+    /// Text pages of the object.
+    pub page_count: u32,
+    /// An [`Unwinding`].
+    pub unwinding: u32,
+}
+
+/// A process image's part of `MAPPINGS`, sorted by address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextMap {
+    /// Index of its first mapping.
+    pub first: u32,
+    /// Number of its mappings.
+    pub count: u32,
+    /// Changes with every change of the mappings: part of the row cache's key.
+    pub generation: u32,
+    /// Set by the BPF side once it told of a change ([`crate::EventKind::Mapped`]); publishing
+    /// clears it.
+    pub told: u32,
+}
+
+const _: () = assert!(size_of::<TextMapping>() == 40 && size_of::<TextMap>() == 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_survive_packing() {
+        for (rule, offset, rbp_offset) in [
+            (CfaRule::Rsp, 8, 0),
+            (CfaRule::Rsp, 65_528, -16),
+            (CfaRule::Rbp, 16, -16),
+            (CfaRule::Plt, 11, 0),
+            (CfaRule::Deref, 8, 0),
+            (CfaRule::End, 0, 0),
+            (CfaRule::Signal, 0, 0),
+            (CfaRule::Unsupported, 0, 0),
+            (CfaRule::Gap, 0, 0),
+        ] {
+            let row = UnwindRow { pc: 0x1234, rule, offset, rbp_offset };
+            let packed = row.packed();
+            assert_eq!(packed as u32, 0x1234);
+            assert_eq!(
+                UnwindRow { pc: 0x1234, ..UnwindRow::unpack_rule((packed >> 32) as u32) },
+                row
+            );
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Atomic additions; `AtomicU64::fetch_add` does not exist for the BPF target.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+/// Adds to a counter in a map value.
+///
+/// # Safety
+///
+/// `counter` points into a live map value and is aligned.
+#[inline(always)]
+pub(crate) unsafe fn add(counter: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };
+}
+
+/// Adds to a counter in a map value; gives the value before.
+///
+/// Sequentially consistent, as LLVM 22 compiles a relaxed addition to an instruction that does
+/// not fetch, even where its result is used.
+///
+/// # Safety
+///
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add(counter: *mut u64, amount: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, amount) }
+}

@@ -1,0 +1,4 @@
+//! Kernel allocations.
+
+mod rcu;
+mod slab;

@@ -1,0 +1,90 @@
+//! Objects freed through `kfree_rcu`, on kernels where no probe can be put on it.
+//!
+//! `kfree_rcu` gathers pointers in pages and frees them in bulk, without any kmem tracepoint.
+//! Its two work items do pass workqueue:workqueue_execute_start, and at that moment the pages
+//! can be read: `kfree_rcu_monitor` is about to hand on, or to free, what its CPU gathered, and
+//! `kfree_rcu_work` to free what waited for a grace period. An object there was let go by its
+//! owner, so it counts as freed; being seen twice does no harm, as it cannot be allocated again
+//! in between.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use leaktrace_common::{AllocKey, KERNEL_SPACE};
+
+use crate::{ledger, maps::config};
+
+/// Pages followed in one list; 128 of them hold some 64,000 objects.
+const MAX_PAGES: u32 = 128;
+/// Pointers in a page (`KVFREE_BULK_MAX_ENTR`: a 4 KiB page less its header), rounded up.
+const MAX_RECORDS: u64 = 512;
+
+/// workqueue:workqueue_execute_start (struct work_struct *work)
+#[raw_tracepoint(tracepoint = "workqueue_execute_start")]
+pub(crate) fn lt_rcu_work(ctx: RawTracePointContext) -> i32 {
+    // SAFETY: the tracepoint has one argument, a work item; the helpers check addresses.
+    let work = unsafe { *ctx.as_ptr().cast::<u64>() };
+    let Some(function) = read(work.wrapping_add(u64::from(config!(rcu.func_offset)))) else {
+        return 0;
+    };
+    // The lists of slab objects come first in both arrays, those of vmalloc second.
+    let head = if function == config!(rcu.work_function) {
+        work.wrapping_add(u64::from(config!(rcu.work_list_offset)))
+    } else if function == config!(rcu.monitor_function) {
+        work.wrapping_sub(u64::from(config!(rcu.monitor_offset)))
+            .wrapping_add(u64::from(config!(rcu.monitor_list_offset)))
+    } else {
+        return 0;
+    };
+    let Some(mut page) = read(head) else { return 0 };
+    for _ in 0..MAX_PAGES {
+        if page == head || page == 0 {
+            break;
+        }
+        leaktrace_rcu_page(page);
+        // `list` is the first member of a page.
+        let Some(next) = read(page) else { break };
+        page = next;
+    }
+    0
+}
+
+/// Counts every object of one page as freed. Global and not inlined, so that the verifier
+/// checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_rcu_page(page: u64) -> u32 {
+    let Some(count) = read(page.wrapping_add(u64::from(config!(rcu.count_offset)))) else {
+        return 0;
+    };
+    let records = page.wrapping_add(u64::from(config!(rcu.records_offset)));
+    for index in 0..MAX_RECORDS {
+        if index >= count {
+            break;
+        }
+        if let Some(address) = read(records.wrapping_add(index * 8)) {
+            leaktrace_rcu_object(address);
+        }
+    }
+    0
+}
+
+/// Counts one object as freed, if it is outstanding. Global as [`leaktrace_rcu_page`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_rcu_object(address: u64) -> u32 {
+    let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, address)) else { return 0 };
+    // SAFETY: the helper has no preconditions.
+    ledger::count_free(&block, unsafe { bpf_ktime_get_ns() });
+    1
+}
+
+/// One word of kernel memory.
+#[inline(always)]
+fn read(address: u64) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address as *const u64) }.ok()
+}

@@ -1,0 +1,244 @@
+//! Slab allocations: kmalloc, kfree, kmem_cache_alloc, kmem_cache_free.
+//!
+//! Raw tracepoint arguments, include/trace/events/kmem.h:
+//!
+//! | tracepoint | kernel | arguments |
+//! |---|---|---|
+//! | kmalloc | to 5.18, from 6.1 | call_site, ptr, bytes_req, bytes_alloc, gfp_flags \[, node\] |
+//! | kmalloc | 5.19, 6.0 | call_site, ptr, s, bytes_req, bytes_alloc, gfp_flags |
+//! | kmem_cache_alloc | to 5.18 | call_site, ptr, bytes_req, bytes_alloc, gfp_flags |
+//! | kmem_cache_alloc | 5.19, 6.0 | call_site, ptr, s, bytes_req, bytes_alloc, gfp_flags |
+//! | kmem_cache_alloc | from 6.1 | call_site, ptr, s, gfp_flags, node |
+//! | kfree, kmem_cache_free | all | call_site, ptr, ... |
+//!
+//! The `*_node` variants (to 6.0) add the node at the end. The loader reads the positions from
+//! the kernel's BTF. Raw tracepoints carry the same arguments as BTF-typed ones at the same
+//! cost and under the same recursion guard, so there is one program for both.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use leaktrace_common::{
+    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, StackId,
+};
+
+use crate::{
+    filter, ledger, loss,
+    maps::{CACHES, config},
+    stack,
+};
+
+/// `kmalloc(0)` gives `ZERO_SIZE_PTR`, which is 16; it and NULL are no allocations.
+const ZERO_SIZE_PTR: u64 = 16;
+
+/// An allocation as its tracepoint tells it.
+struct Allocation {
+    kind: Kind,
+    call_site: u64,
+    address: u64,
+    /// 0 if it is not passed, as by `kmem_cache_alloc` from 6.1 on: the cache knows it. (An
+    /// Option would have LLVM spill its undefined half, which the verifier refuses.)
+    size_bytes: u64,
+    detail: u64,
+}
+
+/// kmem:kmalloc
+#[raw_tracepoint(tracepoint = "kmalloc")]
+pub(crate) fn lt_kmalloc(ctx: RawTracePointContext) -> i32 {
+    kmalloc(&ctx, 0)
+}
+
+/// kmem:kmalloc_node, to 6.0
+#[raw_tracepoint(tracepoint = "kmalloc_node")]
+pub(crate) fn lt_kmalloc_node(ctx: RawTracePointContext) -> i32 {
+    kmalloc(&ctx, 1)
+}
+
+/// kmem:kmem_cache_alloc
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
+pub(crate) fn lt_cache_alloc(ctx: RawTracePointContext) -> i32 {
+    kmem_cache_alloc(&ctx, 2)
+}
+
+/// kmem:kmem_cache_alloc_node, to 6.0
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc_node")]
+pub(crate) fn lt_cache_alloc_n(ctx: RawTracePointContext) -> i32 {
+    kmem_cache_alloc(&ctx, 3)
+}
+
+/// kmem:kfree
+#[raw_tracepoint(tracepoint = "kfree")]
+pub(crate) fn lt_kfree(ctx: RawTracePointContext) -> i32 {
+    free(&ctx)
+}
+
+/// kmem:kmem_cache_free
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub(crate) fn lt_cache_free(ctx: RawTracePointContext) -> i32 {
+    free(&ctx)
+}
+
+/// Argument `n` of a raw tracepoint.
+///
+/// In assembly, since LLVM merges loads of different branches into one from a computed
+/// address, and the verifier refuses a context pointer that was moved.
+macro_rules! arg {
+    ($ctx:expr, $n:literal) => {{
+        let value: u64;
+        // SAFETY: reads the context, which holds 12 words for every raw tracepoint
+        // (raw_tp_prog_is_valid_access, kernel/trace/bpf_trace.c, 6.18).
+        unsafe {
+            core::arch::asm!(
+                concat!("{0} = *(u64 *)({1} + 8 * ", $n, ")"),
+                out(reg) value,
+                in(reg) $ctx.as_ptr(),
+                options(pure, readonly, nostack),
+            );
+        }
+        value
+    }};
+}
+
+#[inline(always)]
+fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
+    let (size_bytes, object_bytes, gfp) = if config!(kmalloc_size_arg) == 3 {
+        (arg!(ctx, 3), arg!(ctx, 4), arg!(ctx, 5))
+    } else {
+        (arg!(ctx, 2), arg!(ctx, 3), arg!(ctx, 4))
+    };
+    let cache_flags = gfp as u32 & config!(gfp_cache_mask);
+    allocated(
+        ctx,
+        slot,
+        &Allocation {
+            kind: Kind::Kmalloc,
+            call_site: arg!(ctx, 0),
+            address: arg!(ctx, 1),
+            size_bytes,
+            detail: u64::from(cache_flags) << 32 | object_bytes & 0xffff_ffff,
+        },
+    )
+}
+
+#[inline(always)]
+fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
+    let cache = if config!(cache_arg) == 2 { arg!(ctx, 2) } else { 0 };
+    let size_bytes = if config!(cache_size_arg) == 3 {
+        arg!(ctx, 3)
+    } else if config!(cache_size_arg) == 2 {
+        arg!(ctx, 2)
+    } else {
+        0
+    };
+    allocated(
+        ctx,
+        slot,
+        &Allocation {
+            kind: Kind::KmemCache,
+            call_site: arg!(ctx, 0),
+            address: arg!(ctx, 1),
+            size_bytes,
+            detail: cache,
+        },
+    )
+}
+
+/// `object_size` of a `struct kmem_cache`.
+#[inline(always)]
+fn object_size(cache: u64) -> u64 {
+    let at = cache.wrapping_add(u64::from(config!(cache_object_size_offset)));
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(at as *const u32) }.map_or(0, u64::from)
+}
+
+#[inline(always)]
+fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> i32 {
+    if allocation.address <= ZERO_SIZE_PTR {
+        return 0;
+    }
+    if allocation.size_bytes != 0 && !filter::wants_size(allocation.size_bytes) {
+        return 0;
+    }
+    let Some(tgid) = filter::wanted_tgid() else { return 0 };
+    let mut key = SiteKey {
+        kind: allocation.kind as u32,
+        space: KERNEL_SPACE,
+        detail: allocation.detail,
+        call_site: allocation.call_site,
+        stack: StackId::NOT_TAKEN,
+    };
+    let learn = || {
+        if matches!(allocation.kind, Kind::KmemCache) {
+            learn_cache_name(allocation.detail);
+        }
+    };
+    let Some(base) = ledger::site_index_or(&key, learn) else { return 0 };
+    let size_bytes = match allocation.size_bytes {
+        size_bytes @ 1.. => size_bytes,
+        0 => {
+            // All objects of a cache have one size: what this site has seen once is it.
+            let size_bytes = match ledger::largest_bytes(base) {
+                0 => object_size(allocation.detail),
+                known => known,
+            };
+            if !filter::wants_size(size_bytes) {
+                return 0;
+            }
+            size_bytes
+        }
+    };
+    let mut site = base;
+    if ledger::wants_stack(base) {
+        key.stack = stack::take_kernel(ctx, slot);
+        match ledger::site_index(&key) {
+            Some(index) => site = index,
+            None => return 0,
+        }
+    }
+    ledger::on_alloc(
+        AllocKey::new(KERNEL_SPACE, allocation.address),
+        Outstanding {
+            size_bytes,
+            // SAFETY: the helper has no preconditions.
+            timestamp_ns: unsafe { bpf_ktime_get_ns() },
+            site,
+            tgid,
+        },
+    );
+    0
+}
+
+/// Stores a cache's name when its call site is new; userspace cannot read kernel memory.
+#[inline(always)]
+fn learn_cache_name(cache: u64) {
+    if cache == 0 || CACHES.get_ptr(cache).is_some() {
+        return;
+    }
+    let at = cache.wrapping_add(u64::from(config!(cache_name_offset)));
+    // SAFETY: the helpers check the addresses; the buffer has the size given.
+    unsafe {
+        let Ok(name) = bpf_probe_read_kernel(at as *const u64) else { return };
+        let mut bytes = [0u8; 32];
+        bpf_probe_read_kernel_str(bytes.as_mut_ptr().cast(), 32, name as *const _);
+        // A full table leaves the cache unnamed, which the report shows by its address.
+        let _ = CACHES.insert(cache, CacheName { bytes }, u64::from(BPF_NOEXIST));
+    }
+}
+
+#[inline(always)]
+fn free(ctx: &RawTracePointContext) -> i32 {
+    let address = arg!(ctx, 1);
+    if address > ZERO_SIZE_PTR {
+        // SAFETY: the helper has no preconditions.
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        let key = AllocKey::new(KERNEL_SPACE, address);
+        if !ledger::on_free(key, now_ns) && !filter::is_own() {
+            loss::count(LossReason::UntrackedFree);
+        }
+    }
+    0
+}

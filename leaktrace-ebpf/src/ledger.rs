@@ -1,0 +1,198 @@
+//! The only writer of outstanding blocks and of call sites' counters.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use leaktrace_common::{
+    AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode, lifetime_bucket,
+};
+
+use crate::{
+    atomic, loss,
+    maps::{CURSORS, OUTSTANDING, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
+    stack::EEXIST,
+};
+
+/// `-E2BIG`: a hash map is full.
+const E2BIG: i32 = -7;
+
+/// The call site's slot in `SITES`, made if it is new.
+#[inline(always)]
+pub(crate) fn site_index(key: &SiteKey) -> Option<u32> {
+    site_index_or(key, || ())
+}
+
+/// As [`site_index`]; `is_new` is called first where the site has not been seen before.
+///
+/// A small table of recent answers comes before the hash map. An entry is one word, and what it
+/// leads to is compared with the whole key, so a stale one costs a look and nothing else.
+#[inline(always)]
+pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32> {
+    let mut hash = StackId::mix(key.call_site, key.detail);
+    hash = StackId::mix(hash, key.stack);
+    let recent = RECENT_SITES.get_ptr_mut(hash as u32 & (RECENT_SLOTS - 1))?;
+    // SAFETY: live map values; a record's key does not change once it is published.
+    unsafe {
+        let index = *recent as u32;
+        if let Some(record) = SITES.get_ptr_mut(index)
+            && (*record).key == *key
+        {
+            return Some(index);
+        }
+    }
+    // SAFETY: entries are never deleted, so the value stays.
+    let found = match unsafe { SITE_INDEX.get(key) } {
+        Some(index) => Some(*index),
+        None => {
+            is_new();
+            new_site(key)
+        }
+    };
+    if let Some(index) = found {
+        // SAFETY: a live map value, written whole.
+        unsafe { *recent = u64::from(index) };
+    }
+    found
+}
+
+#[inline(always)]
+fn new_site(key: &SiteKey) -> Option<u32> {
+    let cursor = CURSORS.get_ptr_mut(0)?;
+    // SAFETY: a live map value.
+    let index = unsafe { atomic::fetch_add(cursor, 1) };
+    if index >= u64::from(config!(max_sites)) {
+        loss::count(LossReason::SitesFull);
+        return None;
+    }
+    let index = index as u32;
+    let record = SITES.get_ptr_mut(index)?;
+    // SAFETY: this slot was given to this run alone; nobody reads it before it is published,
+    // but the loader, which takes a record with kind 0 for unused.
+    unsafe { (*record).key = *key };
+    match SITE_INDEX.insert(key, index, u64::from(BPF_NOEXIST)) {
+        Ok(()) => Some(index),
+        Err(error) => {
+            // SAFETY: as above.
+            unsafe { (*record).key.kind = 0 };
+            if error == EEXIST {
+                // Another CPU was quicker: its slot counts.
+                // SAFETY: as above.
+                return unsafe { SITE_INDEX.get(key) }.copied();
+            }
+            loss::count(LossReason::SitesFull);
+            None
+        }
+    }
+}
+
+/// Whether this allocation of the call site `base` (a site without stack) gets a stack, under
+/// `--stacks adaptive`: the first 16, one in 1024 after that, all once the loader says so.
+#[inline(always)]
+pub(crate) fn wants_stack(base: u32) -> bool {
+    match config!(stack_mode) {
+        mode if mode == StackMode::All as u32 => true,
+        mode if mode == StackMode::Site as u32 => false,
+        _ => {
+            let Some(record) = SITES.get_ptr_mut(base) else { return false };
+            // SAFETY: a live map value; a lost increment only moves the sample.
+            unsafe {
+                let calls = (*record).calls;
+                (*record).calls = calls.wrapping_add(1);
+                (*record).suspect != 0 || calls < 16 || calls & 1023 == 0
+            }
+        }
+    }
+}
+
+/// The largest allocation that a site has seen; 0 if none.
+#[inline(always)]
+pub(crate) fn largest_bytes(site: u32) -> u64 {
+    // SAFETY: a live map value.
+    SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).largest_bytes })
+}
+
+/// Records an allocation.
+#[inline(always)]
+pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) {
+    let inserted = match OUTSTANDING.insert(key, block, u64::from(BPF_NOEXIST)) {
+        Ok(()) => Ok(()),
+        // The address was given out again, so its free was missed: the old record goes.
+        Err(EEXIST) => {
+            loss::count(LossReason::MissedFree);
+            // SAFETY: copied at once.
+            if let Some(old) = unsafe { OUTSTANDING.get(key) }.copied() {
+                count_free(&old, block.timestamp_ns);
+            }
+            OUTSTANDING.insert(key, block, u64::from(BPF_ANY))
+        }
+        error => error,
+    };
+    match inserted {
+        Ok(()) => count_alloc(&block),
+        Err(E2BIG) => loss::count(LossReason::OutstandingFull),
+        Err(_) => loss::count(LossReason::OutstandingRefused),
+    }
+}
+
+/// Records a free of whatever is outstanding at `key`; gives back whether something was. What
+/// an unknown block means is for the caller to say.
+#[inline(always)]
+pub(crate) fn on_free(key: AllocKey, now_ns: u64) -> bool {
+    match take(key) {
+        Some(block) => {
+            count_free(&block, now_ns);
+            true
+        }
+        None => false,
+    }
+}
+
+/// Takes a block out of the outstanding ones without counting it as freed.
+#[inline(always)]
+pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
+    // SAFETY: copied before the record is deleted and its memory reused.
+    let block = unsafe { OUTSTANDING.get(key) }.copied()?;
+    match OUTSTANDING.remove(key) {
+        Ok(()) => Some(block),
+        Err(_) => {
+            loss::count(LossReason::DeleteRefused);
+            None
+        }
+    }
+}
+
+/// Puts a block back that was taken out: its allocation stays counted.
+#[inline(always)]
+pub(crate) fn put_back(key: AllocKey, block: &Outstanding) {
+    if OUTSTANDING.insert(key, block, u64::from(BPF_NOEXIST)).is_err() {
+        loss::count(LossReason::OutstandingRefused);
+    }
+}
+
+/// Counts a block as allocated at its site.
+#[inline(always)]
+fn count_alloc(block: &Outstanding) {
+    let Some(record) = SITES.get_ptr_mut(block.site) else { return };
+    // SAFETY: a live map value; counters that add are atomic, the other two may lose a race
+    // without harm.
+    unsafe {
+        atomic::add(&raw mut (*record).allocated_count, 1);
+        atomic::add(&raw mut (*record).allocated_bytes, block.size_bytes);
+        if block.size_bytes > (*record).largest_bytes {
+            (*record).largest_bytes = block.size_bytes;
+        }
+        (*record).last_ns = block.timestamp_ns;
+    }
+}
+
+/// Counts a block as freed at its site.
+#[inline(always)]
+pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {
+    let Some(record) = SITES.get_ptr_mut(block.site) else { return };
+    let bucket = lifetime_bucket(now_ns.saturating_sub(block.timestamp_ns));
+    // SAFETY: a live map value; `bucket` is below the number of buckets.
+    unsafe {
+        atomic::add(&raw mut (*record).freed_count, 1);
+        atomic::add(&raw mut (*record).freed_bytes, block.size_bytes);
+        let buckets = (&raw mut (*record).lifetimes).cast::<u64>();
+        atomic::add(buckets.add(bucket), 1);
+    }
+}

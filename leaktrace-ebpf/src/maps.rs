@@ -1,0 +1,145 @@
+//! Every map: key -> value, who writes it, what bounds it.
+//!
+//! All hash maps are preallocated: `BPF_F_NO_PREALLOC` allocates inside kmalloc tracepoints,
+//! where single runs took 10 ms. Sizes given here are placeholders where the loader sets them.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use leaktrace_common::{
+    AllocKey, CacheName, Config, InFlight, LossReason, Outstanding, RcuLayout, SiteKey, SiteRecord,
+    StackRecord, Target, TextMap, TextMapping,
+};
+
+use crate::user::walk::{CachedRule, Walk};
+
+/// Set by the loader before the object is loaded; read with [`config`].
+#[unsafe(no_mangle)]
+pub(crate) static CONFIG: Config = Config {
+    min_size_bytes: 0,
+    max_size_bytes: u64::MAX,
+    stack_mode: 0,
+    max_frames: 127,
+    max_sites: 0,
+    own_tgid: 0,
+    filter_tgids: 0,
+    filter_comms: 0,
+    kmalloc_size_arg: 0,
+    cache_arg: 0,
+    cache_size_arg: 0,
+    cache_name_offset: 0,
+    cache_object_size_offset: 0,
+    gfp_cache_mask: 0,
+    rcu: RcuLayout {
+        work_function: 0,
+        monitor_function: 0,
+        func_offset: 0,
+        work_list_offset: 0,
+        monitor_offset: 0,
+        monitor_list_offset: 0,
+        count_offset: 0,
+        records_offset: 0,
+    },
+};
+
+/// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.
+macro_rules! config {
+    ($($field:ident).+) => {{
+        #[allow(unused_unsafe, reason = "also used inside unsafe blocks")]
+        // SAFETY: CONFIG is a live static; volatile, as the loader patches it.
+        let value = unsafe { core::ptr::read_volatile(&raw const $crate::maps::CONFIG.$($field).+) };
+        value
+    }};
+}
+pub(crate) use config;
+
+/// Live blocks; written by the ledger; `--max-outstanding`; when full, allocations are counted
+/// as missed.
+#[map]
+pub(crate) static OUTSTANDING: HashMap<AllocKey, Outstanding> = HashMap::with_max_entries(1, 0);
+
+/// Index of a call site in [`SITES`]; written by the ledger; as many as `SITES` holds.
+#[map]
+pub(crate) static SITE_INDEX: HashMap<SiteKey, u32> = HashMap::with_max_entries(1, 0);
+
+/// Slots in [`RECENT_SITES`]; a power of two.
+pub(crate) const RECENT_SLOTS: u32 = 4096;
+
+/// Indices in [`SITES`] by a hash of the key, lately used; written by the ledger.
+#[map]
+pub(crate) static RECENT_SITES: Array<u64> = Array::with_max_entries(RECENT_SLOTS, 0);
+
+/// Counters of call sites; written by the ledger, read by the loader through mmap.
+#[map]
+pub(crate) static SITES: Array<SiteRecord> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Frames by stack id; written by the stack modules; when full, stacks are counted as lost.
+#[map]
+pub(crate) static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(1, 0);
+
+/// [`LossReason`] -> count; written by all.
+#[map]
+pub(crate) static LOSS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(LossReason::COUNT as u32, 0);
+
+/// 0: next slot in [`SITES`]; 1: last space given to a process image.
+#[map]
+pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(2, 0);
+
+/// Names of slab caches by address; written by the ledger once a call site is new.
+#[map]
+pub(crate) static CACHES: HashMap<u64, CacheName> = HashMap::with_max_entries(4096, 0);
+
+/// Processes whose kernel allocations are wanted; written by the loader (`-p`).
+#[map]
+pub(crate) static FILTER_TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
+
+/// Commands whose kernel allocations are wanted; written by the loader (`--comm`).
+#[map]
+pub(crate) static FILTER_COMMS: HashMap<[u8; 16], u32> = HashMap::with_max_entries(256, 0);
+
+/// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU.
+#[map]
+pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
+    PerCpuArray::with_max_entries(crate::stack::KERNEL_SLOTS, 0);
+
+/// Traced processes by tgid; written by the loader and by the exec program.
+#[map]
+pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1024, 0);
+
+/// The call in flight by thread. A slot is reused by its thread and never deleted; LRU drops
+/// those of threads that ended.
+#[map]
+pub(crate) static IN_FLIGHT: LruHashMap<u64, InFlight> = LruHashMap::with_max_entries(1, 0);
+
+/// Scratch of user stack walks: [`crate::user::walk::SLOTS_PER_CPU`] for each CPU, claimed, as a
+/// uprobe program can be preempted by itself.
+#[map]
+pub(crate) static WALKS: Array<Walk> = Array::with_max_entries(1, 0);
+
+/// Unwind rows of all objects; written by the loader.
+#[map]
+pub(crate) static ROWS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// First and last row (low and high half) of each text page of all objects; by the loader.
+#[map]
+pub(crate) static PAGES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Executable mappings of all processes; written by the loader.
+#[map]
+pub(crate) static MAPPINGS: Array<TextMapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Each process image's part of [`MAPPINGS`], by space; written by the loader.
+#[map]
+pub(crate) static TEXT_MAPS: HashMap<u32, TextMap> = HashMap::with_max_entries(4096, 0);
+
+/// Rules found lately, by address; written by user stack walks.
+#[map]
+pub(crate) static RULE_CACHE: Array<CachedRule> =
+    Array::with_max_entries(crate::user::walk::CACHE_SLOTS, 0);
+
+/// Rare events for the session.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);

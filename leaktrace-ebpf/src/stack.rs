@@ -1,0 +1,89 @@
+//! Kernel stacks, and how stacks of both sides are named and stored.
+
+use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_get_stack};
+use leaktrace_common::{LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord};
+
+use crate::{
+    loss,
+    maps::{KERNEL_SCRATCH, STACKS, config},
+};
+
+/// Programs that take kernel stacks; each has a scratch slot of its own.
+pub(crate) const KERNEL_SLOTS: u32 = 4;
+
+/// `-EEXIST`
+pub(crate) const EEXIST: i32 = -17;
+
+/// Takes the kernel stack; gives its id, or [`StackId::LOST`] with the loss counted.
+///
+/// `slot` belongs to the calling program alone: the kernel does not run a raw tracepoint
+/// program while it is running on the same CPU (`__bpf_trace_run`, kernel/trace/bpf_trace.c,
+/// 6.1 and 6.18).
+#[inline(always)]
+pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
+    let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else {
+        loss::count(LossReason::ScratchBusy);
+        return StackId::LOST;
+    };
+    // SAFETY: a live map value that no other program uses; the helper writes within its size.
+    unsafe {
+        let room = config!(max_frames).min(MAX_FRAMES as u32) * 8;
+        let bytes = bpf_get_stack(ctx.as_ptr(), (&raw mut (*record).frames).cast(), room, 0);
+        if bytes <= 0 {
+            loss::count(LossReason::StackUnreadable);
+            return StackId::LOST;
+        }
+        let count = (bytes as u32) / 8;
+        (*record).count = count;
+        (*record).end = if count >= config!(max_frames) {
+            StackEnd::TooDeep as u32
+        } else {
+            StackEnd::Complete as u32
+        };
+        store(record)
+    }
+}
+
+/// Names a stack by the hash of its frames and stores it if it is new.
+///
+/// # Safety
+///
+/// `record` is a live map value that only the caller uses, with `count` and `end` set.
+#[inline(always)]
+unsafe fn store(record: *mut StackRecord) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let count = (*record).count as usize;
+        let mut hash = StackId::SEED;
+        for index in 0..MAX_FRAMES {
+            if index >= count {
+                break;
+            }
+            hash = StackId::mix(hash, (*record).frames[index]);
+        }
+        store_hashed(record, hash)
+    }
+}
+
+/// As [`store`], for frames whose hash is known.
+///
+/// # Safety
+///
+/// As for [`store`].
+#[inline(always)]
+pub(crate) unsafe fn store_hashed(record: *mut StackRecord, hash: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let id = StackId::finish(hash, (*record).end);
+        if STACKS.get_ptr(id).is_some() {
+            return id;
+        }
+        match STACKS.insert(id, &*record, u64::from(BPF_NOEXIST)) {
+            Ok(()) | Err(EEXIST) => id,
+            Err(_) => {
+                loss::count(LossReason::StacksFull);
+                StackId::LOST
+            }
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! User stack walks by unwind tables, by frame pointers where an address has no table.
+//!
+//! One global function takes one frame, so that the verifier checks it once and not once a
+//! frame; the state lies in a claimed slot of a map, as uprobe programs run with migration but
+//! not preemption disabled and can be preempted by themselves (bpf_prog_run_array_uprobe,
+//! include/linux/bpf.h, 6.18). Stack words come from a copy of the stack made 4 KiB at a time:
+//! a helper call costs the same for 8 bytes as for some hundred.
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated::bpf_probe_read_user};
+use leaktrace_common::{
+    CfaRule, LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord, TEXT_PAGE_BYTES, UnwindRow,
+    Unwinding,
+};
+
+use super::process;
+use crate::{
+    atomic, loss,
+    maps::{MAPPINGS, PAGES, ROWS, RULE_CACHE, TEXT_MAPS, WALKS, config},
+    stack,
+};
+
+/// Walks that can be under way at once on one CPU.
+pub(crate) const SLOTS_PER_CPU: u32 = 4;
+/// Slots in the cache of rules; a power of two.
+pub(crate) const CACHE_SLOTS: u32 = 16 * 1024;
+
+/// Words of the stack copy.
+const WINDOW_WORDS: usize = 512;
+/// Steps of a binary search over `MAX_MAPPINGS` or `MAX_ROWS_IN_PAGE` (2^12) entries.
+const SEARCH_STEPS: u32 = 13;
+
+/// State of one stack walk.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// Number of claims on this slot: whoever raised it from 0 owns it.
+    claims: u64,
+    /// Address whose rule is next: in the calling instruction.
+    address: u64,
+    /// Stack and frame pointer in that frame.
+    stack_pointer: u64,
+    frame_pointer: u64,
+    /// The process image's part of `MAPPINGS`, and its generation.
+    first_mapping: u32,
+    mapping_count: u32,
+    generation: u32,
+    /// Mapping of the frame before: most often this one's as well.
+    last_mapping: u32,
+    /// Index of this slot.
+    slot: u32,
+    zero: u32,
+    /// Address of the first word of `window`.
+    window_start: u64,
+    /// Words in `window` that hold stack contents.
+    window_words: u64,
+    /// Hash of the frames so far.
+    hash: u64,
+    window: [u64; WINDOW_WORDS],
+    record: StackRecord,
+}
+
+/// A rule found before. `check` is the key XOR the rule, so that an entry torn by two writers
+/// fails the check instead of giving a wrong rule.
+#[repr(C)]
+pub(crate) struct CachedRule {
+    check: u64,
+    rule: u64,
+}
+
+/// Marks a rule that says: by frame pointer. Else the low half is a packed [`UnwindRow`].
+const BY_FRAME_POINTER: u64 = 1 << 32;
+/// [`leaktrace_find_rule`] found none: the low half is a [`StackEnd`].
+const NO_RULE: u64 = 1 << 33;
+/// No mapping has this index.
+const NO_MAPPING: u32 = u32::MAX;
+/// [`leaktrace_step`] found no reason to stop.
+const GO_ON: u32 = 0xff;
+
+/// Where a walk begins: a function's entry, before its own push of the frame pointer.
+pub(crate) struct Start {
+    pub(crate) tgid: u32,
+    pub(crate) space: u32,
+    /// Return address of the call.
+    pub(crate) caller: u64,
+    pub(crate) stack_pointer: u64,
+    pub(crate) frame_pointer: u64,
+}
+
+/// Walks the stack of the current thread; gives the stack's id.
+#[inline(always)]
+pub(crate) fn take_user(start: &Start) -> u64 {
+    let &Start { tgid, space, caller, stack_pointer, frame_pointer } = start;
+    leaktrace_walk(tgid, space, caller, stack_pointer, frame_pointer)
+}
+
+/// A whole walk, see [`Start`] for the arguments; gives the stack's id or [`StackId::LOST`].
+/// Global as [`leaktrace_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_walk(
+    tgid: u32,
+    space: u32,
+    caller: u64,
+    stack_pointer: u64,
+    frame_pointer: u64,
+) -> u64 {
+    let Some((slot, walk)) = claim() else {
+        loss::count(LossReason::ScratchBusy);
+        return StackId::LOST;
+    };
+    // SAFETY: the slot was claimed, so it is this run's alone until it is released.
+    let id = unsafe {
+        // At the entry the CFA is rsp + 8: the caller's frame begins there.
+        (*walk).address = caller.wrapping_sub(1);
+        (*walk).stack_pointer = stack_pointer.wrapping_add(8);
+        (*walk).frame_pointer = frame_pointer;
+        (*walk).window_start = 0;
+        (*walk).window_words = 0;
+        (*walk).last_mapping = NO_MAPPING;
+        (*walk).slot = slot;
+        (*walk).hash = StackId::mix(StackId::SEED, caller);
+        (*walk).record.count = 1;
+        (*walk).record.frames[0] = caller;
+        // SAFETY: copied field by field; a torn read leads to a wrong lookup at worst.
+        match TEXT_MAPS.get(space) {
+            Some(map) => {
+                (*walk).first_mapping = map.first;
+                (*walk).mapping_count = map.count;
+                (*walk).generation = map.generation;
+            }
+            None => (*walk).mapping_count = 0,
+        }
+        let mut end = GO_ON;
+        for _ in 0..MAX_FRAMES {
+            end = leaktrace_step(slot);
+            if end != GO_ON {
+                break;
+            }
+        }
+        (*walk).record.end = if end == GO_ON { StackEnd::TooDeep as u32 } else { end };
+        if end == StackEnd::NoMapping as u32 {
+            process::tell_mapped(tgid, space);
+        }
+        stack::store_hashed(&raw mut (*walk).record, (*walk).hash)
+    };
+    release(walk);
+    id
+}
+
+/// Finds a free slot of this CPU.
+#[inline(always)]
+fn claim() -> Option<(u32, *mut Walk)> {
+    // SAFETY: the helper has no preconditions.
+    let first = unsafe { bpf_get_smp_processor_id() } * SLOTS_PER_CPU;
+    for slot in 0..SLOTS_PER_CPU {
+        let walk = WALKS.get_ptr_mut(first + slot)?;
+        // SAFETY: a live map value.
+        unsafe {
+            if atomic::fetch_add(&raw mut (*walk).claims, 1) == 0 {
+                return Some((first + slot, walk));
+            }
+        }
+        release(walk);
+    }
+    None
+}
+
+#[inline(always)]
+fn release(walk: *mut Walk) {
+    // SAFETY: a live map value; takes back the one claim made before.
+    unsafe { atomic::add(&raw mut (*walk).claims, u64::MAX) };
+}
+
+/// Takes one frame of the walk in `slot`; gives [`GO_ON`] or a [`StackEnd`].
+///
+/// # Safety
+///
+/// Called with a slot that the caller has claimed. Global and not inlined: see the module.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_step(slot: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return StackEnd::ReadFailed as u32 };
+    // SAFETY: the caller owns the slot.
+    unsafe {
+        let rule = cached_rule(walk, slot);
+        if rule & NO_RULE != 0 {
+            return rule as u32;
+        }
+        if rule & BY_FRAME_POINTER != 0 {
+            return step_by_frame_pointer(walk);
+        }
+        step_by_row(walk, UnwindRow::unpack_rule(rule as u32))
+    }
+}
+
+/// # Safety
+///
+/// `walk` is a live map value that the caller owns, as for all functions below.
+#[inline(always)]
+unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
+    // SAFETY: the caller's promise; cache entries are checked, see [`CachedRule`].
+    unsafe {
+        // User addresses have 47 bits.
+        let key = (*walk).address ^ (u64::from((*walk).generation) << 47);
+        let hash = StackId::mix(StackId::SEED, key);
+        let Some(entry) = RULE_CACHE.get_ptr_mut(hash as u32 & (CACHE_SLOTS - 1)) else {
+            return leaktrace_find_rule(slot);
+        };
+        let (check, rule) = ((*entry).check, (*entry).rule);
+        if check ^ rule == key && check != 0 {
+            return rule;
+        }
+        let rule = leaktrace_find_rule(slot);
+        if rule & NO_RULE == 0 {
+            (*entry).check = key ^ rule;
+            (*entry).rule = rule;
+        }
+        rule
+    }
+}
+
+#[inline(always)]
+unsafe fn step_by_row(walk: *mut Walk, row: UnwindRow) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (rsp, rbp) = ((*walk).stack_pointer, (*walk).frame_pointer);
+        let offset = u64::from(row.offset);
+        let cfa = match row.rule {
+            CfaRule::Rsp => rsp.wrapping_add(offset),
+            CfaRule::Rbp => rbp.wrapping_add(offset),
+            CfaRule::Plt => {
+                // `address` is the byte before the return address or the interrupted one.
+                let pushed = (*walk).address & 15 >= offset;
+                rsp.wrapping_add(if pushed { 16 } else { 8 })
+            }
+            CfaRule::Deref => match read_word(walk, rbp.wrapping_sub(offset)) {
+                Some(cfa) => cfa,
+                None => return StackEnd::ReadFailed as u32,
+            },
+            CfaRule::Signal => return step_over_signal(walk),
+            CfaRule::End => return StackEnd::Complete as u32,
+            CfaRule::Unsupported => return StackEnd::Unsupported as u32,
+            CfaRule::Gap => return StackEnd::NoRow as u32,
+        };
+        // Each frame lies above the one before.
+        if cfa <= rsp && !matches!(row.rule, CfaRule::Deref) {
+            return StackEnd::ReadFailed as u32;
+        }
+        // The lower word first: the copy of the stack slides upwards.
+        let saved_rbp = match row.rule {
+            CfaRule::Deref => Some(rbp),
+            _ if row.rbp_offset != 0 => Some(cfa.wrapping_add(i64::from(row.rbp_offset) as u64)),
+            _ => None,
+        };
+        if let Some(at) = saved_rbp {
+            match read_word(walk, at) {
+                Some(rbp) => (*walk).frame_pointer = rbp,
+                None => return StackEnd::ReadFailed as u32,
+            }
+        }
+        let Some(address) = read_word(walk, cfa.wrapping_sub(8)) else {
+            return StackEnd::ReadFailed as u32;
+        };
+        if address == 0 {
+            return StackEnd::Complete as u32;
+        }
+        (*walk).stack_pointer = cfa;
+        (*walk).address = address.wrapping_sub(1);
+        push(walk, address)
+    }
+}
+
+/// From the trampoline behind a signal handler to the interrupted code: rsp points to the
+/// `ucontext` (struct rt_sigframe, arch/x86/include/asm/sigframe.h; gregs at byte 40).
+#[inline(always)]
+unsafe fn step_over_signal(walk: *mut Walk) -> u32 {
+    const RBP: u64 = 40 + 8 * 10;
+    const RSP: u64 = 40 + 8 * 15;
+    const RIP: u64 = 40 + 8 * 16;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let context = (*walk).stack_pointer;
+        let (rbp, rsp, rip) = (
+            read_word(walk, context.wrapping_add(RBP)),
+            read_word(walk, context.wrapping_add(RSP)),
+            read_word(walk, context.wrapping_add(RIP)),
+        );
+        let (Some(rbp), Some(rsp), Some(rip)) = (rbp, rsp, rip) else {
+            return StackEnd::ReadFailed as u32;
+        };
+        (*walk).frame_pointer = rbp;
+        (*walk).stack_pointer = rsp;
+        // This one is no return address: the very instruction was interrupted. It is kept as
+        // if it were one, so that the byte before it is the instruction.
+        (*walk).address = rip;
+        push(walk, rip.wrapping_add(1))
+    }
+}
+
+#[inline(always)]
+unsafe fn step_by_frame_pointer(walk: *mut Walk) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let frame_pointer = (*walk).frame_pointer;
+        if frame_pointer == 0 {
+            return StackEnd::Complete as u32;
+        }
+        // A frame lies above the one before, is aligned, and not absurdly large.
+        let above = frame_pointer.wrapping_sub((*walk).stack_pointer);
+        if frame_pointer & 7 != 0 || above > 1 << 20 {
+            return StackEnd::NoFramePointer as u32;
+        }
+        let Some(next) = read_word(walk, frame_pointer) else {
+            return StackEnd::ReadFailed as u32;
+        };
+        let Some(address) = read_word(walk, frame_pointer.wrapping_add(8)) else {
+            return StackEnd::ReadFailed as u32;
+        };
+        // No return address is in the first page or in the kernel's half.
+        if address < 4096 || address >> 47 != 0 {
+            return StackEnd::NoFramePointer as u32;
+        }
+        (*walk).stack_pointer = frame_pointer.wrapping_add(16);
+        (*walk).frame_pointer = next;
+        (*walk).address = address.wrapping_sub(1);
+        push(walk, address)
+    }
+}
+
+/// Adds a frame.
+#[inline(always)]
+unsafe fn push(walk: *mut Walk, address: u64) -> u32 {
+    // SAFETY: the caller's promise; the index is checked.
+    unsafe {
+        let count = (*walk).record.count as usize;
+        if count >= MAX_FRAMES || count >= config!(max_frames) as usize {
+            return StackEnd::TooDeep as u32;
+        }
+        (*walk).hash = StackId::mix((*walk).hash, address);
+        (*walk).record.frames[count] = address;
+        (*walk).record.count = count as u32 + 1;
+        GO_ON
+    }
+}
+
+/// Reads one word of the stack, through the copy.
+#[inline(always)]
+unsafe fn read_word(walk: *mut Walk, address: u64) -> Option<u64> {
+    // SAFETY: the caller's promise; the index is checked against the window.
+    unsafe {
+        let mut index = address.wrapping_sub((*walk).window_start) / 8;
+        if index >= (*walk).window_words || address & 7 != (*walk).window_start & 7 {
+            if leaktrace_refill((*walk).slot, address) == 0 {
+                return None;
+            }
+            index = 0;
+        }
+        let index = (index as usize) & (WINDOW_WORDS - 1);
+        Some((*walk).window[index])
+    }
+}
+
+/// Copies the stack from `address` on: 4 KiB, or up to the page's end where that faults; gives
+/// the number of words copied. Global as [`leaktrace_step`].
+///
+/// # Safety
+///
+/// Called with a slot that the caller has claimed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_refill(slot: u32, address: u64) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return 0 };
+    // SAFETY: the caller owns the slot; the helper checks the user address and writes at most
+    // the size given, which is at most the size of the window.
+    unsafe {
+        let window = (&raw mut (*walk).window).cast();
+        let whole = (WINDOW_WORDS * 8) as u32;
+        (*walk).window_start = address;
+        if bpf_probe_read_user(window, whole, address as *const _) == 0 {
+            (*walk).window_words = WINDOW_WORDS as u64;
+            return WINDOW_WORDS as u32;
+        }
+        let to_page_end = 4096 - (address as u32 & 4095);
+        (*walk).window_words = 0;
+        if bpf_probe_read_user(window, to_page_end, address as *const _) != 0 {
+            return 0;
+        }
+        (*walk).window_words = u64::from(to_page_end / 8);
+        to_page_end / 8
+    }
+}
+
+/// Finds how to unwind the walk's present frame: [`BY_FRAME_POINTER`], a packed row, or
+/// [`NO_RULE`] with the reason. Global as [`leaktrace_step`].
+///
+/// # Safety
+///
+/// Called with a slot that the caller has claimed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return no_rule(StackEnd::ReadFailed) };
+    // SAFETY: the caller owns the slot; mappings and rows are written by the loader before
+    // they are published.
+    unsafe {
+        let address = (*walk).address;
+        let mut index = (*walk).last_mapping;
+        let same = match MAPPINGS.get(index) {
+            Some(mapping) => address >= mapping.start && address < mapping.end,
+            None => false,
+        };
+        if !same {
+            index = leaktrace_find_mapping((*walk).first_mapping, (*walk).mapping_count, address);
+            (*walk).last_mapping = index;
+        }
+        let Some(mapping) = MAPPINGS.get(index) else { return no_rule(StackEnd::NoMapping) };
+        const TABLE: u32 = Unwinding::Table as u32;
+        const FRAME_POINTER: u32 = Unwinding::FramePointer as u32;
+        const PENDING: u32 = Unwinding::Pending as u32;
+        match mapping.unwinding {
+            TABLE => {}
+            FRAME_POINTER => return BY_FRAME_POINTER,
+            PENDING => return no_rule(StackEnd::TablePending),
+            _ => return no_rule(StackEnd::NoTable),
+        }
+        let pc = address.wrapping_sub(mapping.bias);
+        let page = (pc / TEXT_PAGE_BYTES).wrapping_sub(u64::from(mapping.page_base));
+        if page >= u64::from(mapping.page_count) {
+            return no_rule(StackEnd::NoRow);
+        }
+        let Some(range) = PAGES.get(mapping.first_page.wrapping_add(page as u32)) else {
+            return no_rule(StackEnd::NoRow);
+        };
+        leaktrace_find_row(*range as u32, (*range >> 32) as u32, pc as u32)
+    }
+}
+
+#[inline(always)]
+const fn no_rule(end: StackEnd) -> u64 {
+    NO_RULE | end as u64
+}
+
+/// The mapping that holds `address`, among `count` sorted ones from `first` on, or
+/// [`NO_MAPPING`]. Global as [`leaktrace_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_find_mapping(first: u32, count: u32, address: u64) -> u32 {
+    let (mut low, mut high) = (first, first.wrapping_add(count));
+    for _ in 0..SEARCH_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low) / 2;
+        let Some(mapping) = MAPPINGS.get(middle) else { return NO_MAPPING };
+        if address >= mapping.end {
+            low = middle + 1;
+        } else if address < mapping.start {
+            high = middle;
+        } else {
+            return middle;
+        }
+    }
+    NO_MAPPING
+}
+
+/// The packed row in force at `pc`, among those from `first` to `last`. Global as
+/// [`leaktrace_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_find_row(first: u32, last: u32, pc: u32) -> u64 {
+    // The last row that does not begin behind `pc`: in [low, high).
+    let (mut low, mut high) = (first, last.wrapping_add(1));
+    for _ in 0..SEARCH_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low) / 2;
+        let Some(row) = ROWS.get(middle) else { return no_rule(StackEnd::NoRow) };
+        if *row as u32 <= pc {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    if low == first {
+        return no_rule(StackEnd::NoRow);
+    }
+    match ROWS.get(low - 1) {
+        Some(row) => *row >> 32,
+        None => no_rule(StackEnd::NoRow),
+    }
+}
