@@ -8,6 +8,7 @@
 //! | [`host`] | what this machine is and allows | yes |
 //! | [`bpf`] | loads the BPF object, typed access to its maps | yes |
 //! | [`attach`] | probes | yes |
+//! | [`unwind`] | tables for stacks without frame pointers | yes |
 //! | [`collect`] | maps -> Snapshot | yes |
 //! | [`session`] | the loop that owns every handle | yes |
 //! | [`snapshot`] | plain data: one interval's raw state | no |
@@ -29,3 +30,4 @@ pub mod session;
 pub mod snapshot;
 pub mod symbol;
 pub mod units;
+pub mod unwind;

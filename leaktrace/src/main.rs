@@ -1,1 +1,97 @@
-fn main(){}
+//! The leaktrace command: parse, run, exit code.
+
+use std::{
+    env,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use leaktrace::{
+    cli::{self, Command, Parsed},
+    error::Error,
+    host::{doctor, features, proc},
+    pipeline::{self, sink::Sink},
+    render::TextStyle,
+    session::{
+        self, Outcome,
+        spec::{Spec, Target},
+    },
+    snapshot::Names,
+    symbol::Symbolizer,
+};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("leaktrace: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn run() -> Result<ExitCode, Error> {
+    match cli::parse(env::args_os())? {
+        Parsed::Help(text) => {
+            io::stdout().write_all(text.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Parsed::Command(Command::Doctor { json }) => {
+            let checks = doctor::checks(&features::probe());
+            let mut stdout = io::stdout().lock();
+            if json {
+                doctor::write_json(&checks, &mut stdout)?;
+            } else {
+                doctor::write_text(&checks, &mut stdout)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Parsed::Command(Command::Trace(spec)) => trace(&spec),
+    }
+}
+
+fn trace(spec: &Spec) -> Result<ExitCode, Error> {
+    match &spec.target {
+        Target::Processes { pids } => pids.iter().try_for_each(|pid| proc::check_traceable(*pid)),
+        Target::Kernel { pids, .. } => pids.iter().try_for_each(|pid| proc::check_exists(*pid)),
+        Target::Command { .. } => Ok(()),
+    }?;
+    let mut sink = Some(Sink::open(spec.output.write.as_deref())?);
+    let facts = features::probe();
+    if !facts.is_root {
+        return Err(Error::Host(
+            "leaktrace must run as root: it loads BPF programs (try it with sudo)".into(),
+        ));
+    }
+    let style = TextStyle {
+        color: sink.as_ref().is_some_and(Sink::is_terminal)
+            && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+    };
+    let mut symbolizer = Symbolizer::new();
+    let mut names = Names::default();
+    let outcome = session::run(
+        spec,
+        &facts,
+        &mut |snapshot| {
+            symbolizer.resolve(snapshot, &mut names);
+            let mut report = Vec::new();
+            pipeline::show(snapshot, &names, &spec.view, spec.output.format, &mut report, &style)?;
+            sink = sink.take().map(|open| open.write(&report)).transpose()?;
+            Ok(())
+        },
+        &mut |line| {
+            if !spec.output.quiet {
+                eprintln!("leaktrace: {line}");
+            }
+        },
+    )?;
+    Ok(match (outcome, &spec.target) {
+        (
+            Outcome::CommandEnded { outstanding_count: 1.., .. },
+            Target::Command { error_exitcode: Some(code), .. },
+        ) => ExitCode::from(*code),
+        (Outcome::CommandEnded { code, .. }, _) => ExitCode::from(code),
+        (Outcome::Done, _) => ExitCode::SUCCESS,
+    })
+}

@@ -1,1 +1,8 @@
-//! (to be written)
+//! Probes: where they go, how they are put on, and what could not be hooked.
+//!
+//! Knows nothing of the maps' contents.
+
+pub mod allocator;
+pub mod kernel;
+pub mod placement;
+pub mod user;

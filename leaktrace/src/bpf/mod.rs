@@ -1,1 +1,12 @@
-//! (to be written)
+//! The BPF object: loading, and typed access to its maps and programs.
+//!
+//! The only module that spells the names of maps and programs.
+
+pub mod mapped;
+pub mod maps;
+pub mod multi;
+pub mod object;
+mod sys;
+
+pub use maps::Maps;
+pub use object::{Loaded, Sizes};

@@ -1,1 +1,511 @@
-//! (to be written)
+//! Maps -> Snapshot, once an interval.
+//!
+//! Totals come from the sites' counters; single blocks are read only where ages, holders or the
+//! blocks themselves are wanted. Knows no names of functions, no verdicts, no formats.
+
+pub mod mappings;
+pub mod suspects;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    time::{Instant, SystemTime},
+};
+
+use leaktrace_common::{
+    AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteRecord,
+    StackEnd, StackId, StackMode,
+};
+
+use self::{mappings::Mappings, suspects::Suspects};
+use crate::{
+    bpf::Maps,
+    error::Error,
+    host::objects::ObjectTable,
+    snapshot::{
+        Amount, Block, Frame, Holder, Loss, Mode, Object, Place, Process, Site, Snapshot, Stack,
+        StackRef,
+    },
+    unwind::tables::ProcessMapping,
+};
+
+/// Blocks that are cheap enough to be read at every interval (some 10 ms).
+const CHEAP_BLOCKS: u64 = 50_000;
+/// Most blocks listed for a site with `--show-allocs`.
+const BLOCKS_SHOWN: usize = 10_000;
+/// Processes named as holders of one site.
+const HOLDERS_SHOWN: usize = 32;
+
+/// What a snapshot is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wants {
+    /// The last snapshot of the session.
+    pub is_final: bool,
+    /// Count only blocks at least this old as outstanding.
+    pub older_ns: u64,
+    /// List blocks.
+    pub blocks: bool,
+}
+
+/// Reads maps and remembers what makes their contents understood later.
+pub struct Collector {
+    /// The maps of the loaded object.
+    pub maps: Maps,
+    /// The files behind all frames.
+    pub objects: ObjectTable,
+    mode: Mode,
+    stack_mode: StackMode,
+    max_outstanding: u64,
+    /// Whether every allocation in the traced space is wanted: else frees of unknown blocks
+    /// mean nothing.
+    unfiltered: bool,
+    started: Instant,
+    host: String,
+    processes: BTreeMap<u32, (Process, Mappings)>,
+    stacks: BTreeMap<u64, Stack>,
+    call_sites: HashMap<(u32, u64), Frame>,
+    suspects: Suspects,
+    kmalloc_names: KmallocNames,
+}
+
+/// What does not change during a session.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectorOptions {
+    /// What is being traced.
+    pub mode: Mode,
+    /// When stacks are taken.
+    pub stack_mode: StackMode,
+    /// Room for outstanding blocks.
+    pub max_outstanding: u64,
+    /// Whether no filter leaves out allocations.
+    pub unfiltered: bool,
+    /// GFP flags by which kmalloc chooses a cache.
+    pub gfp: GfpFlags,
+}
+
+/// The GFP flags by which kmalloc chooses a cache (kmalloc_type(), include/linux/slab.h).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GfpFlags {
+    /// `__GFP_DMA`
+    pub dma: u32,
+    /// `__GFP_RECLAIMABLE`
+    pub reclaimable: u32,
+    /// `__GFP_ACCOUNT`
+    pub account: u32,
+}
+
+impl Collector {
+    /// A collector of `maps`.
+    pub fn new(maps: Maps, objects: ObjectTable, options: CollectorOptions) -> Self {
+        let host = nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Self {
+            maps,
+            objects,
+            mode: options.mode,
+            stack_mode: options.stack_mode,
+            max_outstanding: options.max_outstanding,
+            unfiltered: options.unfiltered,
+            started: Instant::now(),
+            host,
+            processes: BTreeMap::new(),
+            stacks: BTreeMap::new(),
+            call_sites: HashMap::new(),
+            suspects: Suspects::default(),
+            kmalloc_names: KmallocNames::read(options.gfp),
+        }
+    }
+
+    /// Tells that the probes are on: time counts from here.
+    pub fn start(&mut self) {
+        self.started = Instant::now();
+    }
+
+    /// Adds a traced process image.
+    pub fn add_process(&mut self, space: u32, process: Process) {
+        let mappings = Mappings::new(process.pid);
+        self.processes.insert(space, (process, mappings));
+    }
+
+    /// Takes in what a process image maps now.
+    pub fn update_mappings(&mut self, space: u32, present: &[ProcessMapping]) {
+        if let Some((_, mappings)) = self.processes.get_mut(&space) {
+            mappings.update(present);
+        }
+    }
+
+    /// Forgets a process image that was replaced: its memory is gone, and no leak.
+    ///
+    /// Reads all outstanding blocks, which takes some 10 ms for a large table.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading the blocks.
+    pub fn forget_image(&mut self, space: u32) -> Result<(), Error> {
+        self.processes.remove(&space);
+        let mut gone: Vec<AllocKey> = Vec::new();
+        self.maps.read_outstanding(|key, _| {
+            if key.space == space {
+                gone.push(*key);
+            }
+        })?;
+        for key in gone {
+            self.maps.forget(&key);
+        }
+        Ok(())
+    }
+
+    /// The traced process images.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.processes.values().map(|(process, _)| process)
+    }
+
+    /// Notes a further allocator of a process.
+    pub fn add_allocator(&mut self, pid: u32, path: &str) {
+        let images = self.processes.values_mut().map(|(process, _)| process);
+        for process in images.filter(|process| process.pid == pid) {
+            if !process.allocator.is_empty() {
+                process.allocator.push_str(", ");
+            }
+            process.allocator.push_str(path);
+        }
+    }
+
+    /// Remembers that a process has ended.
+    pub fn exited(&mut self, pid: u32) {
+        for (process, _) in self.processes.values_mut() {
+            process.exited |= process.pid == pid;
+        }
+    }
+
+    /// Takes a snapshot. `misses` and `unseen` come from the probes.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading the maps.
+    pub fn snapshot(
+        &mut self,
+        wants: Wants,
+        misses: BTreeMap<String, u64>,
+        unseen: &[String],
+    ) -> Result<Snapshot, Error> {
+        let now_ns = monotonic_ns();
+        let mut records = self.maps.sites();
+        records.retain(|(_, record)| {
+            record.key.space == KERNEL_SPACE || self.processes.contains_key(&record.key.space)
+        });
+        let outstanding_count: u64 = records
+            .iter()
+            .map(|(_, record)| record.allocated_count.saturating_sub(record.freed_count))
+            .sum();
+        let read_blocks = wants.is_final
+            || wants.older_ns > 0
+            || wants.blocks
+            || outstanding_count <= CHEAP_BLOCKS;
+        let details = if read_blocks { Some(self.read_blocks(now_ns, wants)?) } else { None };
+        if self.stack_mode == StackMode::Adaptive {
+            self.find_suspects(&records);
+        }
+        let mut stacks = BTreeMap::new();
+        let sites: Vec<Site> = records
+            .iter()
+            .filter(|(_, record)| record.allocated_count > 0)
+            .filter_map(|(index, record)| {
+                let details = details.as_ref().map(|all| all.get(index));
+                self.site(record, details, now_ns, wants, &mut stacks)
+            })
+            .collect();
+        let stacks_truncated =
+            stacks.values().filter(|stack: &&Stack| stack.end != StackEnd::Complete).count();
+        Ok(Snapshot {
+            unix_ms: unix_ms(),
+            host: self.host.clone(),
+            mode: self.mode,
+            is_final: wants.is_final,
+            elapsed_ms: self.started.elapsed().as_millis() as u64,
+            stack_mode: self.stack_mode,
+            sites,
+            stacks,
+            objects: self
+                .objects
+                .all()
+                .iter()
+                .map(|held| Object { path: held.path.clone(), readable_at: held.readable_at() })
+                .collect(),
+            processes: self
+                .processes
+                .iter()
+                .map(|(space, (process, _))| (*space, process.clone()))
+                .collect(),
+            loss: self.loss(misses, unseen, stacks_truncated as u64),
+            max_outstanding: self.max_outstanding,
+            blocks_read: read_blocks,
+            older_ms: wants.older_ns / 1_000_000,
+        })
+    }
+
+    /// One site of the snapshot; nothing for a kind that this version does not know.
+    fn site(
+        &mut self,
+        record: &SiteRecord,
+        details: Option<Option<&SiteDetails>>,
+        now_ns: u64,
+        wants: Wants,
+        stacks: &mut BTreeMap<u64, Stack>,
+    ) -> Option<Site> {
+        let key = &record.key;
+        let kind = Kind::from_u32(key.kind)?;
+        let allocated = Amount { count: record.allocated_count, bytes: record.allocated_bytes };
+        let freed = Amount { count: record.freed_count, bytes: record.freed_bytes };
+        let outstanding = match details {
+            Some(details) if wants.older_ns > 0 => {
+                details.map(|found| found.outstanding).unwrap_or_default()
+            }
+            _ => allocated.minus(freed),
+        };
+        let call_site = self.call_site(key.space, key.call_site);
+        let stack = match key.stack {
+            StackId::NOT_TAKEN => StackRef::NotTaken,
+            StackId::LOST => StackRef::Lost,
+            id => self.stack(key, id, stacks),
+        };
+        let details = details.flatten();
+        Some(Site {
+            id: site_id(key),
+            kind,
+            space: key.space,
+            cache: match kind {
+                Kind::Kmalloc => Some(self.kmalloc_names.name(key.detail)),
+                Kind::KmemCache => self.maps.cache_name(key.detail),
+                Kind::Malloc => None,
+            },
+            function: match kind {
+                Kind::Malloc => AllocFunction::from_u64(key.detail),
+                Kind::Kmalloc | Kind::KmemCache => None,
+            },
+            call_site,
+            stack,
+            allocated,
+            freed,
+            outstanding,
+            oldest_ms: details
+                .filter(|found| found.outstanding.count > 0)
+                .map(|found| now_ns.saturating_sub(found.oldest_ns) / 1_000_000),
+            largest_bytes: record.largest_bytes,
+            last_ms: now_ns.saturating_sub(record.last_ns) / 1_000_000,
+            lifetimes: record.lifetimes,
+            holders: match details {
+                Some(found) if key.space == KERNEL_SPACE => found.holders(),
+                _ => Vec::new(),
+            },
+            blocks: details.map(|found| found.blocks.clone()).unwrap_or_default(),
+        })
+    }
+
+    fn call_site(&mut self, space: u32, address: u64) -> Frame {
+        if let Some(frame) = self.call_sites.get(&(space, address)) {
+            return *frame;
+        }
+        let frame = self.frame(space, address);
+        if frame.place != Place::Unmapped {
+            self.call_sites.insert((space, address), frame);
+        }
+        frame
+    }
+
+    fn frame(&mut self, space: u32, address: u64) -> Frame {
+        if space == KERNEL_SPACE {
+            return Frame { address, place: Place::Kernel };
+        }
+        match self.processes.get(&space) {
+            Some((_, mappings)) => mappings.frame(address),
+            None => Frame { address, place: Place::Unmapped },
+        }
+    }
+
+    /// The stack of a site, normalized once and then remembered.
+    fn stack(&mut self, key: &SiteKey, id: u64, stacks: &mut BTreeMap<u64, Stack>) -> StackRef {
+        // The same addresses mean other functions in another process.
+        let local_id = StackId::mix(id, u64::from(key.space));
+        if !self.stacks.contains_key(&local_id) {
+            let Some(record) = self.maps.stack(id) else { return StackRef::Lost };
+            let count = (record.count as usize).min(record.frames.len());
+            let mut frames = record.frames.get(..count).unwrap_or(&[]);
+            if key.space == KERNEL_SPACE {
+                // Below the call site stand the tracepoint's own frames.
+                let at = frames.iter().position(|address| *address == key.call_site);
+                frames = at.and_then(|at| frames.get(at..)).unwrap_or(frames);
+            }
+            let frames = frames.iter().map(|address| self.frame(key.space, *address)).collect();
+            let end = StackEnd::from_u32(record.end);
+            self.stacks.insert(local_id, Stack { frames, end });
+        }
+        if let Some(stack) = self.stacks.get(&local_id) {
+            stacks.insert(local_id, stack.clone());
+        }
+        StackRef::Known(local_id)
+    }
+
+    fn read_blocks(&self, now_ns: u64, wants: Wants) -> Result<HashMap<u32, SiteDetails>, Error> {
+        let mut all: HashMap<u32, SiteDetails> = HashMap::new();
+        self.maps.read_outstanding(|key, block| {
+            if now_ns.saturating_sub(block.timestamp_ns) >= wants.older_ns {
+                all.entry(block.site).or_default().add(key, block, now_ns, wants.blocks);
+            }
+        })?;
+        for details in all.values_mut() {
+            details.blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.age_ms));
+        }
+        Ok(all)
+    }
+
+    fn find_suspects(&mut self, records: &[(u32, SiteRecord)]) {
+        let mut bytes: HashMap<SiteKey, u64> = HashMap::new();
+        let mut index_of: HashMap<SiteKey, u32> = HashMap::new();
+        for (index, record) in records {
+            let base = SiteKey { stack: StackId::NOT_TAKEN, ..record.key };
+            *bytes.entry(base).or_default() +=
+                record.allocated_bytes.saturating_sub(record.freed_bytes);
+            if record.key.stack == StackId::NOT_TAKEN {
+                index_of.insert(base, *index);
+            }
+        }
+        for key in self.suspects.observe(&bytes) {
+            if let Some(index) = index_of.get(&key) {
+                self.maps.suspect(*index);
+            }
+        }
+    }
+
+    fn loss(
+        &self,
+        recursion_misses: BTreeMap<String, u64>,
+        unseen: &[String],
+        stacks_truncated: u64,
+    ) -> Loss {
+        let reasons = LossReason::ALL
+            .into_iter()
+            .filter(|reason| self.unfiltered || *reason != LossReason::UntrackedFree)
+            .map(|reason| (reason, self.maps.loss(reason)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        Loss {
+            reasons,
+            recursion_misses,
+            stacks_truncated,
+            unseen: unseen.to_vec(),
+            filtered: !self.unfiltered,
+        }
+    }
+}
+
+/// What the blocks of one site tell.
+#[derive(Default)]
+struct SiteDetails {
+    outstanding: Amount,
+    oldest_ns: u64,
+    by_tgid: HashMap<u32, Amount>,
+    blocks: Vec<Block>,
+}
+
+impl SiteDetails {
+    fn add(&mut self, key: &AllocKey, block: &Outstanding, now_ns: u64, list: bool) {
+        let one = Amount { count: 1, bytes: block.size_bytes };
+        if self.outstanding.count == 0 || block.timestamp_ns < self.oldest_ns {
+            self.oldest_ns = block.timestamp_ns;
+        }
+        self.outstanding = self.outstanding.plus(one);
+        if key.space == KERNEL_SPACE {
+            let held = self.by_tgid.entry(block.tgid).or_default();
+            *held = held.plus(one);
+        }
+        if list && self.blocks.len() < BLOCKS_SHOWN {
+            self.blocks.push(Block {
+                address: key.address,
+                size_bytes: block.size_bytes,
+                age_ms: now_ns.saturating_sub(block.timestamp_ns) / 1_000_000,
+            });
+        }
+    }
+
+    /// The largest holders, by bytes.
+    fn holders(&self) -> Vec<Holder> {
+        let mut holders: Vec<Holder> = self
+            .by_tgid
+            .iter()
+            .map(|(pid, outstanding)| Holder { pid: *pid, comm: None, outstanding: *outstanding })
+            .collect();
+        holders.sort_unstable_by_key(|holder| {
+            (std::cmp::Reverse(holder.outstanding.bytes), holder.pid)
+        });
+        holders.truncate(HOLDERS_SHOWN);
+        for holder in &mut holders {
+            holder.comm = fs::read_to_string(format!("/proc/{}/comm", holder.pid))
+                .ok()
+                .map(|comm| comm.trim_end().to_owned());
+        }
+        holders
+    }
+}
+
+/// Names of kmalloc's caches, as far as this kernel has them.
+struct KmallocNames {
+    gfp: GfpFlags,
+    known: Vec<String>,
+}
+
+impl KmallocNames {
+    fn read(gfp: GfpFlags) -> Self {
+        let slabinfo = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
+        let known = slabinfo
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| name.contains("kmalloc-"))
+            .map(str::to_owned)
+            .collect();
+        Self { gfp, known }
+    }
+
+    /// The cache of an object: its size, and the flags above bit 32.
+    fn name(&self, detail: u64) -> String {
+        let (bytes, flags) = (detail & 0xffff_ffff, (detail >> 32) as u32);
+        let size = if bytes >= 1024 && bytes % 1024 == 0 {
+            format!("{}k", bytes / 1024)
+        } else {
+            bytes.to_string()
+        };
+        // The order of kmalloc_type(), include/linux/slab.h, 5.14 to 6.18.
+        let special = if flags & self.gfp.dma != 0 {
+            Some(format!("dma-kmalloc-{size}"))
+        } else if flags & self.gfp.reclaimable != 0 {
+            Some(format!("kmalloc-rcl-{size}"))
+        } else if flags & self.gfp.account != 0 {
+            Some(format!("kmalloc-cg-{size}"))
+        } else {
+            None
+        };
+        special
+            .filter(|name| self.known.contains(name))
+            .unwrap_or_else(|| format!("kmalloc-{size}"))
+    }
+}
+
+/// A site's identity as one number.
+fn site_id(key: &SiteKey) -> u64 {
+    [u64::from(key.kind), u64::from(key.space), key.detail, key.call_site, key.stack]
+        .into_iter()
+        .fold(StackId::SEED, StackId::mix)
+}
+
+/// The clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
+}

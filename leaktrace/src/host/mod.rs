@@ -1,1 +1,10 @@
-//! (to be written)
+//! This machine: what it is, what it allows, and how its kernel is laid out.
+
+mod attempts;
+pub mod btf;
+pub mod doctor;
+pub mod features;
+pub mod kallsyms;
+pub mod layout;
+pub mod objects;
+pub mod proc;

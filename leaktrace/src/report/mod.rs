@@ -1,1 +1,150 @@
-//! (to be written)
+//! Snapshot + names -> Report: merged, sorted, cut. All that a renderer gets.
+//!
+//! Knows no format, and makes no judgement.
+
+mod merge;
+mod trust;
+
+use leaktrace_common::StackMode;
+
+pub use merge::{FrameView, Row};
+pub use trust::Trust;
+
+use crate::{
+    session::spec::{Sort, View},
+    snapshot::{Amount, Mode, Names, Process, Snapshot},
+};
+
+/// What is shown.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Wall clock, in milliseconds since the epoch.
+    pub unix_ms: u64,
+    /// Host name.
+    pub host: String,
+    /// What was traced.
+    pub mode: Mode,
+    /// Whether it is the last report of its session.
+    pub is_final: bool,
+    /// Time since the probes were on.
+    pub elapsed_ms: u64,
+    /// Age that blocks need to count as outstanding.
+    pub older_ms: u64,
+    /// Traced processes.
+    pub processes: Vec<Process>,
+    /// Over all call sites, shown or not.
+    pub totals: Totals,
+    /// The call sites shown, in order: those with nothing outstanding come last.
+    pub groups: Vec<Group>,
+    /// Call sites with outstanding blocks, shown or not.
+    pub groups_total: usize,
+    /// What was missed.
+    pub trust: Trust,
+    /// Room for outstanding blocks.
+    pub max_outstanding: u64,
+}
+
+/// Sums over all call sites.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Allocated since the start and not freed.
+    pub outstanding: Amount,
+    /// Allocated since the start.
+    pub allocated: Amount,
+    /// Of these, freed.
+    pub freed: Amount,
+}
+
+/// A call site, with its stacks where only some allocations have one.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Sums over its rows.
+    pub totals: Totals,
+    /// Age of the oldest outstanding block, if known.
+    pub oldest_ms: Option<u64>,
+    /// One for each stack, most outstanding bytes first; never empty. Under `--stacks all` just
+    /// one.
+    pub rows: Vec<Row>,
+}
+
+/// Builds the report of a snapshot.
+pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
+    let rows = merge::rows(snapshot, names);
+    let mut totals = Totals::default();
+    for row in &rows {
+        totals.add(&row.totals);
+    }
+    let mut groups = group(rows, snapshot.stack_mode == StackMode::All);
+    sort(&mut groups, view.sort);
+    let groups_total = groups.iter().filter(|group| group.totals.outstanding.count > 0).count();
+    groups.truncate(view.top);
+    Report {
+        unix_ms: snapshot.unix_ms,
+        host: snapshot.host.clone(),
+        mode: snapshot.mode,
+        is_final: snapshot.is_final,
+        elapsed_ms: snapshot.elapsed_ms,
+        older_ms: snapshot.older_ms,
+        processes: snapshot.processes.values().cloned().collect(),
+        totals,
+        groups,
+        groups_total,
+        trust: trust::trust(&snapshot.loss),
+        max_outstanding: snapshot.max_outstanding,
+    }
+}
+
+impl Totals {
+    fn add(&mut self, other: &Self) {
+        self.outstanding = self.outstanding.plus(other.outstanding);
+        self.allocated = self.allocated.plus(other.allocated);
+        self.freed = self.freed.plus(other.freed);
+    }
+}
+
+/// Joins the rows of one call site, unless each row has its full stack anyway.
+fn group(rows: Vec<Row>, each_alone: bool) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut index = std::collections::HashMap::new();
+    for row in rows {
+        let known = if each_alone { None } else { index.get(&row.call_site_key()).copied() };
+        let at = known.unwrap_or(groups.len());
+        match groups.get_mut(at) {
+            Some(group) => {
+                group.totals.add(&row.totals);
+                group.oldest_ms = group.oldest_ms.max(row.oldest_ms);
+                group.rows.push(row);
+            }
+            None => {
+                if !each_alone {
+                    index.insert(row.call_site_key(), at);
+                }
+                groups.push(Group {
+                    totals: row.totals,
+                    oldest_ms: row.oldest_ms,
+                    rows: vec![row],
+                });
+            }
+        }
+    }
+    for group in &mut groups {
+        group.rows.sort_by_key(|row| (std::cmp::Reverse(row.totals.outstanding.bytes), row.id));
+    }
+    groups
+}
+
+fn sort(groups: &mut [Group], by: Sort) {
+    use std::cmp::Reverse;
+
+    let id = |group: &Group| group.rows.iter().map(|row| row.id).min();
+    groups.sort_by_key(|group| {
+        let Amount { count, bytes } = group.totals.outstanding;
+        let first = match by {
+            Sort::Bytes => bytes,
+            Sort::Count => count,
+            // Unknown ages come last.
+            Sort::Age => group.oldest_ms.map_or(0, |age| age + 1),
+        };
+        (Reverse(first), Reverse(bytes), id(group))
+    });
+}

@@ -1,3 +1,550 @@
-//! The loop of a tracing session; owns every handle.
+//! The loop of a tracing session: it owns every handle, and a closed set of events drives it.
 
+pub mod launch;
+mod processes;
 pub mod spec;
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+};
+
+use aya::maps::{MapData, RingBuf};
+use leaktrace_common::{Config, Event as BpfEvent, EventKind, RcuLayout};
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, Interval, MissedTickBehavior},
+};
+
+use self::{
+    launch::{Child, Ended, Suspended},
+    processes::{LONGEST_WAIT, Processes},
+    spec::{Spec, Target},
+};
+use crate::{
+    attach::{kernel, user::Way},
+    bpf::{Loaded, Maps, Sizes},
+    collect::{Collector, CollectorOptions, GfpFlags, Wants},
+    error::Error,
+    host::{features::HostFacts, layout::KernelLayout, objects::ObjectTable, proc},
+    snapshot::{Mode, Snapshot},
+};
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Time was up, it was stopped, or every traced process ended.
+    Done,
+    /// `leaktrace run`: the command ended.
+    CommandEnded {
+        /// Its exit code; 128 and the signal's number if a signal ended it.
+        code: u8,
+        /// Blocks outstanding at its end.
+        outstanding_count: u64,
+    },
+}
+
+/// What wakes the session.
+enum Event {
+    /// A report is due.
+    Tick,
+    /// The session's time is up.
+    TimeUp,
+    /// SIGINT or SIGTERM.
+    Stop,
+    /// The command that leaktrace started has ended.
+    CommandEnded(Ended),
+    /// The last traced process has ended.
+    ProcessesEnded,
+    /// The event ring has something.
+    Ring,
+    /// A traced process is due for a look at what it maps.
+    Look,
+}
+
+/// Traces as `spec` says and gives each due snapshot to `sink`.
+///
+/// `note` takes lines for the person at the terminal.
+///
+/// # Errors
+///
+/// [`Error::Usage`] for a target that cannot be traced, [`Error::Host`] and [`Error::Kernel`]
+/// where the host does not allow it, and whatever `sink` fails with.
+pub fn run(
+    spec: &Spec,
+    facts: &HostFacts,
+    sink: &mut dyn FnMut(&Snapshot) -> Result<(), Error>,
+    note: &mut dyn FnMut(&str),
+) -> Result<Outcome, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::kernel("cannot start the event loop", error))?;
+    runtime.block_on(async {
+        // Before anything is attached: from here on Ctrl-C ends with a report.
+        let mut signals = Signals::new()?;
+        let mut session = Session::start(spec, facts, note)?;
+        let outcome = session.follow(spec, &mut signals, sink, note).await;
+        session.end();
+        outcome
+    })
+}
+
+/// Everything that must be let go when the session ends, in the order of letting go.
+struct Session {
+    processes: Option<Processes>,
+    loaded: Loaded,
+    collector: Collector,
+    child: Option<Child>,
+    /// Watched for their end, with their process IDs.
+    pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
+    ring: Option<AsyncFd<Ring>>,
+    unseen: Vec<String>,
+}
+
+/// The event ring as a pollable descriptor.
+struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Session {
+    fn start(spec: &Spec, facts: &HostFacts, note: &mut dyn FnMut(&str)) -> Result<Self, Error> {
+        match &spec.target {
+            Target::Kernel { pids, comms } => Self::start_kernel(spec, pids, comms, note),
+            Target::Processes { pids } => {
+                for pid in pids {
+                    proc::check_traceable(*pid)?;
+                }
+                Self::start_user(spec, Way::best(facts), Mode::User, pids, None, note)
+            }
+            Target::Command { argv, .. } => {
+                let suspended = Suspended::start(argv)?;
+                let pids = [suspended.pid()];
+                Self::start_user(spec, Way::best(facts), Mode::Run, &pids, Some(suspended), note)
+            }
+        }
+    }
+
+    fn start_kernel(
+        spec: &Spec,
+        pids: &[u32],
+        comms: &[String],
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        let layout = KernelLayout::of_running_kernel()?;
+        let config = Config {
+            filter_tgids: u32::from(!pids.is_empty()),
+            filter_comms: u32::from(!comms.is_empty()),
+            kmalloc_size_arg: layout.slab.kmalloc_size,
+            cache_arg: layout.slab.cache.unwrap_or(0),
+            cache_size_arg: layout.slab.cache_size.unwrap_or(0),
+            rcu: layout.rcu.unwrap_or_default(),
+            cache_name_offset: layout.cache_name_offset,
+            cache_object_size_offset: layout.cache_object_size_offset,
+            gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
+            ..config(spec)
+        };
+        let sizes = Sizes::new(spec.trace.max_outstanding, false);
+        let mut loaded = Loaded::load(&config, sizes)?;
+        let map_bytes = loaded.map_bytes();
+        let mut maps = loaded.maps()?;
+        maps.set_filters(pids, comms)?;
+        let unfiltered = pids.is_empty() && comms.is_empty() && takes_all_sizes(spec);
+        let mut collector = collector(
+            maps,
+            ObjectTable::default(),
+            spec,
+            Mode::Kernel,
+            unfiltered,
+            GfpFlags {
+                dma: layout.gfp_dma,
+                reclaimable: layout.gfp_reclaimable,
+                account: layout.gfp_account,
+            },
+        );
+        let unseen = kernel::attach(&mut loaded, &config, layout.slab.node_variants)?;
+        collector.start();
+        note_memory(map_bytes, spec, note);
+        note("tracing kernel allocations (kmalloc, slab caches); Ctrl-C ends with a report");
+        Ok(Self {
+            processes: None,
+            loaded,
+            collector,
+            child: None,
+            pidfds: Vec::new(),
+            ring: None,
+            unseen,
+        })
+    }
+
+    fn start_user(
+        spec: &Spec,
+        way: Way,
+        mode: Mode,
+        pids: &[u32],
+        suspended: Option<Suspended>,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        let sizes = Sizes::new(spec.trace.max_outstanding, true);
+        let mut loaded = Loaded::load(&config(spec), sizes)?;
+        let map_bytes = loaded.map_bytes();
+        let mut processes = Processes::new(&mut loaded, way, &spec.trace)?;
+        let maps = loaded.maps()?;
+        let unfiltered = takes_all_sizes(spec);
+        let mut collector =
+            collector(maps, ObjectTable::default(), spec, mode, unfiltered, GfpFlags::default());
+        let ring = match collector.maps.take_events() {
+            // SAFETY: the ring owns its descriptor, which stays open until it is dropped.
+            Some(ring) => Some(unsafe { AsyncFd::register(Ring(ring)) }.map_err(|error| {
+                Error::kernel("cannot watch the event ring", error.into_parts().1)
+            })?),
+            None => None,
+        };
+        let mut pidfds = Vec::new();
+        for pid in pids {
+            pidfds.push((*pid, processes::pidfd(*pid)?));
+            processes.add(*pid, &mut loaded, &mut collector)?;
+        }
+        let child = suspended.map(Suspended::resume).transpose()?;
+        collector.start();
+        if spec.output.verbose > 0 {
+            note_tables(&processes, note);
+        }
+        note_memory(map_bytes, spec, note);
+        note(&format!("tracing {}; Ctrl-C ends with a report", describe(&collector)));
+        if child.is_some() {
+            // Its end is seen through the child itself.
+            pidfds.clear();
+        }
+        Ok(Self {
+            processes: Some(processes),
+            loaded,
+            collector,
+            child,
+            pidfds,
+            ring,
+            unseen: Vec::new(),
+        })
+    }
+
+    async fn follow(
+        &mut self,
+        spec: &Spec,
+        signals: &mut Signals,
+        sink: &mut dyn FnMut(&Snapshot) -> Result<(), Error>,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Outcome, Error> {
+        let schedule = spec.schedule;
+        let start = Instant::now();
+        let mut ticks = schedule.interval.map(|interval| {
+            let mut ticks = tokio::time::interval_at(start + interval, interval);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            ticks
+        });
+        let deadline = schedule.duration.map(|duration| start + duration);
+        let mut reports = 0;
+        let is_run = matches!(spec.target, Target::Command { .. });
+        loop {
+            let event = self.next_event(&mut ticks, deadline, signals, is_run).await?;
+            match event {
+                Event::Look => self.look(Instant::now()),
+                Event::Tick => {
+                    reports += 1;
+                    let is_final = schedule.count.is_some_and(|count| reports >= count);
+                    sink(&self.snapshot(spec, is_final)?)?;
+                    if is_final {
+                        return Ok(Outcome::Done);
+                    }
+                }
+                Event::Ring => self.drain_ring()?,
+                Event::TimeUp | Event::Stop => {
+                    sink(&self.snapshot(spec, true)?)?;
+                    return Ok(Outcome::Done);
+                }
+                Event::ProcessesEnded => {
+                    note("the traced process has ended");
+                    sink(&self.snapshot(spec, true)?)?;
+                    return Ok(Outcome::Done);
+                }
+                Event::CommandEnded(ended) => {
+                    if let Some(child) = &self.child {
+                        self.collector.exited(child.pid());
+                    }
+                    let snapshot = self.snapshot(spec, true)?;
+                    let outstanding_count =
+                        snapshot.sites.iter().map(|site| site.outstanding.count).sum();
+                    sink(&snapshot)?;
+                    return Ok(Outcome::CommandEnded {
+                        code: ended.exit_code(),
+                        outstanding_count,
+                    });
+                }
+            }
+        }
+    }
+
+    async fn next_event(
+        &mut self,
+        ticks: &mut Option<Interval>,
+        deadline: Option<Instant>,
+        signals: &mut Signals,
+        is_run: bool,
+    ) -> Result<Event, Error> {
+        loop {
+            let look = self.processes.as_ref().and_then(Processes::next_look);
+            tokio::select! {
+                biased;
+                number = signals.next() => {
+                    // `run` passes signals on and ends when its command does.
+                    match (&self.child, is_run) {
+                        (Some(child), true) => child.forward(number),
+                        _ => return Ok(Event::Stop),
+                    }
+                }
+                ended = wait_for_child(self.child.as_mut()) => {
+                    return Ok(Event::CommandEnded(ended?));
+                }
+                pid = wait_for_exit(&self.pidfds) => {
+                    self.pidfds.retain(|(watched, _)| *watched != pid);
+                    self.collector.exited(pid);
+                    if self.pidfds.is_empty() {
+                        return Ok(Event::ProcessesEnded);
+                    }
+                }
+                () = wait_for_ring(self.ring.as_ref()) => return Ok(Event::Ring),
+                () = wait_until(look) => return Ok(Event::Look),
+                () = wait_until(deadline) => return Ok(Event::TimeUp),
+                () = wait_for_tick(ticks.as_mut()) => return Ok(Event::Tick),
+            }
+        }
+    }
+
+    fn snapshot(&mut self, spec: &Spec, is_final: bool) -> Result<Snapshot, Error> {
+        // What has happened to the processes up to now, whatever the order of the events.
+        self.drain_ring()?;
+        self.look(Instant::now() + LONGEST_WAIT);
+        let mut misses: BTreeMap<String, u64> = self.loaded.recursion_misses();
+        let mut unseen = self.unseen.clone();
+        if let Some(processes) = &self.processes {
+            misses.extend(processes.recursion_misses());
+            unseen.extend(processes.unseen());
+        }
+        let wants = Wants {
+            is_final,
+            older_ns: spec.view.older.as_nanos() as u64,
+            blocks: spec.view.show_allocs,
+        };
+        self.collector.snapshot(wants, misses, &unseen)
+    }
+
+    /// Handles what the ring tells of traced processes.
+    fn drain_ring(&mut self) -> Result<(), Error> {
+        let mut events = Vec::new();
+        if let Some(ring) = &mut self.ring {
+            while let Some(item) = ring.get_mut().0.next() {
+                if item.len() >= size_of::<BpfEvent>() {
+                    // SAFETY: the ring holds whole events of this repr(C) type of integers.
+                    events.push(unsafe { item.as_ptr().cast::<BpfEvent>().read_unaligned() });
+                }
+            }
+        }
+        let Some(processes) = &mut self.processes else { return Ok(()) };
+        for event in events {
+            if event.kind == EventKind::Exec as u32 {
+                let process = processes::describe(event.tgid, String::new());
+                self.collector.add_process(event.new_space, process);
+                let spaces = (event.tgid, event.old_space, event.new_space);
+                // First what the new image needs, then what the old one left.
+                processes.exec(spaces, &mut self.loaded, &mut self.collector)?;
+                self.collector.forget_image(event.old_space)?;
+            } else {
+                processes.mapped(event.tgid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what the processes that are due by `now` have mapped.
+    fn look(&mut self, now: Instant) {
+        if let Some(processes) = &mut self.processes {
+            processes.look(now, &mut self.loaded, &mut self.collector);
+        }
+    }
+
+    /// Lets go of everything: links first, so that no program runs on maps that are gone.
+    fn end(self) {
+        let Self { processes, loaded, collector, child, pidfds, ring, .. } = self;
+        drop(processes);
+        drop(loaded);
+        drop((collector, child, pidfds, ring));
+    }
+}
+
+/// The constants that all modes share.
+fn config(spec: &Spec) -> Config {
+    let trace = &spec.trace;
+    Config {
+        min_size_bytes: trace.min_size_bytes,
+        max_size_bytes: trace.max_size_bytes,
+        stack_mode: trace.stacks as u32,
+        max_frames: trace.max_depth,
+        max_sites: 0,
+        own_tgid: std::process::id(),
+        filter_tgids: 0,
+        filter_comms: 0,
+        kmalloc_size_arg: 0,
+        cache_arg: 0,
+        cache_size_arg: 0,
+        cache_name_offset: 0,
+        cache_object_size_offset: 0,
+        gfp_cache_mask: 0,
+        rcu: RcuLayout::default(),
+    }
+}
+
+fn takes_all_sizes(spec: &Spec) -> bool {
+    spec.trace.min_size_bytes == 0 && spec.trace.max_size_bytes == u64::MAX
+}
+
+fn collector(
+    maps: Maps,
+    objects: ObjectTable,
+    spec: &Spec,
+    mode: Mode,
+    unfiltered: bool,
+    gfp: GfpFlags,
+) -> Collector {
+    Collector::new(
+        maps,
+        objects,
+        CollectorOptions {
+            mode,
+            stack_mode: spec.trace.stacks,
+            max_outstanding: u64::from(spec.trace.max_outstanding),
+            unfiltered,
+            gfp,
+        },
+    )
+}
+
+fn note_memory(map_bytes: u64, spec: &Spec, note: &mut dyn FnMut(&str)) {
+    note(&format!(
+        "maps take {} of kernel memory, with room for {} outstanding blocks",
+        crate::units::format_bytes(map_bytes),
+        crate::units::format_count(u64::from(spec.trace.max_outstanding)),
+    ));
+}
+
+fn note_tables(processes: &Processes, note: &mut dyn FnMut(&str)) {
+    let used = processes.table_use();
+    note(&format!(
+        "unwind tables: {} rows ({} of at most {}) for {} objects",
+        crate::units::format_count(used.rows),
+        crate::units::format_bytes(used.rows * 8),
+        crate::units::format_bytes(used.rows_max * 8),
+        used.objects,
+    ));
+    for (path, rows) in processes.table_rows() {
+        note(&format!("unwind table of {path}: {} rows", crate::units::format_count(rows)));
+    }
+}
+
+fn describe(collector: &Collector) -> String {
+    let names: Vec<String> = collector
+        .processes()
+        .map(|process| format!("{} ({}) in {}", process.pid, process.comm, process.allocator))
+        .collect();
+    let noun = if names.len() == 1 { "process" } else { "processes" };
+    format!("{noun} {}", names.join(", "))
+}
+
+/// The signals that end a session.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let watch =
+            |kind| signal(kind).map_err(|error| Error::kernel("cannot watch for signals", error));
+        Ok(Self {
+            interrupt: watch(SignalKind::interrupt())?,
+            terminate: watch(SignalKind::terminate())?,
+            hangup: watch(SignalKind::hangup())?,
+            quit: watch(SignalKind::quit())?,
+        })
+    }
+
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.interrupt.recv() => libc::SIGINT,
+            _ = self.terminate.recv() => libc::SIGTERM,
+            _ = self.hangup.recv() => libc::SIGHUP,
+            _ = self.quit.recv() => libc::SIGQUIT,
+        }
+    }
+}
+
+async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, Error> {
+    match child {
+        Some(child) => child.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of any of the processes; gives its process ID.
+async fn wait_for_exit(pidfds: &[(u32, AsyncFd<OwnedFd>)]) -> u32 {
+    if pidfds.is_empty() {
+        return std::future::pending().await;
+    }
+    std::future::poll_fn(|context| {
+        for (pid, fd) in pidfds {
+            if fd.poll_read_ready(context).is_ready() {
+                return std::task::Poll::Ready(*pid);
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+async fn wait_for_ring(ring: Option<&AsyncFd<Ring>>) {
+    match ring {
+        Some(ring) => match ring.readable().await {
+            // What is there is read right after; the next poll finds it empty.
+            Ok(mut guard) => guard.clear_ready(),
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_for_tick(ticks: Option<&mut Interval>) {
+    match ticks {
+        Some(ticks) => {
+            ticks.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -58,6 +58,19 @@ pub struct TraceOptions {
     pub max_size_bytes: u64,
     /// Where uprobes are placed.
     pub probe_at: ProbeAt,
+    /// How user stacks are unwound.
+    pub unwind: Unwind,
+}
+
+/// How user stacks are unwound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwind {
+    /// By call frame information; by frame pointers where there is none.
+    Auto,
+    /// By call frame information alone.
+    Tables,
+    /// By frame pointers alone.
+    FramePointers,
 }
 
 /// Where a uprobe is placed in its function.
@@ -72,8 +85,8 @@ pub enum ProbeAt {
 /// When reports are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Time between two reports; not zero.
-    pub interval: Duration,
+    /// Time between two reports; not zero. Without it there is only the final report.
+    pub interval: Option<Duration>,
     /// End after this many reports.
     pub count: Option<u64>,
     /// End after this time.

@@ -230,6 +230,9 @@ pub struct Loss {
     pub stacks_truncated: u64,
     /// What could not be hooked, each with its reason.
     pub unseen: Vec<String>,
+    /// Whether a filter leaves out allocations: frees of unknown blocks then mean nothing and
+    /// are not among the reasons.
+    pub filtered: bool,
 }
 
 impl Loss {

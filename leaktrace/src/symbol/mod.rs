@@ -1,1 +1,212 @@
-//! (to be written)
+//! Fills in the names of frames, each once.
+//!
+//! Knows nothing of sorting or verdicts. A frame without a name gets the reason instead.
+
+mod functions;
+mod kernel;
+mod perf_map;
+mod user;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use blazesym::symbolize::Symbolizer as Blazesym;
+
+use self::{functions::Functions, perf_map::PerfMap};
+use crate::snapshot::{Frame, Names, Place, Resolved, Snapshot, Symbol, Unknown};
+
+/// Finds names, with caches that last as long as it does. Not `Send`: keep it on one thread.
+pub struct Symbolizer {
+    blazesym: Blazesym,
+    kernel: kernel::Kernel,
+    functions: HashMap<String, Functions>,
+    perf_maps: HashMap<u32, PerfMap>,
+}
+
+impl Default for Symbolizer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Symbolizer {
+    /// A symbolizer that has read nothing yet.
+    pub fn new() -> Self {
+        let blazesym = Blazesym::builder()
+            .enable_code_info(true)
+            .enable_inlined_fns(true)
+            .enable_demangling(true)
+            .build();
+        Self {
+            blazesym,
+            kernel: kernel::Kernel::default(),
+            functions: HashMap::new(),
+            perf_maps: HashMap::new(),
+        }
+    }
+
+    /// Names every frame of the snapshot that `names` does not hold yet.
+    pub fn resolve(&mut self, snapshot: &Snapshot, names: &mut Names) {
+        let mut missing: HashSet<Frame> = HashSet::new();
+        let of_stacks = snapshot.stacks.values().flat_map(|stack| &stack.frames);
+        let of_sites = snapshot.sites.iter().map(|site| &site.call_site);
+        missing
+            .extend(of_stacks.chain(of_sites).filter(|frame| !names.frames.contains_key(*frame)));
+        let mut kernel = Vec::new();
+        let mut objects: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
+        for frame in missing {
+            match frame.place {
+                Place::Kernel => kernel.push(frame),
+                Place::Object { object, file_offset } => {
+                    objects.entry(object).or_default().push((frame, file_offset));
+                }
+                Place::Anonymous { pid } => {
+                    let found = self.anonymous(pid, frame.address);
+                    names.frames.insert(frame, found);
+                }
+                // Should its mapping be known by a later snapshot, that is another frame.
+                Place::Unmapped => {
+                    names.frames.insert(frame, Resolved::Unknown(Unknown::Unmapped));
+                }
+            }
+        }
+        if !kernel.is_empty() {
+            names.frames.extend(self.kernel.resolve(&kernel));
+        }
+        for (index, frames) in objects {
+            if let Some(object) = snapshot.objects.get(index as usize) {
+                names.frames.extend(user::resolve(
+                    &self.blazesym,
+                    &mut self.functions,
+                    object,
+                    &frames,
+                ));
+            }
+        }
+    }
+
+    /// Code made at run time: by the map that its maker may have left for perf.
+    fn anonymous(&mut self, pid: u32, address: u64) -> Resolved {
+        let map = self.perf_maps.entry(pid).or_default();
+        match map.find(pid, address.wrapping_sub(1)) {
+            Some((name, offset)) => Resolved::Known(vec![Symbol {
+                name: name.to_owned(),
+                offset,
+                object: "[jit]".to_owned(),
+                file: None,
+                line: None,
+                inlined: false,
+            }]),
+            None => Resolved::Unknown(Unknown::Anonymous),
+        }
+    }
+}
+
+/// One answer of blazesym as our frames: inlined functions first, innermost leading.
+fn convert(sym: &blazesym::symbolize::Sym<'_>, object: &str) -> Resolved {
+    use blazesym::symbolize::CodeInfo;
+
+    let place = |info: Option<&CodeInfo<'_>>| {
+        let file = info.map(|info| info.to_path().to_string_lossy().into_owned());
+        (file, info.and_then(|info| info.line))
+    };
+    let symbol = |name: &str, offset, info, inlined| {
+        let (file, line) = place(info);
+        Symbol { name: name.to_owned(), offset, object: object.to_owned(), file, line, inlined }
+    };
+    let mut symbols: Vec<Symbol> = sym
+        .inlined
+        .iter()
+        .rev()
+        .map(|function| symbol(&function.name, 0, function.code_info.as_ref(), true))
+        .collect();
+    symbols.push(symbol(&sym.name, sym.offset as u64, sym.code_info.as_deref(), false));
+    Resolved::Known(symbols)
+}
+
+#[cfg(test)]
+mod tests {
+    use leaktrace_common::{LIFETIME_BUCKETS, StackEnd, StackMode};
+
+    use super::*;
+    use crate::snapshot::{Loss, Mode, Object, Stack};
+
+    #[inline(never)]
+    fn a_function_to_be_found() -> u32 {
+        std::hint::black_box(line!())
+    }
+
+    fn snapshot(frames: Vec<Frame>, objects: Vec<Object>) -> Snapshot {
+        let _ = LIFETIME_BUCKETS;
+        Snapshot {
+            unix_ms: 0,
+            host: String::new(),
+            mode: Mode::User,
+            is_final: true,
+            elapsed_ms: 0,
+            stack_mode: StackMode::All,
+            sites: Vec::new(),
+            stacks: [(1, Stack { frames, end: StackEnd::Complete })].into(),
+            objects,
+            processes: BTreeMap::new(),
+            loss: Loss::default(),
+            max_outstanding: 0,
+            blocks_read: false,
+            older_ms: 0,
+        }
+    }
+
+    /// Finds a function of this test by its offset in the file, with file and line.
+    #[test]
+    fn a_function_of_this_program_has_name_file_and_line() {
+        let line = a_function_to_be_found();
+        let address = a_function_to_be_found as fn() -> u32 as usize as u64;
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let (start, offset) = maps
+            .lines()
+            .find_map(|text| {
+                let mut parts = text.split_whitespace();
+                let (start, end) = parts.next()?.split_once('-')?;
+                let (start, end) =
+                    (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+                let offset = u64::from_str_radix(parts.nth(1)?, 16).ok()?;
+                (start <= address && address < end).then_some((start, offset))
+            })
+            .unwrap();
+        // As if the call were the function's first instruction.
+        let file_offset = address - start + offset + 1;
+        let frame = Frame { address: address + 1, place: Place::Object { object: 0, file_offset } };
+        let object = Object { path: "/the/test".into(), readable_at: "/proc/self/exe".into() };
+        let mut names = Names::default();
+        Symbolizer::new().resolve(&snapshot(vec![frame], vec![object]), &mut names);
+        let Some(Resolved::Known(symbols)) = names.frames.get(&frame) else {
+            panic!("not found: {names:?}");
+        };
+        let symbol = symbols.last().unwrap();
+        assert!(symbol.name.ends_with("a_function_to_be_found"), "{symbol:?}");
+        assert_eq!((symbol.offset, symbol.object.as_str()), (0, "/the/test"));
+        assert!(symbol.file.as_ref().unwrap().ends_with("symbol/mod.rs"), "{symbol:?}");
+        assert!(symbol.line.unwrap().abs_diff(line) <= 2, "{symbol:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_named_has_a_reason() {
+        let at = |place| Frame { address: 0x1000, place };
+        let frames = vec![
+            at(Place::Unmapped),
+            at(Place::Anonymous { pid: u32::MAX }),
+            at(Place::Object { object: 0, file_offset: 16 }),
+        ];
+        let object = Object { path: "[vdso]".into(), readable_at: String::new() };
+        let mut names = Names::default();
+        Symbolizer::new().resolve(&snapshot(frames.clone(), vec![object]), &mut names);
+        let reasons: Vec<_> = frames.iter().filter_map(|frame| names.frames.get(frame)).collect();
+        assert_eq!(
+            reasons,
+            [
+                &Resolved::Unknown(Unknown::Unmapped),
+                &Resolved::Unknown(Unknown::Anonymous),
+                &Resolved::Unknown(Unknown::NoSymbol("[vdso]".into())),
+            ]
+        );
+    }
+}

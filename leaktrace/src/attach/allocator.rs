@@ -1,0 +1,108 @@
+//! Finds the allocator functions of a mapped object.
+
+use std::fs::File;
+
+use leaktrace_common::AllocFunction;
+use object::{
+    Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _, SymbolKind,
+};
+
+use super::placement;
+use crate::session::spec::ProbeAt;
+
+/// The allocator functions of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allocator {
+    /// Functions that give memory: file offset of the probe, and the function.
+    pub allocating: Vec<(u64, AllocFunction)>,
+    /// Functions that only take memory back: file offset of the probe, and the function.
+    pub freeing: Vec<(u64, AllocFunction)>,
+}
+
+/// The object's allocator, if it defines at least `malloc` and `free`.
+///
+/// Symbols come from `.dynsym`, and from `.symtab` where there is one (static executables).
+///
+/// # Errors
+///
+/// Why the file cannot be read as an ELF object.
+pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object::Error> {
+    let cache = ReadCache::new(file);
+    let elf = object::File::parse(&cache)?;
+    let mut found: Vec<(AllocFunction, u64, u64)> = Vec::new();
+    for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
+        if symbol.kind() != SymbolKind::Text || symbol.is_undefined() {
+            continue;
+        }
+        let Ok(name) = symbol.name() else { continue };
+        // Versioned names of .symtab: `free@@GLIBC_2.2.5`.
+        let name = name.split('@').next().unwrap_or(name);
+        let Some(function) = AllocFunction::ALL.into_iter().find(|f| f.name() == name) else {
+            continue;
+        };
+        if !found.iter().any(|(known, _, _)| *known == function) {
+            found.push((function, symbol.address(), symbol.size()));
+        }
+    }
+    let has = |wanted| found.iter().any(|(function, _, _)| *function == wanted);
+    if !has(AllocFunction::Malloc) || !has(AllocFunction::Free) {
+        return Ok(None);
+    }
+    found.sort_unstable();
+    let mut allocator = Allocator::default();
+    for (function, address, size) in found {
+        let Some(start) = file_offset(&elf, address) else { continue };
+        // Without a size, the first bytes do.
+        let length = if size == 0 { 64 } else { size.min(4096) };
+        let code = (&cache).read_bytes_at(start, length).unwrap_or(&[]);
+        let frees = function == AllocFunction::Free;
+        let probe = match probe_at {
+            ProbeAt::Entry => start,
+            ProbeAt::Cheapest if frees => start + placement::first_argument_probe(code),
+            ProbeAt::Cheapest => start + placement::entry_probe(code),
+        };
+        let list = if frees { &mut allocator.freeing } else { &mut allocator.allocating };
+        // Two names of one function (aligned_alloc is memalign in glibc) get one probe.
+        if !list.iter().any(|(known, _)| *known == probe) {
+            list.push((probe, function));
+        }
+    }
+    Ok(Some(allocator))
+}
+
+/// Offset in the file of a virtual address of the object.
+fn file_offset<'data>(elf: &impl object::Object<'data>, address: u64) -> Option<u64> {
+    elf.segments().find_map(|segment| {
+        let (offset, length) = segment.file_range();
+        let within = address.checked_sub(segment.address())?;
+        (within < length).then_some(offset + within)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The C library that this test runs on defines the whole family.
+    #[test]
+    fn this_process_has_an_allocator() {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let path = maps
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(5))
+            .find(|path| path.contains("libc.so") || path.contains("ld-musl"))
+            .expect("no C library is mapped");
+        let file = File::open(path).unwrap();
+        let allocator = find(&file, ProbeAt::Cheapest).unwrap().expect("no allocator found");
+        assert!(allocator.allocating.len() >= 6, "{allocator:?}");
+        assert_eq!(allocator.freeing.len(), 1);
+        let at_entry = find(&file, ProbeAt::Entry).unwrap().unwrap();
+        assert_eq!(at_entry.allocating.len(), allocator.allocating.len());
+    }
+
+    #[test]
+    fn an_object_without_malloc_has_none() {
+        let file = File::open("/proc/self/exe").unwrap();
+        assert_eq!(find(&file, ProbeAt::Cheapest).unwrap(), None);
+    }
+}

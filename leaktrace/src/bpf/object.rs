@@ -1,0 +1,247 @@
+//! Loads the embedded BPF object with its constants and map sizes patched in.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    num::NonZeroU32,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::Map,
+    programs::{
+        RawTracePoint, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
+    },
+};
+use leaktrace_common::Config;
+
+use crate::error::Error;
+
+/// The BPF object, as `cargo xtask build` made it; empty in a build without one.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.o"));
+
+/// Room in the maps, fixed when the object is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Outstanding blocks.
+    pub outstanding: u32,
+    /// Call sites.
+    pub sites: u32,
+    /// Distinct stacks.
+    pub stacks: u32,
+    /// Threads inside an allocator at once; 1 where no process is traced.
+    pub threads: u32,
+    /// Slots for user stack walks; 1 where no process is traced.
+    pub walks: u32,
+    /// Unwind rows; 1 where no process is traced.
+    pub unwind_rows: u32,
+}
+
+impl Sizes {
+    /// Sizes for a session with room for `max_outstanding` blocks.
+    pub fn new(max_outstanding: u32, traces_processes: bool) -> Self {
+        let cpus = possible_cpus();
+        Self {
+            outstanding: max_outstanding,
+            sites: 32 * 1024,
+            stacks: 16 * 1024,
+            // An LRU map keeps up to 128 free entries for each CPU (LOCAL_FREE_TARGET,
+            // kernel/bpf/bpf_lru_list.c, 6.1 and 6.18): room on top, so that none is evicted
+            // early.
+            threads: if traces_processes { 16 * 1024 + 128 * cpus } else { 1 },
+            walks: if traces_processes { 4 * cpus } else { 1 },
+            // 32 MiB: python3 takes 0.1 million rows, the largest compilers 2.
+            unwind_rows: if traces_processes { 4 << 20 } else { 1 },
+        }
+    }
+}
+
+/// The loaded object: its programs, and its maps until [`Loaded::maps`] takes them.
+pub struct Loaded {
+    pub(super) ebpf: Ebpf,
+}
+
+impl Loaded {
+    /// Loads the object.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] when this binary holds no BPF object, or the kernel refuses the maps.
+    pub fn load(config: &Config, sizes: Sizes) -> Result<Self, Error> {
+        let object = object()?;
+        let config = Config { max_sites: sizes.sites, ..*config };
+        let ebpf = EbpfLoader::new()
+            .override_global("CONFIG", &config, true)
+            .map_max_entries("OUTSTANDING", sizes.outstanding)
+            .map_max_entries("SITE_INDEX", sizes.sites)
+            .map_max_entries("SITES", sizes.sites)
+            .map_max_entries("STACKS", sizes.stacks)
+            .map_max_entries("IN_FLIGHT", sizes.threads)
+            .map_max_entries("WALKS", sizes.walks)
+            .map_max_entries("ROWS", sizes.unwind_rows)
+            // 4 KiB of text have some 40 to 140 rows; small functions have few.
+            .map_max_entries("PAGES", (sizes.unwind_rows / 16).max(1))
+            .map_max_entries("MAPPINGS", (sizes.unwind_rows / 64).max(1))
+            .load(object)
+            .map_err(|error| Error::kernel("cannot load the BPF maps", error))?;
+        Ok(Self { ebpf })
+    }
+
+    /// Bytes of kernel memory that the maps take, as the kernel accounts them.
+    pub fn map_bytes(&self) -> u64 {
+        self.ebpf
+            .maps()
+            .filter_map(|(_, map)| map_data(map))
+            .filter_map(|data| fdinfo(data.fd().as_fd().as_raw_fd(), "memlock:"))
+            .sum()
+    }
+}
+
+/// A program on a raw tracepoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelProgram {
+    /// kmem:kmalloc
+    Kmalloc,
+    /// kmem:kmalloc_node, up to 6.0
+    KmallocNode,
+    /// kmem:kfree
+    Kfree,
+    /// kmem:kmem_cache_alloc
+    KmemCacheAlloc,
+    /// kmem:kmem_cache_alloc_node, up to 6.0
+    KmemCacheAllocNode,
+    /// kmem:kmem_cache_free
+    KmemCacheFree,
+    /// sched:sched_process_exec
+    Exec,
+    /// mmap:vm_unmapped_area
+    Mapped,
+    /// workqueue:workqueue_execute_start
+    RcuWork,
+}
+
+impl KernelProgram {
+    /// Name of the program in the object, and of its tracepoint.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Kmalloc => ("lt_kmalloc", "kmalloc"),
+            Self::KmallocNode => ("lt_kmalloc_node", "kmalloc_node"),
+            Self::Kfree => ("lt_kfree", "kfree"),
+            Self::KmemCacheAlloc => ("lt_cache_alloc", "kmem_cache_alloc"),
+            Self::KmemCacheAllocNode => ("lt_cache_alloc_n", "kmem_cache_alloc_node"),
+            Self::KmemCacheFree => ("lt_cache_free", "kmem_cache_free"),
+            Self::Exec => ("lt_exec", "sched_process_exec"),
+            Self::Mapped => ("lt_mapped", "vm_unmapped_area"),
+            Self::RcuWork => ("lt_rcu_work", "workqueue_execute_start"),
+        }
+    }
+}
+
+impl Loaded {
+    /// Loads a program and attaches it to its tracepoint, until `self` is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] with the tracepoint's name.
+    pub fn attach_tracepoint(&mut self, program: KernelProgram) -> Result<(), Error> {
+        let (name, tracepoint) = program.names();
+        let fail = |error: aya::programs::ProgramError| {
+            Error::kernel(format!("cannot attach to tracepoint {tracepoint}"), error)
+        };
+        let program: &mut RawTracePoint = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| Error::kernel(format!("program {name}"), "is not in the BPF object"))?
+            .try_into()
+            .map_err(fail)?;
+        program.load().map_err(fail)?;
+        program.attach(tracepoint).map_err(fail)?;
+        Ok(())
+    }
+
+    /// Attaches a program to an offset of a file with a perf_event link, until `self` is
+    /// dropped: the way of kernels without uprobe_multi.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] with the program's name.
+    pub fn attach_uprobe(
+        &mut self,
+        name: &'static str,
+        path: &str,
+        probe: (u64, u64),
+        pid: u32,
+    ) -> Result<(), Error> {
+        let fail = |error: aya::programs::ProgramError| {
+            Error::kernel(format!("cannot attach {name} to process {pid}"), error)
+        };
+        let program: &mut UProbe = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| Error::kernel(format!("program {name}"), "is not in the BPF object"))?
+            .try_into()
+            .map_err(fail)?;
+        if program.fd().is_err() {
+            program.load().map_err(fail)?;
+        }
+        let (offset, cookie) = probe;
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(offset),
+            cookie: Some(cookie),
+        };
+        let scope = NonZeroU32::new(pid).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
+        program.attach(point, path, scope).map_err(fail)?;
+        Ok(())
+    }
+
+    /// Runs that the kernel refused because the program was running on that CPU already, by
+    /// program; those with none are left out.
+    ///
+    /// From `recursion_misses` in /proc/self/fdinfo (kernel/bpf/syscall.c, from 5.12).
+    pub fn recursion_misses(&self) -> BTreeMap<String, u64> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let fd = program.fd().ok()?;
+                let misses = fdinfo(fd.as_fd().as_raw_fd(), "recursion_misses:")?;
+                (misses > 0).then(|| (name.to_owned(), misses))
+            })
+            .collect()
+    }
+}
+
+/// A number in /proc/self/fdinfo.
+pub(super) fn fdinfo(fd: i32, field: &str) -> Option<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    info.lines().find_map(|line| line.strip_prefix(field))?.trim().parse().ok()
+}
+
+/// The embedded object.
+pub(super) fn object() -> Result<&'static [u8], Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::Host(
+            "this build of leaktrace holds no BPF programs: build it with `cargo xtask build`"
+                .into(),
+        ));
+    }
+    Ok(OBJECT)
+}
+
+/// The data of a map of any kind that the object uses.
+pub(super) fn map_data(map: &Map) -> Option<&aya::maps::MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// Number of CPUs that can ever be present.
+fn possible_cpus() -> u32 {
+    aya::util::nr_cpus().map_or(1, |count| count as u32)
+}

@@ -1,0 +1,218 @@
+//! Flags that several verbs share, and what they mean.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    error::Error,
+    session::spec::{
+        Format, Output, ProbeAt, Schedule, Sort, StackMode, TraceOptions, Unwind, View,
+    },
+    units::{parse_bytes, parse_duration},
+};
+
+/// Most blocks that `--max-outstanding` allows: some 5 GB of kernel memory.
+const MOST_OUTSTANDING: i64 = 50_000_000;
+
+/// Flags of every tracing verb.
+#[derive(Debug, Args)]
+pub(super) struct CommonArgs {
+    /// Time between two reports, as 500ms, 5s or 1h [default: 5s; `run`: only the final report]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub(super) interval: Option<Duration>,
+    /// End after this many reports [default: no end]
+    #[arg(short, long, value_name = "N")]
+    count: Option<u64>,
+    /// End after this time, as 60s or 1h30m, with a final report [default: no end]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    duration: Option<Duration>,
+    /// Number of call sites in a report
+    #[arg(short = 'T', long, value_name = "N", default_value_t = 10)]
+    top: usize,
+    /// Count only blocks at least this old as outstanding, as 500ms, 30s or 5m
+    #[arg(short, long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
+    older: Duration,
+    /// Leave out allocations smaller than this, in bytes or as 64KiB [default: 0]
+    #[arg(short = 'z', long, value_name = "SIZE", value_parser = parse_bytes)]
+    min_size: Option<u64>,
+    /// Leave out allocations larger than this, in bytes or as 10MB [default: no limit]
+    #[arg(short = 'Z', long, value_name = "SIZE", value_parser = parse_bytes)]
+    max_size: Option<u64>,
+    /// Order of call sites: most bytes, most blocks, or oldest block first
+    #[arg(short, long, value_enum, default_value_t = SortArg::Bytes)]
+    sort: SortArg,
+    /// List the outstanding blocks of each call site [default: off]
+    #[arg(short = 'a', long)]
+    show_allocs: bool,
+    /// Room for this many outstanding blocks, 1 to 50000000; bounds the kernel memory that is used
+    #[arg(long, value_name = "N", default_value_t = 1_000_000,
+          value_parser = clap::value_parser!(u32).range(1..=MOST_OUTSTANDING))]
+    max_outstanding: u32,
+    /// When stacks are taken: for the call sites that grow and a sample of the rest, always, or
+    /// never [default: kernel adaptive, user and run all]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    stacks: Option<StacksArg>,
+    /// Most frames of a stack, 1 to 127
+    #[arg(long, value_name = "N", default_value_t = 127,
+          value_parser = clap::value_parser!(u32).range(1..=127))]
+    max_depth: u32,
+    /// Format of the reports
+    #[arg(short, long, value_enum, default_value_t = FormatArg::Text)]
+    format: FormatArg,
+    /// Write the reports to this file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// No notes on standard error [default: off]
+    #[arg(short, long)]
+    quiet: bool,
+    /// More notes on standard error; twice for more [default: off]
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+/// Flags of the verbs that trace processes.
+#[derive(Debug, Args)]
+pub(super) struct UserArgs {
+    /// Where probes go: on the first instruction that costs one trap where that is safe, or on
+    /// each function's first instruction
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = ProbeAtArg::Auto)]
+    probe_at: ProbeAtArg,
+    /// How stacks are unwound: by call frame information and else by frame pointers, or by one
+    /// of them alone
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = UnwindArg::Auto)]
+    unwind: UnwindArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum FormatArg {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SortArg {
+    Bytes,
+    Count,
+    Age,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StacksArg {
+    Adaptive,
+    All,
+    Site,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProbeAtArg {
+    Auto,
+    Entry,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum UnwindArg {
+    Auto,
+    Dwarf,
+    Fp,
+}
+
+impl CommonArgs {
+    /// How allocations are traced; `stacks` is the verb's default.
+    pub(super) fn trace(
+        &self,
+        user: Option<&UserArgs>,
+        stacks: StackMode,
+    ) -> Result<TraceOptions, Error> {
+        let min_size_bytes = self.min_size.unwrap_or(0);
+        let max_size_bytes = self.max_size.unwrap_or(u64::MAX);
+        if min_size_bytes > max_size_bytes {
+            return Err(Error::Usage(format!(
+                "--min-size {min_size_bytes} is above --max-size {max_size_bytes}: nothing \
+                 could match; swap them"
+            )));
+        }
+        Ok(TraceOptions {
+            stacks: match self.stacks {
+                None => stacks,
+                Some(StacksArg::Adaptive) => StackMode::Adaptive,
+                Some(StacksArg::All) => StackMode::All,
+                Some(StacksArg::Site) => StackMode::Site,
+            },
+            max_depth: self.max_depth,
+            max_outstanding: self.max_outstanding,
+            min_size_bytes,
+            max_size_bytes,
+            probe_at: match user.map(|user| user.probe_at) {
+                None | Some(ProbeAtArg::Auto) => ProbeAt::Cheapest,
+                Some(ProbeAtArg::Entry) => ProbeAt::Entry,
+            },
+            unwind: match user.map(|user| user.unwind) {
+                None | Some(UnwindArg::Auto) => Unwind::Auto,
+                Some(UnwindArg::Dwarf) => Unwind::Tables,
+                Some(UnwindArg::Fp) => Unwind::FramePointers,
+            },
+        })
+    }
+
+    /// When reports are due; `interval` is the verb's default.
+    pub(super) fn schedule(&self, interval: Option<Duration>) -> Result<Schedule, Error> {
+        let not_zero = |flag: &str, time: Option<Duration>| {
+            if time == Some(Duration::ZERO) {
+                return Err(Error::Usage(format!("{flag} 0 is no time: write at least 1ms")));
+            }
+            Ok(time)
+        };
+        if self.count == Some(0) {
+            return Err(Error::Usage("--count 0 asks for no report: write at least 1".into()));
+        }
+        // A count needs an interval to count.
+        let interval = interval.or(self.count.map(|_| DEFAULT_INTERVAL));
+        Ok(Schedule {
+            interval: not_zero("--interval", self.interval)?.or(interval),
+            count: self.count,
+            duration: not_zero("--duration", self.duration)?,
+        })
+    }
+
+    /// What a report shows.
+    pub(super) fn view(&self) -> Result<View, Error> {
+        if self.top == 0 {
+            return Err(Error::Usage("--top 0 shows nothing: write at least 1".into()));
+        }
+        Ok(View {
+            top: self.top,
+            sort: match self.sort {
+                SortArg::Bytes => Sort::Bytes,
+                SortArg::Count => Sort::Count,
+                SortArg::Age => Sort::Age,
+            },
+            older: self.older,
+            show_allocs: self.show_allocs,
+        })
+    }
+
+    /// How and where reports are printed.
+    pub(super) fn output(&self) -> Output {
+        Output {
+            format: match self.format {
+                FormatArg::Text => Format::Text,
+                FormatArg::Json => Format::Json,
+            },
+            write: self.write.clone(),
+            quiet: self.quiet,
+            verbose: self.verbose,
+        }
+    }
+}
+
+/// Time between reports where nothing else was asked for.
+pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Refuses process ID 0.
+pub(super) fn check_pids(pids: &[u32]) -> Result<(), Error> {
+    if pids.contains(&0) {
+        return Err(Error::Usage("--pid 0 is no process: write the ID of one".into()));
+    }
+    Ok(())
+}

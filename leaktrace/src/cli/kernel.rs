@@ -1,0 +1,51 @@
+//! `leaktrace kernel`
+
+use crate::{
+    error::Error,
+    session::spec::{Spec, StackMode, Target},
+};
+
+use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
+
+/// Trace kernel allocations: kmalloc and slab caches.
+///
+/// Every allocation and free is counted by call site. Stacks are dear in the kernel (3 to 5
+/// microseconds), so by default they are taken for the first allocations of a call site, for one
+/// in 1024 after that, and for all once it keeps growing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  leaktrace kernel                            a report every 5 s until Ctrl-C
+  leaktrace kernel -d 60s -o 30s              what is older than 30 s after a minute
+  leaktrace kernel --comm modprobe --stacks all
+  leaktrace kernel -d 10s -f json -w leak.json")]
+pub(super) struct Args {
+    /// Only allocations made while this process runs; repeatable [default: all]
+    #[arg(short, long = "pid", value_name = "PID")]
+    pids: Vec<u32>,
+    /// Only allocations made while a process of this command name runs; repeatable
+    /// [default: all]
+    #[arg(long = "comm", value_name = "NAME")]
+    comms: Vec<String>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+impl Args {
+    pub(super) fn spec(self) -> Result<Spec, Error> {
+        groups::check_pids(&self.pids)?;
+        if let Some(comm) = self.comms.iter().find(|comm| comm.is_empty() || comm.len() > 15) {
+            return Err(Error::Usage(format!(
+                "--comm `{comm}` names no command: the kernel keeps 1 to 15 bytes of a name \
+                 (see `ps -o comm`)"
+            )));
+        }
+        Ok(Spec {
+            trace: self.common.trace(None, StackMode::Adaptive)?,
+            schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
+            view: self.common.view()?,
+            output: self.common.output(),
+            target: Target::Kernel { pids: self.pids, comms: self.comms },
+        })
+    }
+}

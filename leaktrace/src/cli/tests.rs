@@ -1,0 +1,205 @@
+//! What arguments mean, and what is said to bad ones.
+
+use std::time::Duration;
+
+use super::*;
+use crate::session::spec::{Format, ProbeAt, Sort, StackMode, Target, Unwind};
+
+fn parse_line(line: &str) -> Result<Parsed, Error> {
+    parse(line.split_whitespace().map(OsString::from))
+}
+
+fn spec(line: &str) -> Spec {
+    match parse_line(line) {
+        Ok(Parsed::Command(Command::Trace(spec))) => *spec,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn refused(line: &str, expected: &str) {
+    match parse_line(line) {
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.contains(expected), "{line}\nexpected: {expected}\n     got: {text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert_eq!(error.exit_code(), std::process::ExitCode::from(2));
+        }
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn defaults_of_each_verb() {
+    let kernel = spec("leaktrace kernel");
+    assert_eq!(kernel.target, Target::Kernel { pids: vec![], comms: vec![] });
+    assert_eq!(kernel.trace.stacks, StackMode::Adaptive);
+    assert_eq!(kernel.schedule.interval, Some(Duration::from_secs(5)));
+    let user = spec("leaktrace user -p 7 -p 5 -p 7");
+    assert_eq!(user.target, Target::Processes { pids: vec![5, 7] });
+    assert_eq!(user.trace.stacks, StackMode::All);
+    assert_eq!(user.trace.max_outstanding, 1_000_000);
+    assert_eq!((user.view.top, user.view.sort), (10, Sort::Bytes));
+    let run = spec("leaktrace run -- ls -l --color");
+    let argv = ["ls", "-l", "--color"].map(OsString::from).to_vec();
+    assert_eq!(run.target, Target::Command { argv, error_exitcode: None });
+    assert_eq!(run.schedule.interval, None);
+}
+
+#[test]
+fn every_flag_has_its_meaning() {
+    let spec = spec(
+        "leaktrace user -p 1 -i 2s -c 3 -d 1m -T 4 -o 500ms -z 16 -Z 1KiB -s age -a \
+         --max-outstanding 9 -f json -w out -q --stacks site --max-depth 20 -vv \
+         --probe-at entry --unwind fp",
+    );
+    assert_eq!(spec.schedule.interval, Some(Duration::from_secs(2)));
+    assert_eq!(spec.schedule.count, Some(3));
+    assert_eq!(spec.schedule.duration, Some(Duration::from_secs(60)));
+    assert_eq!((spec.view.top, spec.view.sort), (4, Sort::Age));
+    assert_eq!(spec.view.older, Duration::from_millis(500));
+    assert!(spec.view.show_allocs && spec.output.quiet);
+    assert_eq!((spec.trace.min_size_bytes, spec.trace.max_size_bytes), (16, 1024));
+    assert_eq!((spec.trace.max_outstanding, spec.trace.max_depth), (9, 20));
+    assert_eq!(spec.trace.stacks, StackMode::Site);
+    assert_eq!((spec.trace.probe_at, spec.trace.unwind), (ProbeAt::Entry, Unwind::FramePointers));
+    assert_eq!((spec.output.format, spec.output.verbose), (Format::Json, 2));
+    assert_eq!(spec.output.write.as_deref(), Some(std::path::Path::new("out")));
+}
+
+#[test]
+fn bad_usage_is_one_line() {
+    refused("leaktrace user", "--pid <PID>");
+    refused("leaktrace user -p 0", "--pid 0 is no process");
+    refused("leaktrace user -p x", "`x`");
+    refused("leaktrace kernel --interval 0s", "--interval 0 is no time: write at least 1ms");
+    refused("leaktrace kernel --interval 5", "`5` is not a time: write 500ms, 5s, 5m or 1h");
+    refused("leaktrace kernel -d 0s", "--duration 0 is no time");
+    refused("leaktrace kernel -c 0", "--count 0 asks for no report");
+    refused("leaktrace kernel -T 0", "--top 0 shows nothing");
+    refused("leaktrace kernel -o 5", "`5` is not a time");
+    refused("leaktrace kernel -z many", "`many` is not a size: write 4096, 64KiB or 10MB");
+    refused("leaktrace kernel -z 2 -Z 1", "--min-size 2 is above --max-size 1");
+    refused("leaktrace kernel --max-depth 128", "128 is not in 1..=127");
+    refused("leaktrace kernel --max-outstanding 0", "0 is not in 1..=50000000");
+    refused("leaktrace kernel --comm a_name_of_16_byt", "names no command");
+    refused("leaktrace", "no command given");
+    refused("leaktrace kernal", "unknown command `kernal`, did you mean `kernel`?");
+    refused("leaktrace kernel --nonsense", "`--nonsense`");
+    refused("leaktrace nonsense", "`nonsense`");
+    refused("leaktrace run", "COMMAND");
+    refused("leaktrace run --error-exitcode 0 -- true", "0 is not in 1..=255");
+}
+
+#[test]
+fn help_and_version_are_texts() {
+    for line in
+        ["leaktrace --help", "leaktrace user --help", "leaktrace run -h", "leaktrace --version"]
+    {
+        assert!(matches!(parse_line(line), Ok(Parsed::Help(_))), "{line}");
+    }
+}
+
+/// Every refusal in full: cause, mend, and the help of the verb that was typed.
+#[test]
+fn refusals_read_well() {
+    let refusals = [
+        ("", "no command given. Usage: leaktrace kernel|user|run|doctor [OPTIONS]", "leaktrace"),
+        ("--foo", "unknown option `--foo`", "leaktrace"),
+        ("frob", "unknown command `frob`: write kernel, user, run or doctor", "leaktrace"),
+        ("user --foo", "unknown option `--foo`", "leaktrace user"),
+        (
+            "kernel --interv 5s",
+            "unknown option `--interv`, did you mean `--interval`?",
+            "leaktrace kernel",
+        ),
+        ("kernel --unwind fp", "unknown option `--unwind`", "leaktrace kernel"),
+        ("user", "`--pid <PID>` is missing: add it", "leaktrace user"),
+        ("user -p", "--pid needs a value", "leaktrace user"),
+        ("user -p 1 2", "unexpected argument `2`", "leaktrace user"),
+        (
+            "user -p 5000000000",
+            "--pid: 5000000000 is not in 0..=4294967295: write a number of that range",
+            "leaktrace user",
+        ),
+        ("run", "no command to run: write `-- COMMAND [ARG...]`", "leaktrace run"),
+        ("run --", "no command to run: write `-- COMMAND [ARG...]`", "leaktrace run"),
+        ("run ls", "unexpected argument `ls`: write `--` before the command", "leaktrace run"),
+        (
+            "run --error-exitcode 256 -- a",
+            "--error-exitcode: 256 is not in 1..=255: write a number of that range",
+            "leaktrace run",
+        ),
+        (
+            "kernel -T x",
+            "--top: `x` is not a whole number: write one such as 10",
+            "leaktrace kernel",
+        ),
+        (
+            "kernel -T 99999999999999999999",
+            "--top: `99999999999999999999` is too large a number: write a smaller one",
+            "leaktrace kernel",
+        ),
+        ("kernel -q -q", "--quiet is given twice: write it once", "leaktrace kernel"),
+        (
+            "kernel -i 5",
+            "--interval: `5` is not a time: write 500ms, 5s, 5m or 1h",
+            "leaktrace kernel",
+        ),
+        (
+            "kernel -o 1000years",
+            "--older: `1000years` is too long a time: write at most 100years",
+            "leaktrace kernel",
+        ),
+        (
+            "kernel -z 64K",
+            "--min-size: `64K` is not a size: write 4096, 64KiB or 10MB",
+            "leaktrace kernel",
+        ),
+        ("doctor -f x", "--format does not take `x`: write one of text, json", "leaktrace doctor"),
+        (
+            "kernel -s \u{1b}[31m",
+            "--sort does not take `?[31m`: write one of bytes, count, age",
+            "leaktrace kernel",
+        ),
+    ];
+    for (line, expected, help) in refusals {
+        let expected = format!("{expected}; see `{help} --help`");
+        match parse_line(&format!("leaktrace {line}")) {
+            Err(error) => assert_eq!(error.to_string(), expected, "{line}"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_schedule_has_an_interval_where_one_is_needed() {
+    let five = Some(Duration::from_secs(5));
+    assert_eq!(spec("leaktrace kernel -d 60s").schedule.interval, five);
+    assert_eq!(spec("leaktrace run -d 60s -- a").schedule.interval, None);
+    assert_eq!(spec("leaktrace run -c 2 -- a").schedule.interval, five);
+    let run = spec("leaktrace run -i 1s --error-exitcode 9 -- a -i 2s");
+    assert_eq!(run.schedule.interval, Some(Duration::from_secs(1)));
+    let argv = ["a", "-i", "2s"].map(OsString::from).to_vec();
+    assert_eq!(run.target, Target::Command { argv, error_exitcode: Some(9) });
+}
+
+#[test]
+fn doctor_answers_in_both_formats() {
+    for (line, expected) in [("leaktrace doctor", false), ("leaktrace doctor -f json", true)] {
+        match parse_line(line) {
+            Ok(Parsed::Command(Command::Doctor { json })) => assert_eq!(json, expected, "{line}"),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn every_verb_has_examples() {
+    Cli::command().debug_assert();
+    for verb in ["kernel", "user", "run", "doctor"] {
+        match parse_line(&format!("leaktrace {verb} --help")) {
+            Ok(Parsed::Help(text)) => assert!(text.contains("Examples:"), "{text}"),
+            other => panic!("{verb}: {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Good hosts, lesser hosts, and hosts that are not ours.
+
+use super::*;
+
+fn good() -> HostFacts {
+    HostFacts {
+        is_root: true,
+        kernel_release: "6.18.0".into(),
+        has_btf: true,
+        raw_tracepoint: Answer::Yes,
+        slab_tracepoints: Answer::Yes,
+        has_uprobe: true,
+        uprobe_multi: Answer::Yes,
+        session: Answer::Yes,
+        fentry: Answer::Yes,
+        has_kprobe: true,
+        capabilities: Capabilities(u64::MAX),
+        lockdown: Some("none".into()),
+        kptr_restrict: Some(1),
+        perf_event_paranoid: Some(2),
+        libc: Some("/lib/libc.so.6".into()),
+    }
+}
+
+fn text(facts: &HostFacts) -> String {
+    let mut out = Vec::new();
+    write_text(&checks(facts), &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn all_is_well_on_a_good_host() {
+    assert!(checks(&good()).iter().all(|check| check.status == Status::Ok));
+    assert!(text(&good()).ends_with("\nkernel mode: yes; user mode: yes\n"));
+}
+
+#[test]
+fn each_mode_falls_with_what_it_needs() {
+    let no_btf = HostFacts { has_btf: false, ..good() };
+    assert!(text(&no_btf).ends_with("kernel mode: no; user mode: yes\n"));
+    let no_uprobe = HostFacts { has_uprobe: false, ..good() };
+    assert!(text(&no_uprobe).ends_with("kernel mode: yes; user mode: no\n"));
+    let locked = HostFacts { lockdown: Some("confidentiality".into()), ..good() };
+    assert!(text(&locked).ends_with("kernel mode: no; user mode: no\n"));
+}
+
+#[test]
+fn a_lesser_kernel_is_degraded_and_says_what_is_lost() {
+    let no = || Answer::No("Operation not permitted".into());
+    let facts = HostFacts { fentry: no(), session: no(), has_kprobe: false, ..good() };
+    let checks = checks(&facts);
+    let degraded: Vec<&str> = checks
+        .iter()
+        .filter(|check| check.status == Status::Degraded)
+        .inspect(|check| assert!(!check.lost.is_empty() && !check.mend.is_empty()))
+        .map(|check| check.name)
+        .collect();
+    assert_eq!(degraded, ["fentry", "uprobe session links", "kprobes"]);
+    assert_eq!(Verdict::of(&checks), Verdict { kernel_mode: true, user_mode: true });
+}
+
+#[test]
+fn others_than_root_are_told_to_be_root() {
+    let refused = || Answer::No("Operation not permitted".into());
+    let facts = HostFacts {
+        is_root: false,
+        capabilities: Capabilities(0),
+        raw_tracepoint: refused(),
+        slab_tracepoints: refused(),
+        ..good()
+    };
+    let text = text(&facts);
+    assert!(text.contains("missing   privileges"), "{text}");
+    assert!(text.contains("needs root (Operation not permitted)"), "{text}");
+    assert!(text.ends_with("kernel mode: no; user mode: no\n"), "{text}");
+}
+
+#[test]
+fn json_has_the_verdict_and_the_checks() {
+    let mut out = Vec::new();
+    write_json(&checks(&HostFacts { has_btf: false, ..good() }), &mut out).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(json["kernel_mode"], false);
+    assert_eq!(json["checks"][2]["name"], "BTF");
+    assert_eq!(json["checks"][2]["status"], "missing");
+}

@@ -1,0 +1,196 @@
+//! What this host allows: probed once, by trying; attaching and `doctor` both go by it.
+
+use std::{fs, io, path::Path};
+
+use super::attempts;
+
+/// Whether the host allows something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It was tried and worked.
+    Yes,
+    /// It was tried and refused: why.
+    No(String),
+    /// It could not be tried: why.
+    Unknown(String),
+}
+
+impl Answer {
+    /// Whether it was tried and worked.
+    pub fn is_yes(&self) -> bool {
+        *self == Self::Yes
+    }
+}
+
+impl<T> From<io::Result<T>> for Answer {
+    fn from(result: io::Result<T>) -> Self {
+        match result {
+            Ok(_) => Self::Yes,
+            Err(error) => Self::No(error.to_string()),
+        }
+    }
+}
+
+/// A capability that tracing needs, by its bit in `CapEff`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// `CAP_SYS_PTRACE`: reading other processes' mappings.
+    SysPtrace = 19,
+    /// `CAP_SYS_ADMIN`: everything that the others do not cover.
+    SysAdmin = 21,
+    /// `CAP_SYS_RESOURCE`: locking memory for maps before 5.11.
+    SysResource = 24,
+    /// `CAP_PERFMON`: attaching to tracepoints and uprobes.
+    Perfmon = 38,
+    /// `CAP_BPF`: loading programs.
+    Bpf = 39,
+}
+
+impl Capability {
+    /// All that tracing needs.
+    pub const ALL: [Self; 5] =
+        [Self::Bpf, Self::Perfmon, Self::SysAdmin, Self::SysPtrace, Self::SysResource];
+
+    /// Its name in capabilities(7).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SysPtrace => "CAP_SYS_PTRACE",
+            Self::SysAdmin => "CAP_SYS_ADMIN",
+            Self::SysResource => "CAP_SYS_RESOURCE",
+            Self::Perfmon => "CAP_PERFMON",
+            Self::Bpf => "CAP_BPF",
+        }
+    }
+}
+
+/// A set of effective capabilities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities(pub u64);
+
+impl Capabilities {
+    /// Whether it is in the set.
+    pub fn has(self, capability: Capability) -> bool {
+        self.0 & 1 << capability as u32 != 0
+    }
+}
+
+/// What was found out about this host.
+#[derive(Clone, Debug)]
+pub struct HostFacts {
+    /// Whether we run as root.
+    pub is_root: bool,
+    /// The kernel's release, as `uname -r` prints it.
+    pub kernel_release: String,
+    /// Whether the kernel describes its types.
+    pub has_btf: bool,
+    /// Raw tracepoint programs load.
+    pub raw_tracepoint: Answer,
+    /// The slab allocator's tracepoints take programs.
+    pub slab_tracepoints: Answer,
+    /// The perf subsystem has uprobes.
+    pub has_uprobe: bool,
+    /// One link for many uprobes, for all threads of a process.
+    pub uprobe_multi: Answer,
+    /// One link for entries and returns.
+    pub session: Answer,
+    /// Programs at kernel functions' entries.
+    pub fentry: Answer,
+    /// The perf subsystem has kprobes.
+    pub has_kprobe: bool,
+    /// Our effective capabilities.
+    pub capabilities: Capabilities,
+    /// The lockdown mode; none where the kernel has no lockdown.
+    pub lockdown: Option<String>,
+    /// `kernel.kptr_restrict`.
+    pub kptr_restrict: Option<i32>,
+    /// `kernel.perf_event_paranoid`.
+    pub perf_event_paranoid: Option<i32>,
+    /// The libc that leaktrace itself has mapped; none if it is linked statically.
+    pub libc: Option<String>,
+}
+
+impl HostFacts {
+    /// Probes this host; see [`probe`].
+    pub fn probe() -> Self {
+        probe()
+    }
+}
+
+/// Probes this host; leaves nothing attached.
+pub fn probe() -> HostFacts {
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse().ok();
+    let pmu = |name: &str| Path::new("/sys/bus/event_source/devices").join(name).exists();
+    HostFacts {
+        is_root: nix::unistd::geteuid().is_root(),
+        kernel_release: read("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+        raw_tracepoint: attempts::raw_tracepoint(),
+        slab_tracepoints: attempts::slab_tracepoints(),
+        has_uprobe: pmu("uprobe"),
+        uprobe_multi: attempts::uprobe_multi(),
+        session: attempts::session(),
+        fentry: attempts::fentry(),
+        has_kprobe: pmu("kprobe"),
+        capabilities: capabilities(&read("/proc/self/status").unwrap_or_default()),
+        lockdown: read("/sys/kernel/security/lockdown").and_then(|text| lockdown_mode(&text)),
+        kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
+        perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
+        libc: libc_in(&read("/proc/self/maps").unwrap_or_default()),
+    }
+}
+
+/// The effective set in the text of a `status` file.
+fn capabilities(status: &str) -> Capabilities {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    Capabilities(effective.unwrap_or(0))
+}
+
+/// The mode in brackets, as in `[none] integrity confidentiality`.
+fn lockdown_mode(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    let (mode, _) = rest.split_once(']')?;
+    Some(mode.to_owned())
+}
+
+/// The path of the first libc (glibc or musl) in the text of a `maps` file.
+fn libc_in(maps: &str) -> Option<String> {
+    maps.lines()
+        .filter_map(|line| line.find('/').map(|start| &line[start..]))
+        .find(|path| {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            ["libc.so", "libc-", "libc.musl-", "ld-musl-"]
+                .iter()
+                .any(|start| name.starts_with(start))
+        })
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_proc_are_read() {
+        let set = capabilities("Name:\tx\nCapEff:\t0000008000080000\n");
+        assert!(set.has(Capability::Bpf) && set.has(Capability::SysPtrace));
+        assert!(!set.has(Capability::SysAdmin));
+        assert_eq!(capabilities("CapEff:\tno"), Capabilities(0));
+        assert_eq!(lockdown_mode("none [integrity] confidentiality\n").unwrap(), "integrity");
+        assert_eq!(lockdown_mode("none"), None);
+        let maps = "0-1 r-xp 0 08:01 5 /usr/bin/x\n1-2 r-xp 0 08:01 6    /lib/libc.so.6\n";
+        assert_eq!(libc_in(maps).unwrap(), "/lib/libc.so.6");
+        assert_eq!(libc_in("0-1 rw-p 0 00:00 0 [heap]\n0-1 r-xp 0 0:0 5 /lib/libcap.so.2"), None);
+    }
+
+    #[test]
+    fn probing_answers_without_panic_for_anyone() {
+        let facts = probe();
+        assert!(!facts.kernel_release.is_empty());
+        assert!(facts.libc.is_some());
+    }
+}

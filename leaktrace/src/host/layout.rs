@@ -1,0 +1,200 @@
+//! Where the running kernel keeps what the BPF programs read: argument positions of
+//! tracepoints and member offsets, from its BTF. No kernel version is ever assumed.
+
+use std::path::Path;
+
+use leaktrace_common::RcuLayout;
+
+use super::{
+    btf::{Btf, Param},
+    kallsyms,
+};
+use crate::error::Error;
+
+/// The kernel's own types.
+const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Layouts of the running kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelLayout {
+    /// Arguments of the slab tracepoints.
+    pub slab: SlabArguments,
+    /// Offset of `name` in `struct kmem_cache`.
+    pub cache_name_offset: u32,
+    /// Offset of `object_size` in `struct kmem_cache`.
+    pub cache_object_size_offset: u32,
+    /// `__GFP_DMA`
+    pub gfp_dma: u32,
+    /// `__GFP_RECLAIMABLE`
+    pub gfp_reclaimable: u32,
+    /// `__GFP_ACCOUNT`
+    pub gfp_account: u32,
+    /// Where `kfree_rcu` keeps what it gathers, if this kernel does it in a way we know.
+    pub rcu: Option<RcuLayout>,
+}
+
+/// Positions of arguments, counted as a raw tracepoint program counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlabArguments {
+    /// kmalloc: `bytes_req`; `bytes_alloc` and `gfp_flags` follow it.
+    pub kmalloc_size: u32,
+    /// kmem_cache_alloc: `struct kmem_cache *`, if it is passed.
+    pub cache: Option<u32>,
+    /// kmem_cache_alloc: `bytes_req`, if it is passed.
+    pub cache_size: Option<u32>,
+    /// Whether the `*_node` variants exist (up to 6.0).
+    pub node_variants: bool,
+}
+
+impl KernelLayout {
+    /// Reads the running kernel's layouts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] when the kernel has no BTF, or its types are not what leaktrace knows.
+    pub fn of_running_kernel() -> Result<Self, Error> {
+        let btf = Btf::read(Path::new(VMLINUX_BTF)).map_err(|error| {
+            Error::Host(format!(
+                "kernel mode needs the kernel's type information, {VMLINUX_BTF}: {error} (a \
+                 kernel built with CONFIG_DEBUG_INFO_BTF has it)"
+            ))
+        })?;
+        let unknown = |what: &str| {
+            Error::Host(format!(
+                "this kernel's {what} is not laid out in a way that leaktrace knows; please \
+                 report the kernel's version"
+            ))
+        };
+        let slab = slab_arguments(
+            &btf.tracepoint("kmalloc").ok_or_else(|| unknown("tracepoint kmalloc"))?,
+            &btf.tracepoint("kmem_cache_alloc")
+                .ok_or_else(|| unknown("tracepoint kmem_cache_alloc"))?,
+            btf.tracepoint("kmalloc_node").is_some(),
+        )
+        .ok_or_else(|| unknown("kmalloc or kmem_cache_alloc tracepoint"))?;
+        let offset = |member| {
+            btf.member_offset("kmem_cache", member).ok_or_else(|| unknown("struct kmem_cache"))
+        };
+        // Before 6.10 these were plain constants: include/linux/gfp_types.h, 6.1.
+        let gfp = |name: &str, older: u32| {
+            btf.enumerator(name).filter(|bit| *bit < 32).map_or(older, |bit| 1 << bit)
+        };
+        Ok(Self {
+            slab,
+            cache_name_offset: offset("name")?,
+            cache_object_size_offset: offset("object_size")?,
+            gfp_dma: gfp("___GFP_DMA_BIT", 0x01),
+            gfp_reclaimable: gfp("___GFP_RECLAIMABLE_BIT", 0x10),
+            gfp_account: gfp("___GFP_ACCOUNT_BIT", 0x40_0000),
+            rcu: rcu_layout(&btf),
+        })
+    }
+}
+
+/// Positions by type: see the table in leaktrace-ebpf's slab module for the shapes.
+fn slab_arguments(
+    kmalloc: &[Param],
+    kmem_cache_alloc: &[Param],
+    node_variants: bool,
+) -> Option<SlabArguments> {
+    let size_of = |params: &[Param]| {
+        params.iter().position(|param| *param == Param::Typedef("size_t".into()))
+    };
+    let cache = kmem_cache_alloc
+        .iter()
+        .position(|param| *param == Param::StructPointer("kmem_cache".into()));
+    let kmalloc_size = size_of(kmalloc)?;
+    // bytes_req, bytes_alloc, gfp_flags stand together in every shape.
+    let together = [
+        Param::Typedef("size_t".into()),
+        Param::Typedef("size_t".into()),
+        Param::Typedef("gfp_t".into()),
+    ];
+    if kmalloc.get(kmalloc_size..kmalloc_size + 3) != Some(&together) {
+        return None;
+    }
+    let cache_size = size_of(kmem_cache_alloc);
+    if cache.is_none() && cache_size.is_none() {
+        return None;
+    }
+    Some(SlabArguments {
+        kmalloc_size: kmalloc_size as u32,
+        cache: cache.map(|at| at as u32),
+        cache_size: cache_size.map(|at| at as u32),
+        node_variants,
+    })
+}
+
+/// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.
+fn rcu_layout(btf: &Btf) -> Option<RcuLayout> {
+    btf.tracepoint("workqueue_execute_start")?;
+    let work_list = btf.member_offset("kfree_rcu_cpu_work", "bulk_head_free")?;
+    let work = btf.member_offset("kfree_rcu_cpu_work", "rcu_work.work")?;
+    // The pages are linked by their first member, a list_head (before 6.4: a plain pointer).
+    if btf.member_offset("kvfree_rcu_bulk_data", "list.next")? != 0 {
+        return None;
+    }
+    let symbols = kallsyms::addresses(&["kfree_rcu_work", "kfree_rcu_monitor"]);
+    Some(RcuLayout {
+        work_function: *symbols.first()?.as_ref()?,
+        monitor_function: *symbols.get(1)?.as_ref()?,
+        func_offset: btf.member_offset("work_struct", "func")?,
+        work_list_offset: work_list.checked_sub(work)?,
+        monitor_offset: btf.member_offset("kfree_rcu_cpu", "monitor_work.work")?,
+        monitor_list_offset: btf.member_offset("kfree_rcu_cpu", "bulk_head")?,
+        count_offset: btf.member_offset("kvfree_rcu_bulk_data", "nr_records")?,
+        records_offset: btf.member_offset("kvfree_rcu_bulk_data", "records")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `c`: unsigned long, `p`: pointer, `s`: struct kmem_cache *, `z`: size_t, `g`: gfp_t,
+    /// `i`: int.
+    fn params(shape: &str) -> Vec<Param> {
+        shape
+            .chars()
+            .map(|letter| match letter {
+                'p' => Param::Pointer,
+                's' => Param::StructPointer("kmem_cache".into()),
+                'z' => Param::Typedef("size_t".into()),
+                'g' => Param::Typedef("gfp_t".into()),
+                _ => Param::Other,
+            })
+            .collect()
+    }
+
+    fn check(kmalloc: &str, cache_alloc: &str, expected: Option<(u32, Option<u32>, Option<u32>)>) {
+        let got = slab_arguments(&params(kmalloc), &params(cache_alloc), false)
+            .map(|found| (found.kmalloc_size, found.cache, found.cache_size));
+        assert_eq!(got, expected, "{kmalloc} {cache_alloc}");
+    }
+
+    #[test]
+    fn every_known_shape_is_found() {
+        // 5.15
+        check("cpzzg", "cpzzg", Some((2, None, Some(2))));
+        // 5.19 and 6.0
+        check("cpszzg", "cpszzg", Some((3, Some(2), Some(3))));
+        // 6.1 to 6.18
+        check("cpzzgi", "cpsgi", Some((2, Some(2), None)));
+    }
+
+    #[test]
+    fn an_unknown_shape_is_refused() {
+        check("cpg", "cpsgi", None);
+        check("cpzzgi", "cpg", None);
+        check("cpzgz", "cpsgi", None);
+    }
+
+    #[test]
+    fn the_running_kernel_has_a_layout() {
+        if Path::new(VMLINUX_BTF).exists() {
+            let layout = KernelLayout::of_running_kernel().unwrap();
+            assert!(layout.cache_name_offset > 0);
+            assert_eq!(layout.gfp_account, 0x40_0000);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The files that traced processes map, each held open once.
+//!
+//! A held descriptor keeps working after the file was deleted or replaced, in other mount
+//! namespaces, and after the process has gone. Objects are told apart by device and inode.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    sync::Arc,
+};
+
+use super::proc::Mapping;
+
+/// Index of an object; stable for the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId(pub u32);
+
+/// A held file.
+#[derive(Clone, Debug)]
+pub struct HeldObject {
+    /// Its path as the process that was seen first mapped it.
+    pub path: String,
+    /// The file, if it could be opened.
+    pub file: Result<Arc<File>, String>,
+}
+
+impl HeldObject {
+    /// A path under which the contents can be read while the descriptor is held; empty if the
+    /// file could not be opened.
+    pub fn readable_at(&self) -> String {
+        match &self.file {
+            Ok(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+            Err(_) => String::new(),
+        }
+    }
+}
+
+/// All objects seen so far.
+#[derive(Debug, Default)]
+pub struct ObjectTable {
+    objects: Vec<HeldObject>,
+    by_inode: HashMap<(u64, u64), ObjectId>,
+    by_name: HashMap<String, ObjectId>,
+}
+
+impl ObjectTable {
+    /// The object behind a mapping of process `pid`, opened if it is new; nothing for memory
+    /// that no file backs. `[vdso]` is an object without a file.
+    pub fn intern(&mut self, pid: u32, mapping: &Mapping) -> Option<ObjectId> {
+        let path = mapping.path.as_deref()?;
+        if path == "[vdso]" {
+            return Some(self.intern_name(path));
+        }
+        if mapping.inode == 0 || !path.starts_with('/') {
+            return None;
+        }
+        let opened = open(pid, mapping, path);
+        let identity = match &opened {
+            Ok((_, identity)) => *identity,
+            // Cannot be opened: the numbers of the maps line still tell objects apart.
+            Err(_) => (u64::MAX, mapping.inode),
+        };
+        if let Some(known) = self.by_inode.get(&identity) {
+            return Some(*known);
+        }
+        let id = self.push(HeldObject {
+            path: path.trim_end_matches(" (deleted)").to_owned(),
+            file: opened.map(|(file, _)| Arc::new(file)).map_err(|error| error.to_string()),
+        });
+        self.by_inode.insert(identity, id);
+        Some(id)
+    }
+
+    fn intern_name(&mut self, name: &str) -> ObjectId {
+        if let Some(known) = self.by_name.get(name) {
+            return *known;
+        }
+        let file = Err("it is no file".to_owned());
+        let id = self.push(HeldObject { path: name.to_owned(), file });
+        self.by_name.insert(name.to_owned(), id);
+        id
+    }
+
+    fn push(&mut self, object: HeldObject) -> ObjectId {
+        let id = ObjectId(self.objects.len() as u32);
+        self.objects.push(object);
+        id
+    }
+
+    /// The object with this index.
+    pub fn get(&self, id: ObjectId) -> Option<&HeldObject> {
+        self.objects.get(id.0 as usize)
+    }
+
+    /// All objects, in the order of their indices.
+    pub fn all(&self) -> &[HeldObject] {
+        &self.objects
+    }
+}
+
+/// Opens the very file that is mapped; with its device and inode.
+fn open(pid: u32, mapping: &Mapping, path: &str) -> io::Result<(File, (u64, u64))> {
+    let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+    let file = match File::open(exact) {
+        Ok(file) => file,
+        // Without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE: by the path, if that still is it.
+        Err(refusal) => {
+            let file = File::open(format!("/proc/{pid}/root{path}"))?;
+            if file.metadata()?.ino() != mapping.inode {
+                return Err(refusal);
+            }
+            file
+        }
+    };
+    let metadata = file.metadata()?;
+    Ok((file, (metadata.dev(), metadata.ino())))
+}

@@ -1,0 +1,172 @@
+//! What /proc tells of a process.
+
+use std::{fs, io};
+
+use crate::error::Error;
+
+/// One line of /proc/PID/maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// Whether code may run there.
+    pub executable: bool,
+    /// Offset in the file of the first address.
+    pub file_offset: u64,
+    /// Inode of the file, 0 if there is none.
+    pub inode: u64,
+    /// Path of the file as the process sees it, or a name in brackets.
+    pub path: Option<String>,
+}
+
+/// The mappings of a process, by address.
+///
+/// # Errors
+///
+/// [`Error::Usage`] when the process has ended, [`Error::Host`] when it may not be looked at.
+pub fn mappings(pid: u32) -> Result<Vec<Mapping>, Error> {
+    let maps = fs::read(format!("/proc/{pid}/maps")).map_err(|error| failed(pid, &error))?;
+    Ok(parse_maps(&String::from_utf8_lossy(&maps)))
+}
+
+/// Says whether a process exists.
+///
+/// # Errors
+///
+/// [`Error::Usage`] when there is none.
+pub fn check_exists(pid: u32) -> Result<(), Error> {
+    match fs::metadata(format!("/proc/{pid}")) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(pid, &error)),
+    }
+}
+
+/// Says whether a process can be traced at all.
+///
+/// # Errors
+///
+/// [`Error::Usage`] with the cause: it does not exist, has ended, or is a kernel thread.
+pub fn check_traceable(pid: u32) -> Result<(), Error> {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(stat) => stat,
+        Err(error) => return Err(failed(pid, &error)),
+    };
+    let field = |name: &str| {
+        stat.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default()
+    };
+    let thread_group = field("Tgid:");
+    if thread_group != pid.to_string() {
+        return Err(Error::Usage(format!(
+            "{pid} is a thread of process {thread_group}: trace that one"
+        )));
+    }
+    if field("State:").starts_with(['Z', 'X']) {
+        return Err(Error::Usage(format!("process {pid} has ended (it is a zombie)")));
+    }
+    if !stat.lines().any(|line| line.starts_with("VmSize:")) {
+        return Err(Error::Usage(format!(
+            "process {pid} is a kernel thread: it has no user memory (see `leaktrace kernel -p`)"
+        )));
+    }
+    Ok(())
+}
+
+fn failed(pid: u32, error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::Usage(format!("no process {pid}")),
+        io::ErrorKind::PermissionDenied => {
+            Error::Host(format!("process {pid} may not be traced: {error} (are you root?)"))
+        }
+        // ESRCH: it ended while it was read.
+        _ => Error::Usage(format!("process {pid} has ended")),
+    }
+}
+
+/// Command name of a process.
+pub fn comm(pid: u32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&comm).trim_end_matches('\n').to_owned())
+}
+
+/// Path of a process' executable.
+pub fn exe(pid: u32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(path.to_string_lossy().into_owned())
+}
+
+/// Control group of a process: its path in the unified hierarchy, else in the first one.
+pub fn cgroup(pid: u32) -> Option<String> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let unified = groups.lines().find(|line| line.starts_with("0::"));
+    let line = unified.or_else(|| groups.lines().next())?;
+    line.splitn(3, ':').nth(2).map(str::to_owned)
+}
+
+fn parse_maps(maps: &str) -> Vec<Mapping> {
+    maps.lines().filter_map(parse_mapping).collect()
+}
+
+/// `start-end perms offset dev inode    path` (man 5 proc_pid_maps).
+fn parse_mapping(line: &str) -> Option<Mapping> {
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let mut parts = line.splitn(6, ' ');
+    let (start, end) = parts.next()?.split_once('-')?;
+    let permissions = parts.next()?;
+    let file_offset = hex(parts.next()?)?;
+    let _device = parts.next()?;
+    let inode = parts.next()?.parse().ok()?;
+    let path = parts.next().map(str::trim_start).filter(|path| !path.is_empty());
+    Some(Mapping {
+        start: hex(start)?,
+        end: hex(end)?,
+        executable: permissions.contains('x'),
+        file_offset,
+        inode,
+        path: path.map(str::to_owned),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_lines_are_parsed() {
+        let maps = "\
+00400000-0041f000 r-xp 00002000 fe:00 1234                     /usr/bin/a name with blanks
+7ffd1000-7ffd3000 r-xp 00000000 00:00 0                          [vdso]
+7f0000000000-7f0000001000 rw-p 00000000 00:00 0 \n";
+        let got = parse_maps(maps);
+        assert_eq!(got.len(), 3);
+        assert_eq!(
+            got.first(),
+            Some(&Mapping {
+                start: 0x40_0000,
+                end: 0x41_f000,
+                executable: true,
+                file_offset: 0x2000,
+                inode: 1234,
+                path: Some("/usr/bin/a name with blanks".into()),
+            })
+        );
+        assert_eq!(got.get(1).and_then(|mapping| mapping.path.as_deref()), Some("[vdso]"));
+        assert_eq!(got.get(2).and_then(|mapping| mapping.path.as_deref()), None);
+    }
+
+    #[test]
+    fn what_cannot_be_traced_is_named() {
+        assert!(check_traceable(std::process::id()).is_ok());
+        let missing = check_traceable(u32::MAX).unwrap_err();
+        assert_eq!(missing.to_string(), format!("no process {}", u32::MAX));
+    }
+
+    #[test]
+    fn this_process_is_described() {
+        let pid = std::process::id();
+        assert!(comm(pid).is_some_and(|comm| !comm.is_empty()));
+        assert!(exe(pid).is_some_and(|exe| exe.starts_with('/')));
+        assert!(mappings(pid).unwrap().iter().any(|mapping| mapping.executable));
+    }
+}

@@ -1,0 +1,31 @@
+//! The hourglass on one screen: Snapshot + names -> Report -> bytes.
+
+pub mod sink;
+
+use std::io::Write;
+
+use crate::{
+    error::Error,
+    render::{self, TextStyle},
+    report::{self, Report},
+    session::spec::{Format, View},
+    snapshot::{Names, Snapshot},
+};
+
+/// Writes the report of a snapshot.
+///
+/// # Errors
+///
+/// [`Error::Output`]: what writing to `out` says.
+pub fn show(
+    snapshot: &Snapshot,
+    names: &Names,
+    view: &View,
+    format: Format,
+    out: &mut dyn Write,
+    style: &TextStyle,
+) -> Result<Report, Error> {
+    let report = report::build(snapshot, names, view);
+    render::render(&report, format, out, style)?;
+    Ok(report)
+}

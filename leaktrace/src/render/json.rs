@@ -1,0 +1,290 @@
+//! JSON, schema 1: one object a line. These structs are the promise; fields are only added.
+//!
+//! Unknown values are absent, never zero. docs/json.md describes every field.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use jiff::Timestamp;
+use leaktrace_common::{Kind, LossReason};
+use serde::Serialize;
+
+use crate::{
+    report::{FrameView, Report, Row},
+    snapshot::{Amount, Mode, Process},
+};
+
+#[derive(Serialize)]
+struct WireReport<'a> {
+    schema: u32,
+    time: String,
+    host: &'a str,
+    mode: &'static str,
+    #[serde(rename = "final")]
+    is_final: bool,
+    elapsed_ms: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    older_ms: u64,
+    totals: WireTotals,
+    loss: WireLoss<'a>,
+    limits: WireLimits,
+    sites_total: usize,
+    sites: Vec<WireSite<'a>>,
+}
+
+#[derive(Serialize)]
+struct WireTotals {
+    outstanding_bytes: u64,
+    outstanding_count: u64,
+    allocated_bytes: u64,
+    allocated_count: u64,
+    freed_bytes: u64,
+    freed_count: u64,
+}
+
+#[derive(Serialize)]
+struct WireLoss<'a> {
+    complete: bool,
+    missed_allocs: u64,
+    missed_frees: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untracked_frees: Option<u64>,
+    stacks_lost: u64,
+    stacks_truncated: u64,
+    unseen: &'a [String],
+    reasons: BTreeMap<String, u64>,
+    recursion_misses: &'a BTreeMap<String, u64>,
+}
+
+#[derive(Serialize)]
+struct WireLimits {
+    max_outstanding: u64,
+}
+
+#[derive(Serialize)]
+struct WireSite<'a> {
+    id: String,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    module: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<WireProcess<'a>>,
+    #[serde(flatten)]
+    totals: WireTotals,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_ms: Option<u64>,
+    largest_bytes: u64,
+    estimated: bool,
+    stack: Vec<WireFrame<'a>>,
+    truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "is_true")]
+    stack_taken: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    holders: Vec<WireHolder<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    blocks: Vec<WireBlock>,
+}
+
+#[derive(Serialize)]
+struct WireProcess<'a> {
+    pid: u32,
+    comm: &'a str,
+    exe: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_false")]
+    exited: bool,
+}
+
+#[derive(Serialize)]
+struct WireFrame<'a> {
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symbol: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u32>,
+    inlined: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct WireHolder<'a> {
+    pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<&'a str>,
+    outstanding_bytes: u64,
+    outstanding_count: u64,
+}
+
+#[derive(Serialize)]
+struct WireBlock {
+    address: String,
+    size_bytes: u64,
+    age_ms: u64,
+}
+
+/// Writes one report as one line.
+pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let loss = &report.trust.loss;
+    let wire = WireReport {
+        schema: 1,
+        time: time(report.unix_ms),
+        host: &report.host,
+        mode: match report.mode {
+            Mode::Kernel => "kernel",
+            Mode::User => "user",
+            Mode::Run => "run",
+        },
+        is_final: report.is_final,
+        elapsed_ms: report.elapsed_ms,
+        older_ms: report.older_ms,
+        totals: totals(&report.totals),
+        loss: WireLoss {
+            complete: report.trust.complete,
+            missed_allocs: loss.missed_allocs(),
+            missed_frees: loss.missed_frees(),
+            untracked_frees: (!loss.filtered).then(|| loss.count(LossReason::UntrackedFree)),
+            stacks_lost: loss.stacks_lost(),
+            stacks_truncated: loss.stacks_truncated,
+            unseen: &loss.unseen,
+            reasons: loss
+                .reasons
+                .iter()
+                .map(|(reason, count)| (snake_case(&format!("{reason:?}")), *count))
+                .collect(),
+            recursion_misses: &loss.recursion_misses,
+        },
+        limits: WireLimits { max_outstanding: report.max_outstanding },
+        sites_total: report.groups_total,
+        sites: report.groups.iter().flat_map(|group| &group.rows).map(site).collect(),
+    };
+    serde_json::to_writer(&mut *out, &wire)?;
+    out.write_all(b"\n")
+}
+
+fn totals(totals: &crate::report::Totals) -> WireTotals {
+    let Amount { count: outstanding_count, bytes: outstanding_bytes } = totals.outstanding;
+    let Amount { count: allocated_count, bytes: allocated_bytes } = totals.allocated;
+    let Amount { count: freed_count, bytes: freed_bytes } = totals.freed;
+    WireTotals {
+        outstanding_bytes,
+        outstanding_count,
+        allocated_bytes,
+        allocated_count,
+        freed_bytes,
+        freed_count,
+    }
+}
+
+fn site(row: &Row) -> WireSite<'_> {
+    WireSite {
+        id: format!("{:016x}", row.id),
+        kind: match row.kind {
+            Kind::Kmalloc => "kmalloc",
+            Kind::KmemCache => "kmem_cache",
+            Kind::Malloc => "malloc",
+        },
+        cache: row.cache.as_deref(),
+        module: row.module.as_deref(),
+        function: row.function.map(|function| function.name()),
+        process: row.process.as_ref().map(process),
+        totals: totals(&row.totals),
+        oldest_ms: row.oldest_ms,
+        largest_bytes: row.largest_bytes,
+        estimated: false,
+        stack: row.stack.iter().map(frame).collect(),
+        truncated: row.truncated.is_some(),
+        truncated_reason: row.truncated,
+        stack_taken: row.stack_taken,
+        holders: row
+            .holders
+            .iter()
+            .map(|holder| WireHolder {
+                pid: holder.pid,
+                comm: holder.comm.as_deref(),
+                outstanding_bytes: holder.outstanding.bytes,
+                outstanding_count: holder.outstanding.count,
+            })
+            .collect(),
+        blocks: row
+            .blocks
+            .iter()
+            .map(|block| WireBlock {
+                address: hex(block.address),
+                size_bytes: block.size_bytes,
+                age_ms: block.age_ms,
+            })
+            .collect(),
+    }
+}
+
+fn process(process: &Process) -> WireProcess<'_> {
+    WireProcess {
+        pid: process.pid,
+        comm: &process.comm,
+        exe: &process.exe,
+        cgroup: process.cgroup.as_deref(),
+        exited: process.exited,
+    }
+}
+
+fn frame(frame: &FrameView) -> WireFrame<'_> {
+    WireFrame {
+        address: hex(frame.address),
+        symbol: frame.symbol.as_deref(),
+        offset: frame.symbol.is_some().then_some(frame.offset),
+        object: frame.object.as_deref(),
+        file: frame.file.as_deref(),
+        line: frame.line,
+        inlined: frame.inlined,
+        unknown: frame.unknown.as_deref(),
+    }
+}
+
+fn hex(address: u64) -> String {
+    format!("{address:#x}")
+}
+
+fn time(unix_ms: u64) -> String {
+    let time = Timestamp::from_millisecond(unix_ms as i64).unwrap_or(Timestamp::UNIX_EPOCH);
+    time.to_string()
+}
+
+/// `OutstandingFull` -> `outstanding_full`
+fn snake_case(name: &str) -> String {
+    let mut text = String::new();
+    for character in name.chars() {
+        if character.is_uppercase() && !text.is_empty() {
+            text.push('_');
+        }
+        text.extend(character.to_lowercase());
+    }
+    text
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
+}

@@ -1,0 +1,240 @@
+//! Whole renderings of snapshots made by hand.
+
+use std::collections::BTreeMap;
+
+use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, StackEnd, StackMode};
+
+use super::*;
+use crate::{
+    report,
+    session::spec::{Sort, View},
+    snapshot::{
+        Amount, Block, Frame, Holder, Loss, Mode, Names, Place, Process, Resolved, Site, Snapshot,
+        Stack, StackRef, Symbol, Unknown,
+    },
+};
+
+const VIEW: View =
+    View { top: 10, sort: Sort::Bytes, older: std::time::Duration::ZERO, show_allocs: false };
+
+fn amount(count: u64, bytes: u64) -> Amount {
+    Amount { count, bytes }
+}
+
+fn frame(address: u64, place: Place) -> Frame {
+    Frame { address, place }
+}
+
+fn known(name: &str, offset: u64, object: &str, line: Option<(&str, u32)>) -> Symbol {
+    Symbol {
+        name: name.into(),
+        offset,
+        object: object.into(),
+        file: line.map(|(file, _)| file.into()),
+        line: line.map(|(_, line)| line),
+        inlined: false,
+    }
+}
+
+fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
+    Site {
+        id,
+        kind,
+        space: 0,
+        cache: None,
+        function: None,
+        call_site,
+        stack,
+        allocated: amount(0, 0),
+        freed: amount(0, 0),
+        outstanding: amount(0, 0),
+        oldest_ms: None,
+        largest_bytes: 0,
+        last_ms: 0,
+        lifetimes: [0; LIFETIME_BUCKETS],
+        holders: Vec::new(),
+        blocks: Vec::new(),
+    }
+}
+
+fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
+    Snapshot {
+        unix_ms: 1_795_539_600_000,
+        host: "h".into(),
+        mode,
+        is_final: true,
+        elapsed_ms: 10_000,
+        stack_mode,
+        sites: Vec::new(),
+        stacks: BTreeMap::new(),
+        objects: Vec::new(),
+        processes: BTreeMap::new(),
+        loss: Loss::default(),
+        max_outstanding: 1_000_000,
+        blocks_read: true,
+        older_ms: 0,
+    }
+}
+
+/// A kernel call site of which two stacks are known, under `--stacks adaptive`.
+fn kernel() -> (Snapshot, Names) {
+    let mut snapshot = snapshot(Mode::Kernel, StackMode::Adaptive);
+    let kernel = |address| frame(address, Place::Kernel);
+    let (leaf, one, two) = (kernel(0x10), kernel(0x20), kernel(0x30));
+    for (id, caller) in [(1, one), (2, two)] {
+        snapshot.stacks.insert(id, Stack { frames: vec![leaf, caller], end: StackEnd::Complete });
+    }
+    let part = |id, stack, allocated: (u64, u64), outstanding: (u64, u64), held: u64| Site {
+        cache: Some("kmalloc-64".into()),
+        allocated: amount(allocated.0, allocated.1),
+        freed: amount(allocated.0 - outstanding.0, allocated.1 - outstanding.1),
+        outstanding: amount(outstanding.0, outstanding.1),
+        oldest_ms: Some(9_800),
+        largest_bytes: 64,
+        lifetimes: {
+            let mut lifetimes = [0; LIFETIME_BUCKETS];
+            lifetimes[3] = allocated.0 - outstanding.0;
+            lifetimes
+        },
+        holders: vec![Holder {
+            pid: 7,
+            comm: Some("modprobe".into()),
+            outstanding: amount(held, held * 64),
+        }],
+        ..site(id, Kind::Kmalloc, leaf, stack)
+    };
+    snapshot.sites = vec![
+        part(11, StackRef::Known(1), (10, 640), (5, 320), 5),
+        part(12, StackRef::Known(2), (10, 640), (2, 128), 2),
+        part(13, StackRef::NotTaken, (100, 6_400), (90, 5_760), 90),
+    ];
+    snapshot.loss = Loss {
+        reasons: [(LossReason::MissedFree, 3), (LossReason::UntrackedFree, 1_234)].into(),
+        recursion_misses: [("lt_kfree".to_owned(), 2)].into(),
+        stacks_truncated: 0,
+        unseen: vec!["kmem_cache_free_bulk: no tracepoint fires".into()],
+        filtered: false,
+    };
+    let mut names = Names::default();
+    for (frame, name, object) in
+        [(leaf, "clk_get", "vmlinux"), (one, "xyz_resume", "[xyz]"), (two, "xyz_probe", "[xyz]")]
+    {
+        names.frames.insert(frame, Resolved::Known(vec![known(name, 0x1c, object, None)]));
+    }
+    (snapshot, names)
+}
+
+/// A process with a whole stack, with a cut one without names, and with hostile names.
+fn user() -> (Snapshot, Names) {
+    let mut snapshot = snapshot(Mode::User, StackMode::All);
+    snapshot.processes.insert(
+        1,
+        Process {
+            pid: 42,
+            comm: "de\x1b[2Jmo".into(),
+            exe: "/usr/bin/demo".into(),
+            cgroup: Some("/system.slice/demo.service".into()),
+            exited: false,
+            allocator: "/lib/libc.so.6".into(),
+        },
+    );
+    let object = |address| frame(address, Place::Object { object: 0, file_offset: address });
+    let (leaf, main, lost) = (object(0x1010), object(0x1020), object(0x9999));
+    snapshot.stacks.insert(1, Stack { frames: vec![leaf, main], end: StackEnd::Complete });
+    snapshot.stacks.insert(2, Stack { frames: vec![lost], end: StackEnd::NoRow });
+    snapshot.sites = vec![
+        Site {
+            space: 1,
+            function: Some(AllocFunction::Malloc),
+            allocated: amount(11_000, 1_100_000),
+            freed: amount(0, 0),
+            outstanding: amount(11_000, 1_100_000),
+            oldest_ms: Some(9_876),
+            largest_bytes: 100,
+            blocks: vec![Block { address: 0xdead_b000, size_bytes: 100, age_ms: 9_876 }],
+            ..site(1, Kind::Malloc, leaf, StackRef::Known(1))
+        },
+        Site {
+            space: 1,
+            function: Some(AllocFunction::Calloc),
+            allocated: amount(2, 32),
+            freed: amount(1, 16),
+            outstanding: amount(1, 16),
+            largest_bytes: 16,
+            lifetimes: {
+                let mut lifetimes = [0; LIFETIME_BUCKETS];
+                lifetimes[15] = 1;
+                lifetimes
+            },
+            ..site(2, Kind::Malloc, lost, StackRef::Known(2))
+        },
+    ];
+    snapshot.loss.stacks_truncated = 1;
+    let mut names = Names::default();
+    let inlined =
+        Symbol { inlined: true, ..known("fast_path", 0, "/usr/bin/demo", Some(("d.c", 7))) };
+    names.frames.insert(
+        leaf,
+        Resolved::Known(vec![
+            inlined,
+            known("leak\nhere", 0x1c, "/usr/bin/demo", Some(("d.c", 42))),
+        ]),
+    );
+    names.frames.insert(main, Resolved::Known(vec![known("run", 0x40, "/lib/libdemo.so.1", None)]));
+    names.frames.insert(lost, Resolved::Unknown(Unknown::NoSymbol("/opt/stripped".into())));
+    (snapshot, names)
+}
+
+fn rendered((snapshot, names): &(Snapshot, Names), format: Format) -> String {
+    let report = report::build(snapshot, names, &VIEW);
+    let mut out = Vec::new();
+    render(&report, format, &mut out, &TextStyle { color: false }).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_kernel_call_site_is_split_by_its_stacks() {
+    insta::assert_snapshot!("kernel_text", rendered(&kernel(), Format::Text));
+    insta::assert_snapshot!("kernel_json", rendered(&kernel(), Format::Json));
+}
+
+#[test]
+fn user_stacks_are_whole_or_say_why_not() {
+    insta::assert_snapshot!("user_text", rendered(&user(), Format::Text));
+    insta::assert_snapshot!("user_json", rendered(&user(), Format::Json));
+}
+
+#[test]
+fn nothing_outstanding_is_one_sentence() {
+    let nothing = (snapshot(Mode::Run, StackMode::All), Names::default());
+    insta::assert_snapshot!("nothing_text", rendered(&nothing, Format::Text));
+}
+
+/// Sites that differ only in what cannot be seen in their names are one row; a whole stack and
+/// a cut one never are.
+#[test]
+fn equal_stacks_merge_but_never_with_cut_ones() {
+    let (mut snapshot, names) = user();
+    let mut twin = snapshot.sites[0].clone();
+    twin.id = 9;
+    snapshot.sites.push(twin.clone());
+    let cut = Stack { end: StackEnd::NoMapping, ..snapshot.stacks[&1].clone() };
+    snapshot.stacks.insert(3, cut);
+    twin.stack = StackRef::Known(3);
+    snapshot.sites.push(twin);
+    let report = report::build(&snapshot, &names, &VIEW);
+    let counts: Vec<u64> =
+        report.groups.iter().map(|group| group.totals.outstanding.count).collect();
+    assert_eq!(counts, [22_000, 11_000, 1]);
+    assert_eq!(report.totals.outstanding.count, 33_001);
+}
+
+#[test]
+fn the_order_and_the_cut_are_as_asked() {
+    let (snapshot, names) = user();
+    let by_age = View { sort: Sort::Age, top: 1, ..VIEW };
+    let report = report::build(&snapshot, &names, &by_age);
+    assert_eq!(report.groups.len(), 1);
+    assert_eq!(report.groups[0].oldest_ms, Some(9_876));
+    assert_eq!(report.groups_total, 2);
+}

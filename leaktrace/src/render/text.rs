@@ -1,0 +1,316 @@
+//! Text for people: what leaks first, then its stack, then how far to trust it.
+
+use std::io::{self, Write};
+
+use leaktrace_common::Kind;
+
+use super::{TextStyle, escape::escape};
+use crate::{
+    report::{FrameView, Group, Report, Row},
+    snapshot::{Amount, Mode},
+    units::{format_bytes, format_count, format_ms},
+};
+
+/// Stacks shown of one call site where only some allocations have one.
+const STACKS_SHOWN: usize = 3;
+/// Holders named of one call site.
+const HOLDERS_SHOWN: usize = 3;
+/// Blocks listed of one call site.
+const BLOCKS_SHOWN: usize = 20;
+/// Column of the place behind a function's name.
+const PLACE_COLUMN: usize = 46;
+
+/// Writes one report.
+pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {
+    header(report, out, style)?;
+    let shown: Vec<&Group> =
+        report.groups.iter().filter(|group| group.totals.outstanding.count > 0).collect();
+    if shown.is_empty() {
+        let older = older(report);
+        writeln!(out, "\nNothing is outstanding{older}.")?;
+    }
+    for (index, group) in shown.iter().enumerate() {
+        writeln!(out)?;
+        write_group(report, index + 1, group, out, style)?;
+    }
+    if shown.len() < report.groups_total {
+        writeln!(
+            out,
+            "\nshowing {} of {} call sites (--top shows more)",
+            shown.len(),
+            format_count(report.groups_total as u64)
+        )?;
+    }
+    writeln!(out)?;
+    trust(report, out, style)?;
+    writeln!(out)
+}
+
+fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {
+    let bold = paint(style, "\x1b[1m");
+    let reset = paint(style, "\x1b[0m");
+    let mode = match report.mode {
+        Mode::Kernel => "kernel",
+        Mode::User => "user",
+        Mode::Run => "run",
+    };
+    write!(out, "{bold}leaktrace {mode}{reset}: ")?;
+    if report.mode == Mode::Kernel {
+        write!(out, "slab allocations on {}", escape(&report.host))?;
+    }
+    for (index, process) in report.processes.iter().enumerate() {
+        let comma = if index > 0 { "; " } else { "" };
+        let ended = if process.exited { ", ended" } else { "" };
+        write!(
+            out,
+            "{comma}process {} {} ({}{ended}), allocator {}",
+            process.pid,
+            escape(&process.comm),
+            escape(&process.exe),
+            escape(&process.allocator)
+        )?;
+    }
+    writeln!(out, ", traced for {}", format_ms(report.elapsed_ms))?;
+    let totals = &report.totals;
+    writeln!(
+        out,
+        "outstanding{}: {}; allocated {}; freed {}",
+        older(report),
+        amount(totals.outstanding),
+        amount(totals.allocated),
+        amount(totals.freed)
+    )
+}
+
+fn older(report: &Report) -> String {
+    match report.older_ms {
+        0 => String::new(),
+        age => format!(" for at least {}", format_ms(age)),
+    }
+}
+
+fn write_group(
+    report: &Report,
+    number: usize,
+    group: &Group,
+    out: &mut dyn Write,
+    style: &TextStyle,
+) -> io::Result<()> {
+    let Some(first) = group.rows.first() else { return Ok(()) };
+    let (bold, reset) = (paint(style, "\x1b[1;31m"), paint(style, "\x1b[0m"));
+    let share = match report.totals.outstanding.bytes {
+        0 => String::new(),
+        all => {
+            let share = group.totals.outstanding.bytes as f64 * 100.0 / all as f64;
+            format!(" ({share:.1} %)")
+        }
+    };
+    write!(
+        out,
+        "#{number}  {bold}{}{reset}{share}  {}",
+        amount(group.totals.outstanding),
+        what(first)
+    )?;
+    if report.processes.len() > 1
+        && let Some(process) = &first.process
+    {
+        write!(out, "  in process {} {}", process.pid, escape(&process.comm))?;
+    }
+    if let Some(age) = group.oldest_ms {
+        write!(out, "  oldest {}", format_ms(age))?;
+    }
+    writeln!(out)?;
+    let with_stack: Vec<&Row> = group.rows.iter().filter(|row| row.stack_taken).collect();
+    if group.rows.len() == 1 {
+        stack(first, out)?;
+    } else {
+        split(group, &with_stack, out)?;
+    }
+    lifetimes(group, out)?;
+    holders(group, out)?;
+    blocks(group, out)
+}
+
+/// A call site of which only some allocations have a stack.
+fn split(group: &Group, with_stack: &[&Row], out: &mut dyn Write) -> io::Result<()> {
+    let shown = with_stack
+        .iter()
+        .filter(|row| row.totals.outstanding.count > 0)
+        .take(STACKS_SHOWN)
+        .copied()
+        .collect::<Vec<_>>();
+    // With nothing outstanding on a known stack, one of them still tells the way.
+    let fallback = with_stack.first().copied().or_else(|| group.rows.first());
+    if let Some(row) = fallback.filter(|_| shown.is_empty()) {
+        writeln!(out, "      one of its stacks:")?;
+        stack(row, out)?;
+    }
+    let mut rest = group.totals.outstanding;
+    for row in &shown {
+        rest = rest.minus(row.totals.outstanding);
+        writeln!(out, "      {} with this stack:", amount(row.totals.outstanding))?;
+        stack(row, out)?;
+    }
+    if rest.count > 0 && !shown.is_empty() {
+        writeln!(out, "      {} with other stacks, or without one taken", amount(rest))?;
+    }
+    Ok(())
+}
+
+fn what(row: &Row) -> String {
+    let interface = match (row.kind, row.function) {
+        (Kind::Malloc, Some(function)) => function.name(),
+        (Kind::Malloc, None) => "malloc",
+        (Kind::Kmalloc, _) => "kmalloc",
+        (Kind::KmemCache, _) => "kmem_cache_alloc",
+    };
+    let mut text = interface.to_owned();
+    if let Some(cache) = &row.cache {
+        text.push_str(&format!(" from cache {}", escape(cache)));
+    }
+    if let Some(module) = &row.module {
+        text.push_str(&format!(", module {}", escape(module)));
+    }
+    text
+}
+
+fn stack(row: &Row, out: &mut dyn Write) -> io::Result<()> {
+    for view in &row.stack {
+        writeln!(out, "        {}", frame(view, row))?;
+    }
+    if let Some(reason) = row.truncated {
+        writeln!(out, "        (stack cut short: {reason})")?;
+    }
+    Ok(())
+}
+
+fn frame(view: &FrameView, row: &Row) -> String {
+    let Some(symbol) = &view.symbol else {
+        let reason = view.unknown.as_deref().unwrap_or("no name");
+        let object = view.object.as_deref().map(|path| format!("{}: ", escape(path)));
+        return format!("{:#x} ({}{})", view.address, object.unwrap_or_default(), escape(reason));
+    };
+    let symbol = escape(symbol);
+    let name = if view.inlined {
+        format!("{symbol} [inlined]")
+    } else {
+        format!("{symbol}+{:#x}", view.offset)
+    };
+    let own = row.process.as_ref().map(|process| process.exe.as_str()).unwrap_or("vmlinux");
+    let object = view.object.as_deref().filter(|object| *object != own);
+    let place = match (&view.file, view.line) {
+        (Some(file), Some(line)) => format!("{}:{line}", escape(file)),
+        (Some(file), None) => escape(file),
+        (None, _) => object.map(|path| escape(base_name(path))).unwrap_or_default(),
+    };
+    if place.is_empty() { name } else { format!("{name:<PLACE_COLUMN$} {place}") }
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// How the other blocks of this call site ended: a leak on an error path shows here.
+fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
+    let Amount { count: freed, .. } = group.totals.freed;
+    if freed == 0 {
+        let allocated = format_count(group.totals.allocated.count);
+        return writeln!(out, "      none of {allocated} allocated was freed");
+    }
+    let mut left = freed.div_ceil(2);
+    let mut median = 0;
+    let buckets = group.rows.first().map_or(0, |row| row.lifetimes.len());
+    for bucket in 0..buckets {
+        let count: u64 = group.rows.iter().filter_map(|row| row.lifetimes.get(bucket)).sum();
+        median = bucket;
+        if count >= left {
+            break;
+        }
+        left -= count;
+    }
+    // The bucket's upper end, in microseconds.
+    let upper_us = 2u64.saturating_pow(median as u32 + 1);
+    let within = if upper_us < 10_000 {
+        format!("{} us", format_count(upper_us))
+    } else {
+        format_ms(upper_us / 1000)
+    };
+    writeln!(
+        out,
+        "      of {} allocated, freed: {}, half of them within {within}",
+        format_count(group.totals.allocated.count),
+        format_count(freed)
+    )
+}
+
+fn holders(group: &Group, out: &mut dyn Write) -> io::Result<()> {
+    let mut all: Vec<(String, Amount)> = Vec::new();
+    for holder in group.rows.iter().flat_map(|row| &row.holders) {
+        let name = match (&holder.comm, holder.pid) {
+            (Some(comm), pid) => format!("{}[{pid}]", escape(comm)),
+            (None, 0) => "idle[0]".to_owned(),
+            (None, pid) => format!("ended[{pid}]"),
+        };
+        match all.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum = sum.plus(holder.outstanding),
+            None => all.push((name, holder.outstanding)),
+        }
+    }
+    if all.is_empty() {
+        return Ok(());
+    }
+    all.sort_by_key(|(name, sum)| (std::cmp::Reverse(sum.bytes), name.clone()));
+    let shown: Vec<String> = all
+        .iter()
+        .take(HOLDERS_SHOWN)
+        .map(|(name, sum)| format!("{name} {}", format_count(sum.count)))
+        .collect();
+    let more = match all.len().saturating_sub(HOLDERS_SHOWN) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    writeln!(out, "      allocated while running: {}{more}", shown.join(", "))
+}
+
+fn blocks(group: &Group, out: &mut dyn Write) -> io::Result<()> {
+    let all: Vec<_> = group.rows.iter().flat_map(|row| &row.blocks).collect();
+    for block in all.iter().take(BLOCKS_SHOWN) {
+        writeln!(
+            out,
+            "      block {:#x}, {}, {} old",
+            block.address,
+            format_bytes(block.size_bytes),
+            format_ms(block.age_ms)
+        )?;
+    }
+    match all.len().saturating_sub(BLOCKS_SHOWN) {
+        0 => Ok(()),
+        more => writeln!(out, "      and {} more blocks", format_count(more as u64)),
+    }
+}
+
+fn trust(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {
+    let trust = &report.trust;
+    if trust.complete {
+        write!(out, "complete: every allocation and free since the start is counted")?;
+    } else {
+        let (warn, reset) = (paint(style, "\x1b[1;33m"), paint(style, "\x1b[0m"));
+        write!(out, "{warn}NOT COMPLETE{reset}:")?;
+        for missed in &trust.missed {
+            write!(out, "\n  {}", escape(missed))?;
+        }
+    }
+    for note in &trust.notes {
+        write!(out, "\n  note: {note}")?;
+    }
+    writeln!(out)
+}
+
+fn amount(amount: Amount) -> String {
+    let blocks = if amount.count == 1 { "block" } else { "blocks" };
+    format!("{} in {} {blocks}", format_bytes(amount.bytes), format_count(amount.count))
+}
+
+fn paint<'a>(style: &TextStyle, code: &'a str) -> &'a str {
+    if style.color { code } else { "" }
+}

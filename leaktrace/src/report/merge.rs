@@ -1,0 +1,237 @@
+//! Sites with equal symbolized stacks are one row.
+
+use std::collections::HashMap;
+
+use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
+
+use super::Totals;
+use crate::snapshot::{
+    Block, Frame, Holder, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
+};
+
+/// One call site with one stack.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The smallest id of the sites merged.
+    pub id: u64,
+    /// What was allocated.
+    pub kind: Kind,
+    /// Slab cache, if known.
+    pub cache: Option<String>,
+    /// The module of the innermost frame that lies in one.
+    pub module: Option<String>,
+    /// The allocator function that was called, for user memory.
+    pub function: Option<AllocFunction>,
+    /// The process, for user memory.
+    pub process: Option<Process>,
+    /// Counted since the start.
+    pub totals: Totals,
+    /// Age of the oldest outstanding block, if known.
+    pub oldest_ms: Option<u64>,
+    /// Largest single allocation, in bytes.
+    pub largest_bytes: u64,
+    /// Freed blocks by age, see [`crate::snapshot::Site::lifetimes`].
+    pub lifetimes: [u64; LIFETIME_BUCKETS],
+    /// Innermost first, inlined functions as frames of their own; never empty.
+    pub stack: Vec<FrameView>,
+    /// Why the stack is cut short.
+    pub truncated: Option<&'static str>,
+    /// False where no stack was taken on purpose: `stack` is the call alone.
+    pub stack_taken: bool,
+    /// Outstanding kernel memory by process.
+    pub holders: Vec<Holder>,
+    /// The outstanding blocks, if asked for.
+    pub blocks: Vec<Block>,
+    space: u32,
+    call_site: u64,
+}
+
+/// One frame, with what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FrameView {
+    /// Return address.
+    pub address: u64,
+    /// Function, if known.
+    pub symbol: Option<String>,
+    /// Offset of the call in the function.
+    pub offset: u64,
+    /// `vmlinux`, `[module]` or a path, if known.
+    pub object: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// Whether the compiler put the function into the next one.
+    pub inlined: bool,
+    /// Why there is no symbol.
+    pub unknown: Option<String>,
+}
+
+/// What makes two sites the same row.
+#[derive(PartialEq, Eq, Hash)]
+struct Identity {
+    kind: Kind,
+    space: u32,
+    cache: Option<String>,
+    function: Option<AllocFunction>,
+    stack: Vec<FrameIdentity>,
+    end: Option<StackEnd>,
+    stack_taken: bool,
+}
+
+/// A frame without its address where it has a name: the same line of code may be reached from
+/// several instructions.
+#[derive(PartialEq, Eq, Hash)]
+enum FrameIdentity {
+    Named {
+        symbol: String,
+        object: Option<String>,
+        file: Option<String>,
+        line: Option<u32>,
+        offset: u64,
+    },
+    Address(u64),
+}
+
+impl Row {
+    /// What rows of one call site have in common.
+    pub(super) fn call_site_key(&self) -> (Kind, u32, Option<String>, u64) {
+        (self.kind, self.space, self.cache.clone(), self.call_site)
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.id = self.id.min(other.id);
+        self.totals.add(&other.totals);
+        self.oldest_ms = self.oldest_ms.max(other.oldest_ms);
+        self.largest_bytes = self.largest_bytes.max(other.largest_bytes);
+        for (sum, more) in self.lifetimes.iter_mut().zip(other.lifetimes) {
+            *sum += more;
+        }
+        for holder in other.holders {
+            match self.holders.iter_mut().find(|known| known.pid == holder.pid) {
+                Some(known) => known.outstanding = known.outstanding.plus(holder.outstanding),
+                None => self.holders.push(holder),
+            }
+        }
+        self.blocks.extend(other.blocks);
+        self.blocks.sort_by_key(|block| std::cmp::Reverse(block.age_ms));
+    }
+}
+
+/// The rows of a snapshot, in the order of their first sites.
+pub(super) fn rows(snapshot: &Snapshot, names: &Names) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut index: HashMap<Identity, usize> = HashMap::new();
+    for site in &snapshot.sites {
+        let (row, identity) = row(site, snapshot, names);
+        match index.get(&identity).and_then(|at| rows.get_mut(*at)) {
+            Some(known) => known.merge(row),
+            None => {
+                index.insert(identity, rows.len());
+                rows.push(row);
+            }
+        }
+    }
+    rows
+}
+
+fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
+    let known = match site.stack {
+        StackRef::Known(id) => snapshot.stacks.get(&id),
+        StackRef::NotTaken | StackRef::Lost => None,
+    };
+    let frames: &[Frame] = match known {
+        Some(stack) if !stack.frames.is_empty() => &stack.frames,
+        _ => std::slice::from_ref(&site.call_site),
+    };
+    let stack: Vec<FrameView> = frames.iter().flat_map(|frame| resolve(frame, names)).collect();
+    let stack_taken = site.stack != StackRef::NotTaken;
+    let truncated = match known {
+        Some(stack) => stack.end.reason(),
+        None if stack_taken => Some("the stack was lost"),
+        None => None,
+    };
+    let identity = Identity {
+        kind: site.kind,
+        space: site.space,
+        cache: site.cache.clone(),
+        function: site.function,
+        stack: stack.iter().map(identify).collect(),
+        end: known.map(|stack| stack.end),
+        stack_taken,
+    };
+    let row = Row {
+        id: site.id,
+        kind: site.kind,
+        cache: site.cache.clone(),
+        module: stack
+            .iter()
+            .find_map(|frame| {
+                frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
+            })
+            .filter(|_| site.kind != Kind::Malloc),
+        function: site.function,
+        process: snapshot.processes.get(&site.space).cloned(),
+        totals: Totals {
+            outstanding: site.outstanding,
+            allocated: site.allocated,
+            freed: site.freed,
+        },
+        oldest_ms: site.oldest_ms,
+        largest_bytes: site.largest_bytes,
+        lifetimes: site.lifetimes,
+        stack,
+        truncated,
+        stack_taken,
+        holders: site.holders.clone(),
+        blocks: site.blocks.clone(),
+        space: site.space,
+        call_site: site.call_site.address,
+    };
+    (row, identity)
+}
+
+fn identify(frame: &FrameView) -> FrameIdentity {
+    match &frame.symbol {
+        Some(symbol) => FrameIdentity::Named {
+            symbol: symbol.clone(),
+            object: frame.object.clone(),
+            file: frame.file.clone(),
+            line: frame.line,
+            // Without a line, the offset tells calls of one function apart.
+            offset: if frame.line.is_some() { 0 } else { frame.offset },
+        },
+        None => FrameIdentity::Address(frame.address),
+    }
+}
+
+/// The functions at a frame: inlined ones first.
+fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
+    let unknown = |unknown: &Unknown| FrameView {
+        address: frame.address,
+        symbol: None,
+        offset: 0,
+        object: unknown.object().map(str::to_owned),
+        file: None,
+        line: None,
+        inlined: false,
+        unknown: Some(unknown.reason()),
+    };
+    match names.frames.get(frame) {
+        Some(Resolved::Known(symbols)) => symbols
+            .iter()
+            .map(|symbol| FrameView {
+                address: frame.address,
+                symbol: Some(symbol.name.clone()),
+                offset: symbol.offset,
+                object: Some(symbol.object.clone()),
+                file: symbol.file.clone(),
+                line: symbol.line,
+                inlined: symbol.inlined,
+                unknown: None,
+            })
+            .collect(),
+        Some(Resolved::Unknown(reason)) => vec![unknown(reason)],
+        None => vec![unknown(&Unknown::Unmapped)],
+    }
+}

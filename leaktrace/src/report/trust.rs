@@ -1,0 +1,44 @@
+//! What a report could not see, in sentences.
+
+use leaktrace_common::LossReason;
+
+use crate::{snapshot::Loss, units::format_count};
+
+/// How far a report can be trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// Whether every allocation and free since the start is in the figures.
+    pub complete: bool,
+    /// What was missed: one sentence each; empty if complete.
+    pub missed: Vec<String>,
+    /// What takes nothing away from the figures, but is good to know.
+    pub notes: Vec<String>,
+    /// The figures behind the sentences.
+    pub loss: Loss,
+}
+
+pub(super) fn trust(loss: &Loss) -> Trust {
+    let mut missed: Vec<String> = Vec::new();
+    let mut notes: Vec<String> = Vec::new();
+    for (reason, count) in &loss.reasons {
+        let sentence = format!("{} {}", format_count(*count), reason.sentence());
+        match reason {
+            LossReason::UntrackedFree => notes.push(sentence),
+            _ => missed.push(sentence),
+        }
+    }
+    for (program, count) in &loss.recursion_misses {
+        missed.push(format!(
+            "{} events missed: the kernel refused {program} while it ran on that CPU",
+            format_count(*count)
+        ));
+    }
+    missed.extend(loss.unseen.iter().map(|what| format!("not seen: {what}")));
+    if loss.stacks_truncated > 0 {
+        notes.push(format!(
+            "stacks that are cut short, each with its reason: {}",
+            format_count(loss.stacks_truncated)
+        ));
+    }
+    Trust { complete: loss.is_complete(), missed, notes, loss: loss.clone() }
+}

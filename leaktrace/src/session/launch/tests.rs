@@ -1,0 +1,127 @@
+//! Commands that end, fail, stop and cannot be run.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+
+fn argv(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+fn exit_code(words: &[&str]) -> u8 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let suspended = Suspended::start(&argv(words)).unwrap();
+        let mut child = suspended.resume().unwrap();
+        child.ended().await.unwrap().exit_code()
+    })
+}
+
+#[test]
+fn exit_codes_are_the_commands_own() {
+    assert_eq!(exit_code(&["/bin/true"]), 0);
+    assert_eq!(exit_code(&["sh", "-c", "exit 3"]), 3);
+    assert_eq!(exit_code(&["sh", "-c", "kill -TERM $$"]), 143);
+}
+
+#[test]
+fn scripts_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("script");
+    fs::write(&script, "#!/bin/sh\nexit 7\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(exit_code(&[script.to_str().unwrap()]), 7);
+}
+
+/// There is no dynamic loader: the entry point is the first instruction of all.
+#[test]
+fn static_programs_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("static");
+    let mut gcc = Command::new("gcc")
+        .args(["-static", "-x", "c", "-", "-o"])
+        .arg(&program)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let source = b"int main(int argc, char **argv) { return argc + 40; }";
+    io::Write::write_all(&mut gcc.stdin.take().unwrap(), source).unwrap();
+    assert!(gcc.wait().unwrap().success());
+    assert_eq!(exit_code(&[program.to_str().unwrap(), "more"]), 42);
+}
+
+/// As a shell would start it, whatever leaktrace blocks or ignores for itself. Signals 32 and
+/// 33 are left out: glibc's own, ignored in what its posix_spawn starts, as this test may be.
+#[test]
+fn no_signal_is_blocked_or_ignored() {
+    let check = |field| {
+        let read = "while read -r name value; do case $name in FIELD:) break;; esac; done";
+        let script = format!("{read} < /proc/$$/status; test $((0x$value & 0x7fffffff)) = 0");
+        assert_eq!(exit_code(&["sh", "-c", &script.replace("FIELD", field)]), 0, "{field}");
+    };
+    check("SigBlk");
+    check("SigIgn");
+}
+
+/// The kernel sees to it, so that it holds for SIGKILL as well.
+#[test]
+fn it_dies_with_the_thread_that_holds_it() {
+    let hold = || {
+        let suspended = Suspended::start(&argv(&["sleep", "60"])).unwrap();
+        let pid = suspended.pid;
+        // No destructor runs in a thread that is killed.
+        std::mem::forget(suspended);
+        pid
+    };
+    let pid = std::thread::spawn(hold).join().unwrap();
+    let ended = WaitStatus::Signaled(pid, Signal::SIGKILL, false);
+    assert_eq!(waitpid(pid, None).unwrap(), ended);
+}
+
+#[test]
+fn a_signal_is_forwarded() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let code = runtime.block_on(async {
+        let mut child = Suspended::start(&argv(&["sleep", "60"])).unwrap().resume().unwrap();
+        let pause = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(pause, child.ended()).await.is_err());
+        child.forward(libc::SIGINT);
+        child.ended().await.unwrap().exit_code()
+    });
+    assert_eq!(code, 130);
+}
+
+#[test]
+fn it_is_held_at_its_entry_point_and_killed_when_dropped() {
+    let suspended = Suspended::start(&argv(&["/bin/true"])).unwrap();
+    let pid = suspended.pid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("(tracing stop)"), "{status}");
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    assert!(maps.contains("libc"), "{maps}");
+    let entry = entry_point(pid).unwrap();
+    let word = ptrace::read(suspended.pid, entry as ptrace::AddressType).unwrap();
+    assert_ne!(word & 0xff, INT3);
+    drop(suspended);
+    assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+#[test]
+fn what_cannot_be_run_is_a_usage_error() {
+    let error = Suspended::start(&argv(&["/no/such/file"])).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)));
+    assert_eq!(error.to_string(), "cannot run `/no/such/file`: No such file or directory");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = Suspended::start(&[file.path().into()]).unwrap_err();
+    assert!(error.to_string().ends_with(": Permission denied"), "{error}");
+    assert!(matches!(Suspended::start(&[]), Err(Error::Usage(_))));
+}
+
+#[test]
+fn the_entry_point_is_found_in_both_word_sizes() {
+    let wide: Vec<u8> = [6u64, 4096, 9, 0x40_1000, 0, 0].map(u64::to_le_bytes).concat();
+    assert_eq!(entry_of_auxv(&wide, 8), Some(0x40_1000));
+    let narrow: Vec<u8> = [9u32, 0x804_8000, 0, 0].map(u32::to_le_bytes).concat();
+    assert_eq!(entry_of_auxv(&narrow, 4), Some(0x804_8000));
+    assert_eq!(entry_of_auxv(&[], 8), None);
+}

@@ -1,0 +1,338 @@
+//! The traced processes: what they map, which of it has unwind tables, and which has probes.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::File,
+    io,
+    os::{
+        fd::{FromRawFd as _, OwnedFd, RawFd},
+        unix::fs::FileExt as _,
+    },
+    time::Duration,
+};
+
+use tokio::{io::unix::AsyncFd, time::Instant};
+
+use super::spec::{ProbeAt, TraceOptions};
+use crate::{
+    attach::{
+        allocator::{self, Allocator},
+        user::{UserProbes, Way},
+    },
+    bpf::Loaded,
+    collect::Collector,
+    error::Error,
+    host::{objects::ObjectId, proc},
+    snapshot::Process,
+    unwind::{
+        object,
+        tables::{ProcessMapping, TableUse, Tables},
+    },
+};
+
+/// The traced processes and their probes; detaches when dropped.
+pub(super) struct Processes {
+    probes: UserProbes,
+    probe_at: ProbeAt,
+    tables: Tables,
+    traced: BTreeMap<u32, Traced>,
+    /// What each object defines, looked up once.
+    allocators: HashMap<ObjectId, Option<Allocator>>,
+    attached: HashSet<(u32, ObjectId)>,
+    /// Allocators that appeared but could not be probed, by process.
+    failed: BTreeMap<u32, String>,
+    /// Rows of each object's unwind table, by path.
+    rows: Vec<(String, u64)>,
+}
+
+/// One traced process.
+#[derive(Debug, Default)]
+struct Traced {
+    space: u32,
+    mappings: Vec<ProcessMapping>,
+    /// When its mappings are to be read again.
+    due: Option<Instant>,
+    /// Wait before the next reading: longer while readings bring nothing new.
+    wait: Duration,
+}
+
+/// Wait between the news of a mapping and its reading: the loader maps a library's text right
+/// after it has reserved its addresses.
+const FIRST_WAIT: Duration = Duration::from_millis(1);
+/// Longest wait, for a process that maps memory all the time, but no library.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+impl Processes {
+    pub(super) fn new(loaded: &mut Loaded, way: Way, trace: &TraceOptions) -> Result<Self, Error> {
+        let probes = UserProbes::new(loaded, way)?;
+        Ok(Self {
+            probes,
+            probe_at: trace.probe_at,
+            tables: Tables::new(loaded.unwind_maps()?, trace.unwind),
+            traced: BTreeMap::new(),
+            allocators: HashMap::new(),
+            attached: HashSet::new(),
+            failed: BTreeMap::new(),
+            rows: Vec::new(),
+        })
+    }
+
+    /// Starts tracing a process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] when it has ended or has no allocator that can be found.
+    pub(super) fn add(
+        &mut self,
+        pid: u32,
+        loaded: &mut Loaded,
+        collector: &mut Collector,
+    ) -> Result<(), Error> {
+        // Known to the programs and to the collector, with its unwind tables, before the first
+        // probe fires.
+        let space = collector.maps.add_target(pid)?;
+        collector.add_process(space, describe(pid, String::new()));
+        self.traced.insert(pid, Traced { space, wait: FIRST_WAIT, ..Traced::default() });
+        self.read_mappings(pid, collector)?;
+        if self.attach_new(pid, loaded, collector)? == 0 {
+            return Err(Error::Usage(format!(
+                "process {pid} maps no libc or other allocator that leaktrace can find: no symbol \
+                 table of its objects has malloc and free (a stripped static executable?)"
+            )));
+        }
+        Ok(())
+    }
+
+    /// A process replaced its image: follows it until its C library is mapped, which takes the
+    /// loader some hundred microseconds, so that its first stacks find their tables.
+    pub(super) fn exec(
+        &mut self,
+        (pid, old_space, new_space): (u32, u32, u32),
+        loaded: &mut Loaded,
+        collector: &mut Collector,
+    ) -> Result<(), Error> {
+        const LOOKS: u32 = 25;
+        const PAUSE: Duration = Duration::from_micros(100);
+
+        self.tables.forget(old_space);
+        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(()) };
+        *traced = Traced { space: new_space, wait: FIRST_WAIT, ..Traced::default() };
+        for _ in 0..LOOKS {
+            // A process that has ended meanwhile has nothing to look at.
+            if self.read_mappings(pid, collector).is_err() {
+                return Ok(());
+            }
+            self.attach_or_note(pid, loaded, collector);
+            if self.has_allocator(pid) {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        self.mapped(pid);
+        Ok(())
+    }
+
+    fn has_allocator(&self, pid: u32) -> bool {
+        self.traced.get(&pid).is_some_and(|traced| {
+            let mut objects = traced.mappings.iter().filter_map(|mapping| mapping.object);
+            objects.any(|id| matches!(self.allocators.get(&id), Some(Some(_))))
+        })
+    }
+
+    /// A process has mapped something: have a look soon.
+    pub(super) fn mapped(&mut self, pid: u32) {
+        if let Some(traced) = self.traced.get_mut(&pid)
+            && traced.due.is_none()
+        {
+            let wait = if traced.wait == FIRST_WAIT { Duration::ZERO } else { traced.wait };
+            traced.due = Some(Instant::now() + wait);
+        }
+    }
+
+    /// When the next process is due for a look.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.traced.values().filter_map(|traced| traced.due).min()
+    }
+
+    /// Looks at the processes that are due by `now`: their mappings, and allocators that have
+    /// come (exec into another C library, dlopen).
+    pub(super) fn look(&mut self, now: Instant, loaded: &mut Loaded, collector: &mut Collector) {
+        let due: Vec<u32> = self
+            .traced
+            .iter()
+            .filter(|(_, traced)| traced.due.is_some_and(|due| due <= now))
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in due {
+            let changed = self.read_mappings(pid, collector);
+            if let Some(traced) = self.traced.get_mut(&pid) {
+                // A library comes with several mappings: after a change, look once more.
+                let wait = match changed {
+                    Ok(true) => FIRST_WAIT,
+                    _ => (traced.wait * 2).min(LONGEST_WAIT),
+                };
+                traced.wait = wait;
+                traced.due = matches!(changed, Ok(true)).then(|| Instant::now() + wait);
+            }
+            if changed.is_ok() {
+                self.attach_or_note(pid, loaded, collector);
+            }
+        }
+    }
+
+    /// Attaches to new allocators; what fails stands in the report.
+    fn attach_or_note(&mut self, pid: u32, loaded: &mut Loaded, collector: &mut Collector) {
+        if let Err(error) = self.attach_new(pid, loaded, collector) {
+            self.failed.insert(pid, error.to_string());
+        }
+    }
+
+    /// Reads a process' mappings, compiles what is new and publishes it; tells whether anything
+    /// changed.
+    fn read_mappings(&mut self, pid: u32, collector: &mut Collector) -> Result<bool, Error> {
+        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(false) };
+        // Clears the flag by which the programs know that they have told of a change, before
+        // the reading: what is mapped during it is told again.
+        self.tables.publish(traced.space, &traced.mappings)?;
+        let mut present: Vec<ProcessMapping> = Vec::new();
+        let mut vdso = None;
+        for mapping in proc::mappings(pid)?.iter().filter(|mapping| mapping.executable) {
+            let object = collector.objects.intern(pid, mapping);
+            if mapping.path.as_deref() == Some("[vdso]") {
+                vdso = object.map(|id| (id, mapping.start, mapping.end));
+            }
+            present.push(ProcessMapping {
+                start: mapping.start,
+                end: mapping.end,
+                file_offset: mapping.file_offset,
+                object,
+            });
+        }
+        if present == traced.mappings {
+            return Ok(false);
+        }
+        traced.mappings = present;
+        collector.update_mappings(traced.space, &traced.mappings);
+        let missing: Vec<ObjectId> = traced
+            .mappings
+            .iter()
+            .filter_map(|mapping| mapping.object)
+            .filter(|id| !self.tables.has(*id))
+            .collect();
+        if !missing.is_empty() {
+            // Until their tables are there, stacks say what they wait for.
+            self.tables.publish(traced.space, &traced.mappings)?;
+        }
+        for id in missing {
+            if self.tables.has(id) {
+                continue;
+            }
+            let compiled = match (vdso, collector.objects.get(id).map(|object| &object.file)) {
+                (Some((vdso, start, end)), _) if vdso == id => read_memory(pid, start, end)
+                    .ok()
+                    .and_then(|image| object::compile_bytes(&image).ok()),
+                (_, Some(Ok(file))) => object::compile_file(file).ok(),
+                _ => None,
+            };
+            // What cannot be read has no rows: frame pointers are tried there.
+            let compiled = compiled.unwrap_or_default();
+            let path = collector.objects.get(id).map(|object| object.path.clone());
+            self.rows.push((path.unwrap_or_default(), compiled.rows.len() as u64));
+            self.tables.place(id, &compiled);
+        }
+        self.tables.publish(traced.space, &traced.mappings)?;
+        Ok(true)
+    }
+
+    /// Attaches to the allocators of a process that have no probes yet; gives their number.
+    fn attach_new(
+        &mut self,
+        pid: u32,
+        loaded: &mut Loaded,
+        collector: &mut Collector,
+    ) -> Result<usize, Error> {
+        let Some(traced) = self.traced.get(&pid) else { return Ok(0) };
+        let mut new = Vec::new();
+        for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
+            if self.attached.contains(&(pid, id)) || new.contains(&id) {
+                continue;
+            }
+            let probe_at = self.probe_at;
+            let objects = &collector.objects;
+            let allocator = self.allocators.entry(id).or_insert_with(|| {
+                let file = objects.get(id)?.file.as_ref().ok()?;
+                // What is no ELF object has no allocator.
+                allocator::find(file, probe_at).ok().flatten()
+            });
+            if allocator.is_some() {
+                new.push(id);
+            }
+        }
+        for id in &new {
+            self.attached.insert((pid, *id));
+            let Some(Some(allocator)) = self.allocators.get(id) else { continue };
+            let Some(object) = collector.objects.get(*id) else { continue };
+            let (readable_at, path) = (object.readable_at(), object.path.clone());
+            self.probes.attach(loaded, &readable_at, allocator, pid)?;
+            collector.add_allocator(pid, &path);
+        }
+        Ok(new.len())
+    }
+
+    /// Rows of each object's unwind table.
+    pub(super) fn table_rows(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.rows.iter().map(|(path, rows)| (path.as_str(), *rows))
+    }
+
+    /// What the unwind tables take.
+    pub(super) fn table_use(&self) -> TableUse {
+        self.tables.used()
+    }
+
+    /// Allocators without probes, for the report.
+    pub(super) fn unseen(&self) -> Vec<String> {
+        self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}")).collect()
+    }
+
+    /// As [`UserProbes::recursion_misses`].
+    pub(super) fn recursion_misses(&self) -> BTreeMap<String, u64> {
+        self.probes.recursion_misses()
+    }
+}
+
+/// Memory of a process.
+fn read_memory(pid: u32, start: u64, end: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; end.saturating_sub(start).min(1 << 20) as usize];
+    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut bytes, start)?;
+    Ok(bytes)
+}
+
+/// What is known of a process; unknown parts are empty.
+pub(super) fn describe(pid: u32, allocator: String) -> Process {
+    Process {
+        pid,
+        comm: proc::comm(pid).unwrap_or_default(),
+        exe: proc::exe(pid).unwrap_or_default(),
+        cgroup: proc::cgroup(pid),
+        exited: false,
+        allocator,
+    }
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub(super) fn pidfd(pid: u32) -> Result<AsyncFd<OwnedFd>, Error> {
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(libc::ESRCH) => Error::Usage(format!("no process {pid}")),
+            _ => Error::kernel(format!("cannot watch process {pid}"), error),
+        });
+    }
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // SAFETY: an `OwnedFd` stays open and the same until it is dropped.
+    unsafe { AsyncFd::register(fd) }
+        .map_err(|error| Error::kernel(format!("cannot watch process {pid}"), error))
+}

@@ -1,0 +1,95 @@
+//! What an object's own symbol tables say of its functions: where each begins, and the names
+//! under which it offers them to others.
+
+use std::{collections::BTreeMap, fs::File};
+
+use object::{
+    Object as _, ObjectSymbol as _, ObjectSymbolTable as _, SymbolKind,
+    read::{ReadCache, ReadRef},
+};
+
+/// Where separate debug files lie, by build ID.
+const BY_BUILD_ID: &str = "/usr/lib/debug/.build-id";
+
+/// One object's functions, each table read when it is first asked.
+#[derive(Debug)]
+pub(super) struct Functions {
+    readable_at: String,
+    /// First address, and the one behind the last; by address.
+    ranges: Option<Vec<(u64, u64)>>,
+    exports: Option<BTreeMap<u64, Vec<String>>>,
+}
+
+impl Functions {
+    /// The functions of the object that can be read at this path.
+    pub(super) fn of(readable_at: &str) -> Self {
+        Self { readable_at: readable_at.to_owned(), ranges: None, exports: None }
+    }
+
+    /// The address at which the function, or the part of it, begins that an address lies in.
+    pub(super) fn start(&mut self, address: u64) -> Option<u64> {
+        let ranges =
+            self.ranges.get_or_insert_with(|| read_ranges(&self.readable_at).unwrap_or_default());
+        let next = ranges.partition_point(|(start, _)| *start <= address);
+        let (start, end) = ranges.get(next.checked_sub(1)?)?;
+        (address < *end).then_some(*start)
+    }
+
+    /// The name by which others call the function at `start`: libraries' own names for what they
+    /// export (`__GI___libc_malloc`, `__libc_start_main_impl`) become that of the export.
+    pub(super) fn plain_name(&mut self, start: u64, name: &str) -> Option<&str> {
+        if !name.starts_with('_') {
+            return None;
+        }
+        let exports =
+            self.exports.get_or_insert_with(|| read_exports(&self.readable_at).unwrap_or_default());
+        let underscores = |name: &str| name.bytes().take_while(|byte| *byte == b'_').count();
+        exports
+            .get(&start)?
+            .iter()
+            // The linker may have folded another function with the same code into this one.
+            .filter(|export| name.contains(export.as_str()))
+            .min_by_key(|export| (underscores(export), export.len()))
+            .map(String::as_str)
+    }
+}
+
+fn read_exports(path: &str) -> Option<BTreeMap<u64, Vec<String>>> {
+    // Executables can be larger than memory: only what is needed of it is read.
+    let cache = ReadCache::new(File::open(path).ok()?);
+    let file = object::File::parse(&cache).ok()?;
+    let mut exports: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for symbol in file.dynamic_symbols().filter(is_function) {
+        if let Ok(name) = symbol.name() {
+            exports.entry(symbol.address()).or_default().push(name.to_owned());
+        }
+    }
+    Some(exports)
+}
+
+fn read_ranges(path: &str) -> Option<Vec<(u64, u64)>> {
+    let cache = ReadCache::new(File::open(path).ok()?);
+    let file = object::File::parse(&cache).ok()?;
+    let mut ranges: Vec<(u64, u64)> = file.dynamic_symbols().filter_map(range).collect();
+    if file.symbol_table().is_some_and(|table| table.symbols().next().is_some()) {
+        ranges.extend(file.symbols().filter_map(range));
+    } else if let Ok(Some([first, rest @ ..])) = file.build_id() {
+        let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let debug_file = File::open(format!("{BY_BUILD_ID}/{first:02x}/{rest}.debug"));
+        let cache = debug_file.map(ReadCache::new).ok();
+        if let Some(file) = cache.as_ref().and_then(|cache| object::File::parse(cache).ok()) {
+            ranges.extend(file.symbols().filter_map(range));
+        }
+    }
+    ranges.sort_unstable();
+    Some(ranges)
+}
+
+fn range<'a, R: ReadRef<'a>>(symbol: object::Symbol<'a, '_, R>) -> Option<(u64, u64)> {
+    let end = symbol.address().checked_add(symbol.size())?;
+    is_function(&symbol).then_some((symbol.address(), end))
+}
+
+fn is_function<'a, R: ReadRef<'a>>(symbol: &object::Symbol<'a, '_, R>) -> bool {
+    symbol.is_definition() && symbol.kind() == SymbolKind::Text
+}

@@ -1,0 +1,163 @@
+//! Names of functions in mapped files, by offset in the file: right for deleted files, in other
+//! mount namespaces and after the process has gone.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use blazesym::symbolize::{
+    Input, Sym, Symbolized, Symbolizer as Blazesym,
+    source::{Elf, Source},
+};
+
+use super::{convert, functions::Functions};
+use crate::snapshot::{Frame, Object, Resolved, Unknown};
+
+/// Names frames of one object, given with their file offsets.
+pub(super) fn resolve(
+    blazesym: &Blazesym,
+    functions: &mut HashMap<String, Functions>,
+    object: &Object,
+    frames: &[(Frame, u64)],
+) -> Vec<(Frame, Resolved)> {
+    let all = |unknown: Unknown| {
+        frames.iter().map(|(frame, _)| (*frame, Resolved::Unknown(unknown.clone()))).collect()
+    };
+    if object.readable_at.is_empty() {
+        return all(match object.path.starts_with('[') {
+            // Code that the kernel maps into processes; no file, and no allocator's caller.
+            true => Unknown::NoSymbol(object.path.clone()),
+            false => Unknown::Unreadable(object.path.clone(), "it could not be opened".to_owned()),
+        });
+    }
+    // The call lies before its return address.
+    let offsets: Vec<u64> = frames.iter().map(|(_, offset)| offset.saturating_sub(1)).collect();
+    let source = Source::Elf(Elf::new(&object.readable_at));
+    let found = match blazesym.symbolize(&source, Input::FileOffset(&offsets)) {
+        Ok(found) => found,
+        Err(error) => {
+            return all(Unknown::Unreadable(object.path.clone(), error.to_string()));
+        }
+    };
+    frames
+        .iter()
+        .zip(found)
+        .map(|((frame, _), symbolized)| {
+            let resolved = match symbolized {
+                Symbolized::Sym(sym) => {
+                    let functions = functions
+                        .entry(object.readable_at.clone())
+                        .or_insert_with(|| Functions::of(&object.readable_at));
+                    convert(&corrected(sym, functions), &object.path)
+                }
+                Symbolized::Unknown(_) => Resolved::Unknown(Unknown::NoSymbol(object.path.clone())),
+            };
+            (*frame, resolved)
+        })
+        .collect()
+}
+
+/// Puts right what blazesym (0.2.7) says of functions that debug information describes: where
+/// one begins that the compiler split in two, and the name of one that has several.
+fn corrected<'a>(mut sym: Sym<'a>, functions: &mut Functions) -> Sym<'a> {
+    let address = sym.addr.wrapping_add(sym.offset as u64);
+    if sym.size.is_none_or(|size| sym.offset >= size) {
+        // Not known from anywhere: the beginning is the only offset that misleads nobody.
+        sym.addr = functions.start(address).unwrap_or(address);
+        sym.offset = address.wrapping_sub(sym.addr) as usize;
+    }
+    if let Some(plain) = functions.plain_name(sym.addr, &sym.name) {
+        sym.name = Cow::Owned(plain.to_owned());
+    }
+    sym
+}
+
+#[cfg(test)]
+mod tests {
+    use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
+
+    use super::*;
+    use crate::snapshot::Place;
+
+    /// Path of the C library of this test.
+    fn libc() -> String {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.contains("/libc.so")).unwrap();
+        line[line.find('/').unwrap()..].to_owned()
+    }
+
+    /// Offset in the file of an exported function.
+    fn file_offset(data: &[u8], name: &str) -> u64 {
+        let file = object::File::parse(data).unwrap();
+        let is_wanted = |symbol: &object::Symbol<'_, '_>| {
+            symbol.name() == Ok(name) && symbol.kind() == SymbolKind::Text
+        };
+        let address = file.dynamic_symbols().find(is_wanted).unwrap().address();
+        let text = file.section_by_name(".text").unwrap();
+        address - text.address() + text.file_range().unwrap().0
+    }
+
+    fn resolve_in(object: &Object, file_offset: u64) -> Resolved {
+        let place = Place::Object { object: 0, file_offset };
+        let frame = Frame { address: 0x7000_0000_0000, place };
+        let blazesym = super::super::Symbolizer::new().blazesym;
+        resolve(&blazesym, &mut HashMap::new(), object, &[(frame, file_offset)]).pop().unwrap().1
+    }
+
+    /// Whether the library's debug information is installed or not.
+    #[test]
+    fn functions_of_the_c_library_have_the_names_that_people_call() {
+        let path = libc();
+        let data = std::fs::read(&path).unwrap();
+        let object = Object { path: path.clone(), readable_at: path };
+        for name in ["malloc", "realloc", "free", "puts", "getdelim", "fopen", "__libc_start_main"]
+        {
+            let resolved = resolve_in(&object, file_offset(&data, name) + 1);
+            let Resolved::Known(symbols) = resolved else { panic!("{name}: {resolved:?}") };
+            let symbol = symbols.last().unwrap();
+            assert_eq!((symbol.name.as_str(), symbol.offset), (name, 0));
+        }
+    }
+
+    /// Also those that the compiler split into a hot and a cold part.
+    #[test]
+    fn every_function_of_the_c_library_begins_at_its_beginning() {
+        let path = libc();
+        let data = std::fs::read(&path).unwrap();
+        let file = object::File::parse(data.as_slice()).unwrap();
+        let text = file.section_by_name(".text").unwrap();
+        let shift = text.address() - text.file_range().unwrap().0;
+        let frames: Vec<(Frame, u64)> = file
+            .dynamic_symbols()
+            .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.is_definition())
+            .map(|symbol| {
+                let file_offset = symbol.address() - shift + 1;
+                let place = Place::Object { object: 0, file_offset };
+                (Frame { address: file_offset, place }, file_offset)
+            })
+            .collect();
+        assert!(frames.len() > 1000);
+        let object = Object { path: path.clone(), readable_at: path };
+        let blazesym = super::super::Symbolizer::new().blazesym;
+        for (frame, resolved) in resolve(&blazesym, &mut HashMap::new(), &object, &frames) {
+            let Resolved::Known(symbols) = resolved else { panic!("{frame:x?}: {resolved:?}") };
+            assert_eq!(symbols.last().unwrap().offset, 0, "{frame:x?}: {symbols:?}");
+        }
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_the_reason() {
+        let check = |path: &str, readable_at: &str, expected: &str| {
+            let object = Object { path: path.into(), readable_at: readable_at.into() };
+            match resolve_in(&object, 1) {
+                Resolved::Unknown(unknown) => {
+                    assert_eq!(unknown.object(), Some(path));
+                    assert!(unknown.reason().starts_with(expected), "{unknown:?}");
+                }
+                known => panic!("{known:?}"),
+            }
+        };
+        check("/gone", "", "the file cannot be read: it could not be opened");
+        check("/gone", "/no/such/file", "the file cannot be read: ");
+        check("/dev/null", "/dev/null", "the file cannot be read: ");
+        check("[vdso]", "", "no symbol there");
+    }
+}

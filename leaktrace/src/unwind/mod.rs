@@ -1,0 +1,8 @@
+//! Unwind tables: from an object's call frame information to rows in the BPF maps.
+//!
+//! An object is compiled once and shared by all processes that map it. Memory is bounded: an
+//! object whose rows find no room is unwound no further, and its stacks say so.
+
+pub mod eh_frame;
+pub mod object;
+pub mod tables;

@@ -1,0 +1,151 @@
+//! Reads of an object what unwinding needs: its sections and where its segments lie.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _};
+
+use leaktrace_common::UnwindRow;
+use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadCache, ReadRef};
+
+use super::eh_frame::{self, Sections};
+
+/// Largest section that is read; larger ones are taken for corrupt.
+const MAX_SECTION_BYTES: u64 = 128 << 20;
+
+/// A compiled object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CompiledObject {
+    /// Sorted by address; empty where the object has no call frame information.
+    pub rows: Vec<UnwindRow>,
+    /// Its loadable segments.
+    pub segments: Vec<Segment>,
+}
+
+/// Part of a file and the virtual address that it is linked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Offset in the file.
+    pub file_offset: u64,
+    /// Bytes in the file.
+    pub file_bytes: u64,
+    /// Virtual address.
+    pub address: u64,
+}
+
+impl CompiledObject {
+    /// The virtual address of an offset in the file.
+    pub fn address_of(&self, file_offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            // A mapping starts at a page, before its segment.
+            let start = segment.file_offset & !0xfff;
+            let within = file_offset.checked_sub(start)?;
+            (within < segment.file_bytes + (segment.file_offset - start))
+                .then(|| (segment.address & !0xfff) + within)
+        })
+    }
+}
+
+/// Compiles an object of a file.
+///
+/// # Errors
+///
+/// Why the file is no ELF object that can be read.
+pub fn compile_file(file: &File) -> Result<CompiledObject, object::Error> {
+    let cache = ReadCache::new(FileAt { file, position: 0 });
+    compile(&cache)
+}
+
+/// Compiles an object in memory (the vdso).
+///
+/// # Errors
+///
+/// Why the bytes are no ELF object.
+pub fn compile_bytes(data: &[u8]) -> Result<CompiledObject, object::Error> {
+    compile(data)
+}
+
+fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::Error> {
+    let elf = object::File::parse(data)?;
+    let read = |name: &str| -> Option<(u64, std::borrow::Cow<'data, [u8]>)> {
+        let section = elf.section_by_name(name)?;
+        if section.size() > MAX_SECTION_BYTES {
+            return None;
+        }
+        Some((section.address(), section.uncompressed_data().ok()?))
+    };
+    let address = |name: &str| elf.section_by_name(name).map_or(0, |section| section.address());
+    let (eh_frame, debug_frame) = (read(".eh_frame"), read(".debug_frame"));
+    let rows = eh_frame::compile(&Sections {
+        eh_frame: eh_frame.as_ref().map(|(address, data)| (*address, data.as_ref())),
+        debug_frame: debug_frame.as_ref().map(|(address, data)| (*address, data.as_ref())),
+        text: address(".text"),
+        got: address(".got"),
+    });
+    let segments = elf
+        .segments()
+        .map(|segment| {
+            let (file_offset, file_bytes) = segment.file_range();
+            Segment { file_offset, file_bytes, address: segment.address() }
+        })
+        .collect();
+    Ok(CompiledObject { rows, segments })
+}
+
+/// Reads a shared file at its own position, so that nobody else's reads move it.
+struct FileAt<'file> {
+    file: &'file File,
+    position: u64,
+}
+
+impl io::Read for FileAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl io::Seek for FileAt<'_> {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            io::SeekFrom::Start(offset) => Some(offset),
+            io::SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            io::SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
+        };
+        self.position = position
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
+        Ok(self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn libc() -> File {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let path = maps
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(5))
+            .find(|path| path.contains("libc.so"))
+            .expect("no C library is mapped");
+        File::open(path).unwrap()
+    }
+
+    #[test]
+    fn the_c_library_has_sorted_rows_and_few_unsupported_ones() {
+        let compiled = compile_file(&libc()).unwrap();
+        assert!(compiled.rows.len() > 5_000, "{} rows", compiled.rows.len());
+        assert!(compiled.rows.is_sorted_by(|a, b| a.pc < b.pc));
+        let unsupported = compiled
+            .rows
+            .iter()
+            .filter(|row| row.rule == leaktrace_common::CfaRule::Unsupported)
+            .count();
+        assert!(unsupported * 1000 < compiled.rows.len(), "{unsupported} unsupported rows");
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        assert!(compile_bytes(b"no ELF at all").is_err());
+        assert!(compile_bytes(&[]).is_err());
+    }
+}
