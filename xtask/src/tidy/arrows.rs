@@ -1,0 +1,201 @@
+//! Which module of leaktrace may use which: data flows in one direction, and so do the names.
+
+use std::path::{Component, Path};
+
+use super::{
+    Finding, Source,
+    rust_tokens::{self, Token},
+};
+
+/// A module, and what it may use beside itself and [`FOR_ALL`]. A name stands for what is below it
+/// too, except that `session::spec` (what the user wants) is a module of its own.
+const ARROWS: [(&str, &[&str]); 18] = [
+    ("error", &[]),
+    ("units", &[]),
+    ("snapshot", &[]),
+    ("session::spec", &[]),
+    ("cli", &["session::spec"]),
+    ("host", &[]),
+    ("bpf", &["host"]),
+    ("attach", &["host", "bpf", "session::spec"]),
+    ("unwind", &["host", "bpf", "session::spec"]),
+    ("collect", &["host", "bpf", "snapshot", "unwind"]),
+    ("session", &["host", "bpf", "attach", "unwind", "collect", "snapshot", "session::spec"]),
+    ("symbol", &["snapshot"]),
+    ("recording", &["snapshot"]),
+    ("analyze", &["snapshot"]),
+    ("report", &["snapshot", "analyze", "session::spec"]),
+    ("render", &["report", "snapshot", "session::spec"]),
+    (
+        "pipeline",
+        &[
+            "session",
+            "session::spec",
+            "recording",
+            "symbol",
+            "analyze",
+            "report",
+            "render",
+            "snapshot",
+        ],
+    ),
+    ("watch", &["pipeline", "session::spec"]),
+];
+
+/// What every module may use.
+const FOR_ALL: [&str; 2] = ["error", "units"];
+
+/// Libraries that belong to some modules only.
+const LIBRARIES: [(&str, &[&str]); 4] = [
+    ("clap", &["cli"]),
+    ("aya", &["host", "bpf", "attach", "unwind", "collect", "session"]),
+    ("aya_obj", &["host", "bpf", "attach", "unwind", "collect", "session"]),
+    ("blazesym", &["symbol"]),
+];
+
+/// Files that join the modules and may use all of them.
+const JOINTS: [&str; 2] = ["main.rs", "lib.rs"];
+
+/// Compares what a file of leaktrace names with the table.
+pub(super) fn check(source: &Source, findings: &mut Vec<Finding>) {
+    let Ok(below_src) = source.path.strip_prefix("leaktrace/src") else { return };
+    if JOINTS.iter().any(|joint| below_src == Path::new(joint)) || !source.has_extension(&["rs"]) {
+        return;
+    }
+    let path = module_path(below_src);
+    let module = module_of(&path);
+    let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| *name == module) else {
+        let rule = format!("module `{module}` is in no table: add it to xtask/src/tidy/arrows.rs");
+        findings.push(Finding::new(&source.path, 1, rule));
+        return;
+    };
+
+    let tokens = Token::scan(&source.text);
+    for named in rust_tokens::crate_paths(&tokens, &path) {
+        let target = module_of(&named.path);
+        // What is no module is something that lib.rs or main.rs defines, such as a macro.
+        let is_module = ARROWS.iter().any(|(name, _)| *name == target);
+        let may = target == module || FOR_ALL.contains(&target) || allowed.contains(&target);
+        if (is_module && !may) || target == "*" {
+            let rule = format!("`{module}` may not use `{target}`: {}", list(allowed));
+            findings.push(Finding::new(&source.path, named.line, rule));
+        }
+    }
+    for (index, token) in tokens.iter().enumerate() {
+        let starts_path = (index == 0 || tokens[index - 1].text != "::")
+            && tokens.get(index + 1).is_some_and(|next| next.text == "::");
+        let owners = LIBRARIES.iter().find(|(library, _)| *library == token.text);
+        if let Some((library, owners)) = owners
+            && starts_path
+            && !owners.contains(&module)
+        {
+            let rule =
+                format!("`{module}` may not use {library}, which is for {}", owners.join(", "));
+            findings.push(Finding::new(&source.path, token.line, rule));
+        }
+    }
+}
+
+fn list(allowed: &[&str]) -> String {
+    let all: Vec<_> = allowed.iter().chain(&FOR_ALL).copied().collect();
+    format!("only {}", all.join(", "))
+}
+
+/// `attach/plan.rs` is attach::plan, `attach/mod.rs` is attach.
+fn module_path(below_src: &Path) -> Vec<&str> {
+    let mut path: Vec<&str> = below_src
+        .components()
+        .filter_map(|component| match component {
+            Component::Normal(name) => name.to_str(),
+            _ => None,
+        })
+        .map(|name| name.strip_suffix(".rs").unwrap_or(name))
+        .collect();
+    if path.last() == Some(&"mod") {
+        path.pop();
+    }
+    path
+}
+
+/// The module of the table that a path belongs to.
+fn module_of<'a>(path: &[&'a str]) -> &'a str {
+    match path {
+        ["session", "spec", ..] => "session::spec",
+        [first, ..] => first,
+        [] => "*",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Finding, Source, check};
+
+    fn check_one(path: &str, text: &str, expected: &[&str]) {
+        let mut findings = Vec::new();
+        check(&Source { path: path.into(), text: text.into() }, &mut findings);
+        let found: Vec<_> = findings.iter().map(Finding::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_flow_is_allowed() {
+        check_one("leaktrace/src/collect/mod.rs", "use crate::{bpf::Maps, snapshot::Site};", &[]);
+        check_one("leaktrace/src/render/text.rs", "use crate::{error, report, units};", &[]);
+        check_one(
+            "leaktrace/src/cli/mod.rs",
+            "use crate::session::spec::Spec; use clap::Args;",
+            &[],
+        );
+        check_one("leaktrace/src/session/mod.rs", "pub mod spec; use self::spec::Spec;", &[]);
+        check_one("leaktrace/src/lib.rs", "pub use crate::session::Session;", &[]);
+        check_one("xtask/src/main.rs", "use crate::render;", &[]);
+    }
+
+    #[test]
+    fn against_the_flow_is_found() {
+        check_one(
+            "leaktrace/src/attach/plan.rs",
+            "use super::Attached;\nuse crate::{\n    host,\n    collect::Collector,\n};",
+            &["leaktrace/src/attach/plan.rs:4: `attach` may not use `collect`: \
+               only host, bpf, session::spec, error, units"],
+        );
+        check_one(
+            "leaktrace/src/snapshot/names.rs",
+            "fn f(x: super::super::render::Style) {}",
+            &["leaktrace/src/snapshot/names.rs:1: `snapshot` may not use `render`: \
+               only error, units"],
+        );
+        check_one(
+            "leaktrace/src/session/spec.rs",
+            "use super::Session;",
+            &["leaktrace/src/session/spec.rs:1: `session::spec` may not use `session`: \
+               only error, units"],
+        );
+        check_one(
+            "leaktrace/src/cli/mod.rs",
+            "use crate::session;",
+            &["leaktrace/src/cli/mod.rs:1: `cli` may not use `session`: \
+               only session::spec, error, units"],
+        );
+    }
+
+    #[test]
+    fn a_new_module_needs_its_row() {
+        check_one(
+            "leaktrace/src/helpers.rs",
+            "//! X.\n",
+            &["leaktrace/src/helpers.rs:1: module `helpers` is in no table: \
+               add it to xtask/src/tidy/arrows.rs"],
+        );
+    }
+
+    #[test]
+    fn libraries_have_owners() {
+        check_one(
+            "leaktrace/src/session/spec.rs",
+            "#[derive(clap::Args)] struct X;",
+            &["leaktrace/src/session/spec.rs:1: `session::spec` may not use clap, \
+               which is for cli"],
+        );
+    }
+}
