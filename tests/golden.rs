@@ -1,0 +1,214 @@
+//! What leaktrace says without tracing anything: help, bad usage, a host that does not allow it.
+//! Needs no root.
+
+use std::{
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    process::Command,
+};
+
+use leaktrace_tests::binary::{Finished, leaktrace, leaktrace_bin, run};
+
+/// `--help` of a verb, or of leaktrace itself.
+fn help(verb: &[&str]) -> String {
+    let finished = run(leaktrace(verb).arg("--help"));
+    assert_eq!((finished.code, finished.stderr.as_str()), (0, ""), "exit code and stderr");
+    finished.stdout
+}
+
+#[test]
+fn help_of_leaktrace() {
+    insta::assert_snapshot!(help(&[]));
+}
+
+#[test]
+fn help_of_kernel() {
+    insta::assert_snapshot!(help(&["kernel"]));
+}
+
+#[test]
+fn help_of_user() {
+    insta::assert_snapshot!(help(&["user"]));
+}
+
+#[test]
+fn help_of_run() {
+    insta::assert_snapshot!(help(&["run"]));
+}
+
+#[test]
+fn help_of_doctor() {
+    insta::assert_snapshot!(help(&["doctor"]));
+}
+
+#[test]
+fn version_names_the_program() {
+    let finished = run(&mut leaktrace(&["--version"]));
+    assert_eq!(finished.code, 0, "stderr:\n{}", finished.stderr);
+    assert_eq!(finished.stdout, concat!("leaktrace ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// Bad usage: exit code 2, nothing on stdout, no panic, and every part on stderr.
+fn check_usage(args: &[&str], parts: &[&str]) {
+    let Finished { code, stdout, stderr } = run(&mut leaktrace(args));
+    assert_eq!((code, stdout.as_str()), (2, ""), "exit code and stdout of {args:?}:\n{stderr}");
+    assert!(!stderr.contains("panicked"), "stderr of {args:?}:\n{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "no {part:?} on stderr of {args:?}:\n{stderr}");
+    }
+}
+
+#[test]
+fn no_verb_is_bad_usage() {
+    check_usage(&[], &["Usage"]);
+}
+
+#[test]
+fn an_unknown_verb_is_bad_usage() {
+    check_usage(&["kernal"], &["kernal", "kernel"]);
+}
+
+#[test]
+fn an_unknown_flag_is_bad_usage() {
+    check_usage(&["kernel", "--intervall", "5s"], &["--intervall", "--interval"]);
+}
+
+#[test]
+fn an_interval_of_zero_is_bad_usage() {
+    check_usage(&["kernel", "--interval", "0"], &["--interval"]);
+    check_usage(&["kernel", "--interval", "0s"], &["--interval"]);
+}
+
+#[test]
+fn times_that_do_not_parse_are_bad_usage() {
+    for (flag, time) in [
+        ("--interval", "fast"),
+        ("--interval", ""),
+        ("--duration", "-1s"),
+        ("--duration", "5 parsecs"),
+        ("--older", "1e999s"),
+    ] {
+        check_usage(&["kernel", &format!("{flag}={time}")], &[flag]);
+    }
+}
+
+#[test]
+fn sizes_that_do_not_parse_are_bad_usage() {
+    for (flag, size) in [
+        ("--min-size", "big"),
+        ("--min-size", "-1"),
+        ("--max-size", "1XiB"),
+        ("--max-size", ""),
+        ("--max-size", "99999999999999999999"),
+    ] {
+        check_usage(&["kernel", &format!("{flag}={size}")], &[flag]);
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_bad_usage() {
+    for (flag, value) in [
+        ("--count", "0"),
+        ("--top", "many"),
+        ("--max-depth", "0"),
+        ("--max-depth", "128"),
+        ("--max-outstanding", "0"),
+    ] {
+        check_usage(&["kernel", &format!("{flag}={value}")], &[flag]);
+    }
+    check_usage(&["run", "--error-exitcode=256", "--", "true"], &["--error-exitcode"]);
+}
+
+#[test]
+fn a_lower_bound_above_the_upper_one_is_bad_usage() {
+    check_usage(&["kernel", "-z", "2KiB", "-Z", "1KiB"], &["--min-size", "--max-size"]);
+}
+
+#[test]
+fn words_that_are_no_choice_are_bad_usage() {
+    for (flag, word, choice) in
+        [("--format", "yaml", "json"), ("--sort", "colour", "bytes"), ("--stacks", "some", "all")]
+    {
+        check_usage(&["kernel", &format!("{flag}={word}")], &[flag, word, choice]);
+    }
+}
+
+#[test]
+fn user_without_a_process_is_bad_usage() {
+    check_usage(&["user"], &["--pid"]);
+}
+
+#[test]
+fn run_without_a_command_is_bad_usage() {
+    check_usage(&["run"], &["COMMAND"]);
+    check_usage(&["run", "--"], &["COMMAND"]);
+}
+
+#[test]
+fn a_missing_process_is_bad_input() {
+    // Above the highest that Linux gives (PID_MAX_LIMIT, 4,194,304).
+    check_usage(&["user", "-p", "4194305", "-d", "1s"], &["no process 4194305"]);
+    check_usage(&["kernel", "-p", "4194305", "-d", "1s"], &["no process 4194305"]);
+}
+
+#[test]
+fn a_process_id_that_is_no_number_is_bad_usage() {
+    for pid in ["0", "-1", "init", "99999999999"] {
+        check_usage(&["user", &format!("--pid={pid}")], &["--pid"]);
+    }
+}
+
+#[test]
+fn an_unwritable_file_is_bad_input() {
+    let own = std::process::id().to_string();
+    for file in ["/nonexistent/folder/report.json", "/"] {
+        check_usage(&["user", "-p", &own, "-d", "1s", "-w", file], &[file]);
+        check_usage(&["kernel", "-d", "1s", "--write", file], &[file]);
+        check_usage(&["run", "-w", file, "--", "true"], &[file]);
+    }
+}
+
+/// Runs leaktrace as nobody (or as the one who runs the tests, who is not root either).
+fn run_as_nobody(args: &[&str]) -> Finished {
+    // Nobody may not see the folder of the build: the copy is for all to see.
+    let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    let copy = folder.path().join("leaktrace");
+    let allow = |path: &std::path::Path| {
+        let all = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(path, all).unwrap_or_else(|error| panic!("{error}"));
+    };
+    std::fs::copy(leaktrace_bin(), &copy).unwrap_or_else(|error| panic!("{error}"));
+    allow(folder.path());
+    allow(&copy);
+    let mut command = Command::new(&copy);
+    command.args(args).current_dir("/").env("NO_COLOR", "1");
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        command.uid(65534).gid(65534);
+    }
+    run(&mut command)
+}
+
+#[test]
+fn tracing_without_root_says_so() {
+    let own = std::process::id().to_string();
+    let verbs: [&[&str]; 3] = [
+        &["kernel", "-d", "1s"],
+        &["user", "-p", &own, "-d", "1s"],
+        &["run", "-d", "1s", "--", "echo", "started"],
+    ];
+    for args in verbs {
+        let Finished { code, stdout, stderr } = run_as_nobody(args);
+        assert_eq!((code, stdout.as_str()), (3, ""), "exit code and stdout of {args:?}:\n{stderr}");
+        assert!(stderr.contains("root"), "no \"root\" on stderr of {args:?}:\n{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "lines on stderr of {args:?}:\n{stderr}");
+    }
+}
+
+/// The first command that anybody types may be typed by anybody.
+#[test]
+fn doctor_without_root_tells_what_is_missing() {
+    let Finished { code, stdout, stderr } = run_as_nobody(&["doctor"]);
+    assert!(!stderr.contains("panicked"), "stderr:\n{stderr}");
+    assert!([0, 3].contains(&code), "exit code {code}; stderr:\n{stderr}");
+    assert!(stdout.contains("root") || stdout.contains("CAP_"), "no word of root in:\n{stdout}");
+}

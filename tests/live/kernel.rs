@@ -1,0 +1,241 @@
+//! Kernel mode: 500 pipes, 500 eventfds and 500 timerfds that a process holds, then closes.
+//!
+//! What each object needs, from fs/pipe.c, fs/eventfd.c, fs/timerfd.c and fs/file_table.c, the
+//! same in 6.1 and 6.18: a pipe its `pipe_inode_info`, its ring of buffers, an inode, a dentry and
+//! two files; an eventfd or timerfd its context, a dentry and a file.
+
+use leaktrace_tests::{
+    SOON,
+    leaker::Leaker,
+    report::{Report, Site, number},
+    traced::Traced,
+};
+
+/// Functions that create the objects. `create_pipe_files` calls all that a pipe needs.
+const PIPE: &str = "create_pipe_files";
+const EVENTFD: &str = "do_eventfd";
+/// The system call's body: `__do_sys_` here, inlined into `__x64_sys_` elsewhere.
+const TIMERFD: &str = "timerfd_create";
+
+/// Functions that call the allocator. The file's is `__alloc_file` before 6.5.
+const FILE: &str = "alloc_empty_file";
+const DENTRY: &str = "__d_alloc";
+const INODE: &str = "alloc_inode";
+const PIPE_INFO: &str = "alloc_pipe_info";
+
+/// Call site, and blocks of it that the process holds.
+const BY_CALL_SITE: &[(&str, u64)] = &[
+    (PIPE_INFO, 2 * 500),
+    (EVENTFD, 500),
+    (TIMERFD, 500),
+    (INODE, 500),
+    (DENTRY, 3 * 500),
+    (FILE, 4 * 500),
+];
+
+/// Creating function, call site below it, and blocks.
+const BY_CREATOR: &[(&str, &str, u64)] = &[
+    (PIPE, PIPE_INFO, 2 * 500),
+    (PIPE, INODE, 500),
+    (PIPE, DENTRY, 500),
+    (PIPE, FILE, 2 * 500),
+    (EVENTFD, EVENTFD, 500),
+    (EVENTFD, DENTRY, 500),
+    (EVENTFD, FILE, 500),
+    (TIMERFD, TIMERFD, 500),
+    (TIMERFD, DENTRY, 500),
+    (TIMERFD, FILE, 500),
+];
+
+/// Whether a kernel symbol is the function meant, under any of its names.
+fn is(symbol: &str, function: &str) -> bool {
+    match function {
+        TIMERFD => symbol.ends_with("_timerfd_create"),
+        FILE => symbol == FILE || symbol == "__alloc_file",
+        _ => symbol == function,
+    }
+}
+
+/// The function that called the allocator: the first frame outside it.
+fn call_site<'a>(site: Site<'a>) -> &'a str {
+    let is_allocator = |symbol: &str| {
+        symbol.starts_with("__kmalloc")
+            || symbol.starts_with("kmalloc")
+            || symbol.starts_with("kmem_cache_alloc")
+            || symbol.starts_with("__kvmalloc")
+    };
+    let symbols = site.symbols();
+    symbols.into_iter().find(|symbol| !is_allocator(symbol)).unwrap_or_default()
+}
+
+/// Blocks from a call site that a process holds.
+fn held_from(report: &Report, pid: u32, function: &str) -> u64 {
+    let sites = report.sites().into_iter();
+    sites.filter(|site| is(call_site(*site), function)).map(|site| site.held_by(pid)).sum()
+}
+
+/// Blocks from a call site below a creating function that a process holds.
+fn held_below(report: &Report, pid: u32, creator: &str, function: &str) -> u64 {
+    let below = |site: &Site<'_>| {
+        is(call_site(*site), function)
+            && site.symbols().into_iter().any(|symbol| is(symbol, creator))
+    };
+    report.sites().into_iter().filter(below).map(|site| site.held_by(pid)).sum()
+}
+
+/// The report's lines about a process, for a failure.
+fn outline_of(report: &Report, pid: u32) -> String {
+    let holder = format!("\"pid\":{pid}");
+    let all = report.outline();
+    let lines = all.lines().filter(|line| line.starts_with("loss") || line.contains(&holder));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn assert_held_by_call_site(report: &Report, pid: u32) {
+    let got: Vec<(&str, u64)> =
+        BY_CALL_SITE.iter().map(|(name, _)| (*name, held_from(report, pid, name))).collect();
+    assert_eq!(got, BY_CALL_SITE, "held by {pid}:\n{}", outline_of(report, pid));
+}
+
+fn assert_held_by_creator(report: &Report, pid: u32) {
+    let got: Vec<(&str, &str, u64)> = BY_CREATOR
+        .iter()
+        .map(|(creator, name, _)| (*creator, *name, held_below(report, pid, creator, name)))
+        .collect();
+    assert_eq!(got, BY_CREATOR, "held by {pid}:\n{}", outline_of(report, pid));
+}
+
+/// Frees of the rest of the host may be missed here (bulk frees have no tracepoint); the report
+/// must then say so, and the allocations are all there.
+fn assert_nothing_missed(report: &Report) {
+    assert_eq!(report.loss("missed_allocs"), 0, "loss: {}", report.value["loss"]);
+    let all_frees = report.loss("missed_frees") == 0;
+    assert!(all_frees || report.value["loss"]["complete"] == false, "{}", report.value["loss"]);
+}
+
+/// `timerfd_release` frees its context by kfree_rcu, and the kernel frees such blocks in bulk,
+/// without a tracepoint (`kvfree_rcu_bulk`, mm/slab_common.c; `rcu_invoke_kfree_bulk_callback` is
+/// compiled in only with CONFIG_RCU_TRACE). Where `kvfree_call_rcu` cannot be hooked, these frees
+/// cannot be seen: then the report must say so.
+fn sees_kfree_rcu(report: &Report) -> bool {
+    let unseen = report.value["loss"]["unseen"].to_string();
+    let refused = unseen.contains("kvfree_call_rcu") || unseen.contains("kfree_rcu");
+    assert!(!refused || report.value["loss"]["complete"] == false, "{}", report.value["loss"]);
+    !refused
+}
+
+#[test]
+fn objects_stand_under_the_functions_that_create_them() {
+    let mut leaker = Leaker::start("kobjects", &[]);
+    let traced = Traced::start(&["kernel", "--stacks", "all", "-d", "10s"]);
+    leaker.advance("holding");
+    let ended = traced.wait();
+    let report = ended.final_report();
+    assert_held_by_creator(report, leaker.pid());
+    assert_held_by_call_site(report, leaker.pid());
+    assert_nothing_missed(report);
+    let elapsed = number(&report.value, "elapsed_ms");
+    assert!((10_000..20_000).contains(&elapsed), "elapsed_ms of -d 10s: {elapsed}");
+    leaker.advance("closed");
+    leaker.end();
+}
+
+#[test]
+fn default_stacks_count_the_same_by_call_site() {
+    let mut leaker = Leaker::start("kobjects", &[]);
+    let traced = Traced::start(&["kernel", "-i", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_held_by_call_site(report, leaker.pid());
+    assert_nothing_missed(report);
+    leaker.advance("closed");
+    leaker.end();
+}
+
+/// None is left after the process closed them, but for those whose free this kernel hides.
+fn check_that_nothing_is_left(stacks: &str) {
+    let mut leaker = Leaker::start("kobjects", &[]);
+    let pid = leaker.pid();
+    let mut traced = Traced::start(&["kernel", "--stacks", stacks, "-i", "1s"]);
+    leaker.advance("holding");
+    let held = traced.wait_report("all objects are held", SOON, |report| {
+        BY_CALL_SITE.iter().all(|(name, count)| held_from(report, pid, name) == *count)
+    });
+    let sees_kfree_rcu = sees_kfree_rcu(&held);
+    leaker.advance("closed");
+    // Not at once: kfree_rcu waits for a grace period.
+    let closed = traced.wait_report("no object is held", SOON, |report| {
+        BY_CALL_SITE
+            .iter()
+            .filter(|(name, _)| sees_kfree_rcu || *name != TIMERFD)
+            .all(|(name, _)| held_from(report, pid, name) == 0)
+    });
+    if !sees_kfree_rcu {
+        // A reused address heals some; the others stay, said to be unsure.
+        let left = held_from(&closed, pid, TIMERFD);
+        assert!(left <= 500, "timerfd contexts left of 500: {left}");
+    }
+    traced.interrupt().final_report();
+    leaker.end();
+}
+
+#[test]
+fn nothing_is_left_after_close_with_all_stacks() {
+    check_that_nothing_is_left("all");
+}
+
+#[test]
+fn nothing_is_left_after_close_with_default_stacks() {
+    check_that_nothing_is_left("adaptive");
+}
+
+#[test]
+fn a_pid_filter_leaves_out_all_other_processes() {
+    let mut leaker = Leaker::start("kobjects", &[]);
+    let traced = Traced::start(&["kernel", "--stacks", "all", "-p", &leaker.pid_arg(), "-i", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_held_by_creator(report, leaker.pid());
+    for site in report.sites() {
+        let held = site.held_by(leaker.pid());
+        assert_eq!(number(site.value, "outstanding_count"), held, "held by others: {}", site.value);
+    }
+    leaker.advance("closed");
+    leaker.end();
+}
+
+#[test]
+fn a_comm_filter_leaves_out_all_other_commands() {
+    let mut leaker = Leaker::start("kobjects", &[]);
+    let traced = Traced::start(&["kernel", "--stacks", "all", "--comm", "kobjects", "-i", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_held_by_creator(report, leaker.pid());
+    let total = number(&report.value["totals"], "outstanding_count");
+    let held: u64 = report.sites().into_iter().map(|site| site.held_by(leaker.pid())).sum();
+    assert_eq!(total, held, "outstanding of other commands:\n{}", report.outline());
+    leaker.advance("closed");
+    leaker.end();
+}
+
+/// Cache names: kmem_cache sites carry the one that the kernel gives.
+#[test]
+fn slab_caches_have_their_names() {
+    let mut leaker = Leaker::start("kobjects", &[]);
+    let pid = leaker.pid();
+    let traced = Traced::start(&["kernel", "-p", &leaker.pid_arg(), "-i", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    let held_in = |cache: &str| -> u64 {
+        let sites = report.sites().into_iter();
+        sites.filter(|site| site.cache() == cache).map(|site| site.held_by(pid)).sum()
+    };
+    let got = [held_in("filp"), held_in("dentry"), held_in("inode_cache")];
+    assert_eq!(got, [2000, 1500, 500], "filp, dentry, inode_cache:\n{}", report.outline());
+    leaker.advance("closed");
+    leaker.end();
+}

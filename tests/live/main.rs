@@ -1,0 +1,11 @@
+//! Live tests: the real binary traces real programs and this kernel. Root, and one test at a time
+//! (`--test-threads=1`), as kernel state and both CPUs are shared.
+
+mod exact;
+mod filters;
+mod kernel;
+mod lifecycle;
+mod processes;
+mod run;
+mod semantics;
+mod unwinding;

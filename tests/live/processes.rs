@@ -1,0 +1,87 @@
+//! Several processes, fork and exec.
+
+use leaktrace_tests::{
+    leaker::{Leaker, sites_of},
+    report::{Amounts, number},
+    traced::Traced,
+};
+
+#[test]
+fn two_processes_are_counted_apart() {
+    let mut first = Leaker::start("many", &[]);
+    let mut second = Leaker::start("semantics", &[]);
+    let traced = Traced::start(&[
+        "user",
+        "-p",
+        &first.pid_arg(),
+        "-p",
+        &second.pid_arg(),
+        "--interval",
+        "1h",
+    ]);
+    first.advance("holding");
+    second.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    report.assert_sites(first.pid(), &first.stage().sites());
+    report.assert_sites(second.pid(), &second.stage().sites());
+    report.assert_complete();
+    assert_eq!(report.sum_in(second.pid(), "site_many"), Amounts::default());
+    first.end();
+    second.end();
+}
+
+/// A neighbour that was not asked for runs the same libc, through the same probes.
+#[test]
+fn an_untraced_process_is_not_counted() {
+    let mut traced_one = Leaker::start("many", &[]);
+    let mut neighbour = Leaker::start("semantics", &[]);
+    let traced = Traced::start(&["user", "-p", &traced_one.pid_arg(), "--interval", "1h"]);
+    neighbour.advance("holding");
+    traced_one.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    report.assert_sites(traced_one.pid(), &traced_one.stage().sites());
+    let others = report.sum(|site| site.pid() != Some(traced_one.pid()));
+    assert_eq!(others, Amounts::default(), "of other processes:\n{}", report.outline());
+    traced_one.end();
+    neighbour.end();
+}
+
+/// The child frees its copies of the parent's blocks and leaks its own: neither changes what the
+/// parent holds.
+#[test]
+fn a_forked_child_does_not_change_its_parents_account() {
+    let mut leaker = Leaker::start("forker", &[]);
+    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    report.assert_sites(leaker.pid(), &leaker.stage().sites());
+    // If the child is reported at all, then with its own account.
+    let child = &leaker.stage().line["child"];
+    let child_pid = u32::try_from(number(child, "pid")).unwrap_or_default();
+    if report.sites().into_iter().any(|site| site.pid() == Some(child_pid)) {
+        report.assert_sites(child_pid, &sites_of(child));
+    }
+    leaker.end();
+}
+
+/// The blocks of the old image are gone with it; the new one is traced under the same PID.
+#[test]
+fn exec_ends_the_old_image_and_the_new_one_is_traced() {
+    let mut leaker = Leaker::start("execer", &[]);
+    let pid = leaker.pid();
+    let mut traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "500ms"]);
+    let before = leaker.advance("before").site("site_before_exec");
+    traced.wait_report("the old image's blocks are held", leaktrace_tests::SOON, |report| {
+        report.sum_in(pid, "site_before_exec") == before
+    });
+    let after = leaker.advance("after").site("site_after_exec");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_eq!(report.sum_in(pid, "site_after_exec"), after, "new image:\n{}", report.outline());
+    let old = report.sum_in(pid, "site_before_exec");
+    assert_eq!(old.outstanding_count, 0, "old image:\n{}", report.outline());
+    leaker.end();
+}

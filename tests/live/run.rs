@@ -1,0 +1,194 @@
+//! `leaktrace run`: a command behaves as it does alone, and its leaks are found.
+
+use std::{path::PathBuf, process::Command};
+
+use leaktrace_tests::{
+    SOON,
+    binary::{Finished, leaktrace, require_root, run_with_input, workspace},
+    child::Child,
+    leaker::Stage,
+    program::build_program,
+    report::{Amounts, Report, number},
+    traced::{Ended, read_reports},
+};
+
+/// A folder for the report, deleted with it.
+struct Scratch {
+    folder: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        require_root();
+        Self { folder: tempfile::tempdir().unwrap_or_else(|error| panic!("{error}")) }
+    }
+
+    fn report(&self) -> PathBuf {
+        self.folder.path().join("report.json")
+    }
+
+    /// `leaktrace run OPTIONS -w REPORT -f json -- ARGV`
+    fn command(&self, options: &[&str], argv: &[&str]) -> Command {
+        let mut command = leaktrace(&["run", "-f", "json", "-T", "100000", "-w"]);
+        command.arg(self.report()).args(options).arg("--").args(argv);
+        command
+    }
+}
+
+/// Runs a command alone and under leaktrace; both must be alike. Returns its final report.
+fn check_alike(argv: &[&str], input: &str) -> Report {
+    let scratch = Scratch::new();
+    let alone = run_with_input(Command::new(argv[0]).args(&argv[1..]), input);
+    // `-q`: the command's stderr alone is left.
+    let traced = run_with_input(&mut scratch.command(&["-q"], argv), input);
+    assert_eq!(traced.code, alone.code, "exit code of {argv:?}; stderr:\n{}", traced.stderr);
+    assert_eq!(traced.stdout, alone.stdout, "stdout of {argv:?}");
+    assert_eq!(traced.stderr, alone.stderr, "stderr of {argv:?}");
+    let mut reports = read_reports(&scratch.report());
+    match (reports.pop(), reports.len()) {
+        (Some(report), 0) if report.is_final() => report,
+        (last, more) => panic!("one final report of {argv:?}: {more} before {last:?}"),
+    }
+}
+
+fn allocated(report: &Report) -> u64 {
+    number(&report.value["totals"], "allocated_count")
+}
+
+#[test]
+fn python_runs_as_alone() {
+    let report = check_alike(&["/usr/bin/python3", "-c", "pass"], "");
+    assert!(allocated(&report) > 500, "allocations of python3: {}", report.value["totals"]);
+}
+
+#[test]
+fn ls_prints_as_alone() {
+    let report = check_alike(&["ls", "-lR", "/usr/share/doc"], "");
+    assert!(allocated(&report) > 500, "allocations of ls: {}", report.value["totals"]);
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    check_alike(&["sh", "-c", "exit 3"], "");
+}
+
+#[test]
+fn a_command_killed_by_a_signal_exits_with_128_and_it() {
+    let scratch = Scratch::new();
+    let traced = run_with_input(&mut scratch.command(&["-q"], &["sh", "-c", "kill -TERM $$"]), "");
+    assert_eq!(traced.code, 128 + libc::SIGTERM, "exit code; stderr:\n{}", traced.stderr);
+}
+
+#[test]
+fn stdin_and_stderr_are_the_commands() {
+    check_alike(&["sh", "-c", "cat; echo to stderr >&2"], "one\ntwo\n");
+}
+
+/// SIGTERM to leaktrace goes on to the command, whose own answer is its end.
+#[test]
+fn signals_go_on_to_the_command() {
+    let scratch = Scratch::new();
+    let script = "trap 'exit 7' TERM; echo ready; while :; do read line; done";
+    let mut child = Child::start(&mut scratch.command(&[], &["sh", "-c", script]));
+    assert_eq!(child.next_line(SOON), "ready\n");
+    child.signal(libc::SIGTERM);
+    assert_eq!(child.wait(SOON), 7, "exit code; stderr:\n{}", child.stderr_text());
+}
+
+/// Runs a test program through all its stages; returns the stage `holding` and what leaktrace left.
+fn run_leaker(options: &[&str], name: &str) -> (Stage, Ended) {
+    let scratch = Scratch::new();
+    let program = build_program(name);
+    let mut command = scratch.command(options, &[&program.to_string_lossy()]);
+    let finished = run_with_input(&mut command, "xxxx");
+    let stages: Vec<Stage> = finished.stdout.lines().map(Stage::parse).collect();
+    let Some(holding) = stages.into_iter().find(|stage| stage.name() == "holding") else {
+        panic!("no stage `holding`; stdout:\n{}\nstderr:\n{}", finished.stdout, finished.stderr)
+    };
+    (holding, Ended { reports: read_reports(&scratch.report()), finished })
+}
+
+fn pid_of(stage: &Stage) -> u32 {
+    u32::try_from(number(&stage.line, "pid")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// From the first allocation in `main` to the last, and with names although it has ended.
+#[test]
+fn every_call_of_a_command_means_what_libc_does() {
+    let (stage, ended) = run_leaker(&[], "semantics");
+    let report = ended.final_report();
+    assert_eq!(report.value["mode"], "run", "mode");
+    report.assert_sites(pid_of(&stage), &stage.sites());
+    report.assert_complete();
+}
+
+#[test]
+fn a_leak_has_file_and_line_after_the_command_has_gone() {
+    let (_, ended) = run_leaker(&[], "many");
+    let report = ended.final_report();
+    let source = std::fs::read_to_string(workspace().join("tests/programs/many.c"))
+        .unwrap_or_else(|error| panic!("{error}"));
+    let line = source.lines().position(|line| line.contains("return malloc(BYTES)"));
+    let line = line.unwrap_or_else(|| panic!("many.c has no such call")) + 1;
+
+    let sites = report.sites();
+    let Some(first) = sites.first() else { panic!("no site:\n{}", report.outline()) };
+    let frames = first.value["stack"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let Some(frame) = frames.iter().find(|frame| frame["symbol"] == "site_many") else {
+        panic!("the first site is not below site_many: {}", first.value)
+    };
+    assert!(frame["file"].as_str().unwrap_or_default().ends_with("many.c"), "file in {frame}");
+    assert_eq!(frame["line"], line, "line in {frame}");
+}
+
+#[test]
+fn a_command_that_forks_keeps_its_own_account() {
+    let (stage, ended) = run_leaker(&[], "forker");
+    ended.final_report().assert_sites(pid_of(&stage), &stage.sites());
+}
+
+#[test]
+fn error_exitcode_tells_of_a_leak() {
+    let (_, ended) = run_leaker(&["--error-exitcode", "9"], "many");
+    assert_eq!(ended.finished.code, 9, "exit code; stderr:\n{}", ended.finished.stderr);
+    assert_eq!(ended.reports.len(), 1, "reports");
+    let many = ended.reports[0].sum(|site| site.has_frame("site_many"));
+    assert_eq!(many.outstanding_count, 10_000, "outstanding");
+}
+
+#[test]
+fn error_exitcode_is_not_used_without_a_leak() {
+    let scratch = Scratch::new();
+    let program = build_program("hotloop");
+    let argv = [&program.to_string_lossy(), "0.1"];
+    let finished = run_with_input(&mut scratch.command(&["--error-exitcode", "9"], &argv), "xx");
+    assert_eq!(finished.code, 0, "exit code; stderr:\n{}", finished.stderr);
+    let reports = read_reports(&scratch.report());
+    let all = reports.iter().map(|report| report.sum(|_| true)).next_back().unwrap_or_default();
+    assert!(all.allocated_count > 0, "nothing was traced: {all:?}");
+    assert_eq!(all.outstanding_count, 0, "outstanding: {all:?}");
+    assert_eq!(Amounts { outstanding_bytes: 0, ..all }, all, "outstanding: {all:?}");
+}
+
+/// Without `-w`, the report follows the command's own output.
+#[test]
+fn the_report_follows_the_commands_output() {
+    require_root();
+    let Finished { code, stdout, stderr } =
+        run_with_input(&mut leaktrace(&["run", "--", "echo", "hello"]), "");
+    assert_eq!(code, 0, "exit code; stderr:\n{stderr}");
+    let Some(report) = stdout.strip_prefix("hello\n") else { panic!("stdout:\n{stdout}") };
+    assert!(report.contains("complete"), "no trust line in the report:\n{report}");
+}
+
+#[test]
+fn a_command_that_cannot_be_run_is_bad_input() {
+    for command in ["/nonexistent/command", "/etc/passwd", "/"] {
+        let scratch = Scratch::new();
+        let finished = run_with_input(&mut scratch.command(&[], &[command]), "");
+        assert_eq!(finished.code, 2, "exit code of {command}; stderr:\n{}", finished.stderr);
+        assert_eq!(finished.stderr.lines().count(), 1, "lines on stderr:\n{}", finished.stderr);
+        assert!(finished.stderr.contains(command), "no {command} in {:?}", finished.stderr);
+        assert!(!scratch.report().exists(), "a report of nothing was left");
+    }
+}

@@ -1,0 +1,268 @@
+//! Stacks without frame pointers, compared with gdb's, address by address.
+//!
+//! A program makes the same calls twice: once traced by leaktrace, once in gdb. That it is one
+//! process makes the addresses comparable.
+
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf, process::Command};
+
+use leaktrace_tests::{
+    LATE, SOON,
+    binary::{require_root, workspace},
+    child::Child,
+    kernel::verified_instructions,
+    leaker::Leaker,
+    program::build_library,
+    report::{Report, Site},
+    traced::Traced,
+};
+use serde_json::Value;
+
+/// Frames that leaktrace takes of a stack.
+const MAX_DEPTH: usize = 127;
+
+/// The block of `chain` that its plugin allocates before leaktrace can know the plugin.
+const EARLY: u64 = 29_999;
+
+/// Stacks by the size of the block.
+type Stacks = BTreeMap<u64, Stack>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stack {
+    addresses: Vec<u64>,
+    truncated: Option<String>,
+}
+
+impl Stack {
+    /// What leaktrace makes of a stack that is known whole.
+    fn cut(mut self) -> Self {
+        if self.addresses.len() > MAX_DEPTH {
+            self.addresses.truncate(MAX_DEPTH);
+            self.truncated = Some("deeper than the frame limit".into());
+        }
+        self
+    }
+
+    /// Whether it says that it is cut, and is right until there.
+    fn is_beginning_of(&self, whole: &Self) -> bool {
+        self.truncated.is_some() && whole.addresses.starts_with(&self.addresses)
+    }
+}
+
+fn programs(name: &str) -> PathBuf {
+    workspace().join("tests/programs").join(name)
+}
+
+fn hex(value: &Value) -> u64 {
+    let text = value.as_str().unwrap_or_default();
+    let digits = text.strip_prefix("0x").unwrap_or_default();
+    u64::from_str_radix(digits, 16).unwrap_or_else(|error| panic!("{value}: {error}"))
+}
+
+fn array(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The stack of a site without its inlined frames, which are not on the stack.
+fn stack_of(site: Site<'_>) -> Stack {
+    let real = array(&site.value["stack"]).iter().filter(|frame| frame["inlined"] != true);
+    Stack {
+        addresses: real.map(|frame| hex(&frame["address"])).collect(),
+        truncated: (site.value["truncated"] == true)
+            .then(|| site.value["truncated_reason"].as_str().unwrap_or_default().to_owned()),
+    }
+}
+
+/// The sites of a report that have blocks of the sizes that the programs leak, by size.
+fn sites_by_size(report: &Report) -> BTreeMap<u64, Site<'_>> {
+    let mut sites = BTreeMap::new();
+    for site in report.sites() {
+        for block in array(&site.value["blocks"]) {
+            let size = block["size_bytes"].as_u64().unwrap_or_default();
+            if (20_000..60_000).contains(&size) {
+                let other = sites.insert(size, site);
+                assert!(other.is_none(), "two blocks of {size} bytes:\n{}", report.outline());
+            }
+        }
+    }
+    sites
+}
+
+/// gdb on a process, with a breakpoint at its malloc.
+struct Oracle(Child);
+
+impl Oracle {
+    fn attach(leaker: &Leaker) -> Self {
+        let malloc = leaker.stage().line["malloc"].as_str().unwrap_or_default();
+        let mut command = Command::new("gdb");
+        command.args(["-nx", "-batch", "-p", &leaker.pid_arg(), "-x"]);
+        command.arg(programs("oracle.py")).env("ORACLE_MALLOC", malloc);
+        let mut oracle = Self(Child::start(&mut command));
+        assert_eq!(oracle.next()["ready"], true, "what gdb says first");
+        oracle
+    }
+
+    fn next(&mut self) -> Value {
+        loop {
+            let line = self.0.next_line(LATE);
+            if let Some(json) = line.strip_prefix("oracle ") {
+                return serde_json::from_str(json)
+                    .unwrap_or_else(|error| panic!("{error}: {line:?}"));
+            }
+        }
+    }
+
+    /// The stacks of a process that has ended; of each size the last.
+    fn into_stacks(mut self) -> Stacks {
+        let code = self.0.wait(LATE);
+        let (stdout, stderr) = self.0.into_output();
+        assert_eq!(code, 0, "exit code of gdb\n{stdout}\n{stderr}");
+        let mut stacks = Stacks::new();
+        for line in stdout.lines().filter_map(|line| line.strip_prefix("oracle ")) {
+            let event: Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+            if let Some(size) = event["size"].as_u64() {
+                let addresses = array(&event["frames"]).iter().map(hex).collect();
+                stacks.insert(size, Stack { addresses, truncated: None });
+            }
+        }
+        stacks
+    }
+}
+
+/// Both sides' frames of a stack, in two columns; leaktrace's with its names.
+fn show(size: u64, got: Option<Site<'_>>, expected: Option<&Stack>) -> String {
+    let frames: Vec<&Value> = got.map_or_else(Vec::new, |site| {
+        array(&site.value["stack"]).iter().filter(|frame| frame["inlined"] != true).collect()
+    });
+    let expected = expected.map_or(&[][..], |stack| &stack.addresses);
+    let reason = got.map(|site| &site.value["truncated_reason"]);
+    let mut text = format!("{size} bytes, truncated: {reason:?}; gdb, leaktrace:\n");
+    for index in 0..frames.len().max(expected.len()) {
+        let right = expected.get(index).map(|address| format!("{address:#x}")).unwrap_or_default();
+        let frame = frames.get(index).map(|frame| (*frame).clone()).unwrap_or_default();
+        let left = frame["address"].as_str().unwrap_or_default();
+        let mark = if left == right { ' ' } else { '!' };
+        let _ = writeln!(
+            text,
+            "{mark} {index:3} {right:>18} {left:>18} {} {}",
+            frame["symbol"], frame["object"]
+        );
+    }
+    text
+}
+
+/// Panics unless the report has exactly gdb's stacks.
+fn compare(report: &Report, oracle: &Stacks, stacks: usize) {
+    let sites = sites_by_size(report);
+    let mut differences = String::new();
+    let (mut addresses, mut wrong) = (0, 0);
+    for size in sites.keys().chain(oracle.keys().filter(|size| !sites.contains_key(*size))) {
+        let expected = oracle.get(size).cloned().map(Stack::cut);
+        let got = sites.get(size).copied();
+        let stack = got.map(stack_of);
+        addresses += expected.as_ref().map_or(0, |stack| stack.addresses.len());
+        let early = *size == EARLY
+            && matches!((&stack, &expected), (Some(got), Some(whole)) if got.is_beginning_of(whole));
+        if stack.is_none() || (stack != expected && !early) {
+            wrong += 1;
+            differences += &show(*size, got, expected.as_ref());
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{wrong} of {} stacks with {addresses} return addresses differ:\n{differences}",
+        oracle.len()
+    );
+    assert_eq!(oracle.len(), stacks, "stacks that gdb saw: {:?}", oracle.keys());
+    report.assert_complete();
+}
+
+/// Waits until leaktrace has had time to look at the mappings that the program has made.
+fn wait_until_mappings_are_known(traced: &mut Traced) {
+    let elapsed = |report: &Report| report.value["elapsed_ms"].as_u64().unwrap_or_default();
+    let seen = traced.wait_report("the plugin has allocated", SOON, |report| {
+        sites_by_size(report).contains_key(&EARLY)
+    });
+    let then = elapsed(&seen) + 500;
+    traced.wait_report("0.5 s have passed", SOON, |report| elapsed(report) > then);
+}
+
+/// One round under leaktrace, the other under gdb; then both are compared.
+fn check(mut leaker: Leaker, stages: &[&str], options: &[&str], stacks: usize) {
+    let pid = leaker.pid_arg();
+    let args = ["user", "-p", &pid, "--interval", "100ms", "--show-allocs"];
+    let mut traced = Traced::start(&[&args, options].concat());
+    for stage in stages {
+        leaker.advance(stage);
+        wait_until_mappings_are_known(&mut traced);
+    }
+    leaker.advance("traced");
+    let report = traced.interrupt().final_report().clone();
+
+    let oracle = Oracle::attach(&leaker);
+    for stage in stages {
+        leaker.advance(stage);
+    }
+    leaker.advance("checked");
+    leaker.end();
+    compare(&report, &oracle.into_stacks(), stacks);
+}
+
+fn start_chain() -> Leaker {
+    let path = |name| build_library(name).display().to_string();
+    Leaker::start("chain", &[&path("chainlib.so"), &path("chainplug.so")])
+}
+
+fn check_chain(options: &[&str]) {
+    check(start_chain(), &["opened"], options, 17);
+}
+
+fn check_cpp(options: &[&str]) {
+    check(Leaker::start("cpp", &[]), &[], options, 21);
+}
+
+#[test]
+fn stacks_of_c_are_those_of_gdb() {
+    check_chain(&[]);
+}
+
+#[test]
+fn stacks_of_c_are_those_of_gdb_with_probes_at_the_entry() {
+    check_chain(&["--probe-at", "entry"]);
+}
+
+#[test]
+fn stacks_of_c_are_those_of_gdb_by_call_frame_information_alone() {
+    check_chain(&["--unwind", "dwarf"]);
+}
+
+#[test]
+fn stacks_of_cpp_are_those_of_gdb() {
+    check_cpp(&[]);
+}
+
+#[test]
+fn stacks_of_cpp_are_those_of_gdb_with_probes_at_the_entry() {
+    check_cpp(&["--probe-at", "entry"]);
+}
+
+#[test]
+fn stacks_of_python_are_those_of_gdb() {
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-I", "-S"]).arg(programs("unwind.py")).env("PYTHONMALLOC", "malloc");
+    check(Leaker::launch(&mut command), &[], &[], 4);
+}
+
+/// The verifier looks at each path; a harmless edit can multiply them, up to its limit of a million.
+#[test]
+fn the_verifier_has_little_work() {
+    require_root();
+    let leaker = Leaker::start("cpp", &[]);
+    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    let programs = verified_instructions(traced.pid());
+    let big: Vec<_> = programs.iter().filter(|(_, count)| *count >= 10_000).collect();
+    assert!(big.is_empty(), "verified instructions: {big:?} of {programs:?}");
+    let walks = programs.iter().any(|(name, _)| name == "lt_session" || name == "lt_entry");
+    assert!(walks, "neither lt_session nor lt_entry: {programs:?}");
+    traced.interrupt();
+}

@@ -1,0 +1,44 @@
+/* A loop that runs for some seconds and prints how often it went round. */
+#ifndef LEAKTRACE_TEST_RATE_H
+#define LEAKTRACE_TEST_RATE_H
+
+#include "account.h"
+
+#include <time.h>
+
+static inline double seconds_now(void)
+{
+    struct timespec now;
+    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0, "clock_gettime");
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* Stages: ready, (byte: run) done with the rate, (byte) end. The argument: seconds. */
+static inline int run_rate(int argc, char **argv, const char *unit, void (*round)(void))
+{
+    check(argc == 2, "usage: PROGRAM SECONDS");
+    double seconds = strtod(argv[1], NULL);
+    check(seconds > 0, "SECONDS is more than 0");
+    line_begin("ready");
+    line_end();
+    wait_for_byte();
+
+    uint64_t rounds = 0;
+    double start = seconds_now(), now = start;
+    while (now - start < seconds) {
+        /* The clock is read once in a thousand rounds: it must not show in the rate. */
+        for (int i = 0; i < 1000; i++)
+            round();
+        rounds += 1000;
+        now = seconds_now();
+    }
+
+    line_begin("done");
+    line_add(",\"%s\":%llu,\"seconds\":%.6f,\"%s_per_s\":%.1f", unit, (unsigned long long)rounds,
+             now - start, unit, (double)rounds / (now - start));
+    line_end();
+    wait_for_byte();
+    return 0;
+}
+
+#endif

@@ -1,0 +1,109 @@
+//! The BPF programs that the kernel has loaded, asked with bpf(2).
+
+use std::collections::BTreeMap;
+
+// include/uapi/linux/bpf.h
+const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+/// `struct { __u32 start_id; __u32 next_id; __u32 open_flags; }` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// `struct { __u32 bpf_fd; __u32 info_len; __u64 info; }` of `union bpf_attr`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The start of `struct bpf_prog_info`, up to its name (offset 64).
+#[repr(C, align(8))]
+struct ProgramInfo {
+    before_name: [u8; 64],
+    name: [u8; 16],
+}
+
+fn bpf<T>(command: libc::c_int, attr: &mut T) -> std::io::Result<i32> {
+    // SAFETY: attr is a live, initialized prefix of union bpf_attr of the size given; the kernel
+    // reads the rest as zero. The only pointer in it (`InfoAttr::info`) points to a live
+    // `ProgramInfo` of the length given.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// The name of a loaded program; none when it was unloaded meanwhile.
+fn program_name(id: u32) -> Option<String> {
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut IdAttr { id, ..IdAttr::default() }).ok()?;
+    let mut info = ProgramInfo { before_name: [0; 64], name: [0; 16] };
+    let mut attr = InfoAttr {
+        fd: fd.unsigned_abs(),
+        info_len: u32::try_from(size_of::<ProgramInfo>()).ok()?,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    let result = bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr);
+    // SAFETY: the descriptor was made above and is used nowhere else.
+    unsafe { libc::close(fd) };
+    result.unwrap_or_else(|error| panic!("BPF_OBJ_GET_INFO_BY_FD of program {id}: {error}"));
+    let length = info.name.iter().position(|byte| *byte == 0).unwrap_or(info.name.len());
+    Some(String::from_utf8_lossy(&info.name[..length]).into_owned())
+}
+
+/// leaktrace's programs in the kernel now, by ID: those whose name begins with `lt_`.
+///
+/// # Panics
+///
+/// When not root.
+pub fn loaded_programs() -> BTreeMap<u32, String> {
+    let mut programs = BTreeMap::new();
+    let mut attr = IdAttr::default();
+    loop {
+        match bpf(BPF_PROG_GET_NEXT_ID, &mut attr) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return programs,
+            Err(error) => panic!("BPF_PROG_GET_NEXT_ID: {error}"),
+        }
+        attr.id = attr.next_id;
+        if let Some(name) = program_name(attr.id).filter(|name| name.starts_with("lt_")) {
+            programs.insert(attr.id, name);
+        }
+    }
+}
+
+/// How many instructions the verifier looked at, for each program that a process holds: name and
+/// count.
+///
+/// # Panics
+///
+/// When not root, or when the process has ended.
+pub fn verified_instructions(pid: u32) -> Vec<(String, u64)> {
+    let folder = format!("/proc/{pid}/fdinfo");
+    let entries =
+        std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {folder}: {error}"));
+    let mut programs = Vec::new();
+    for entry in entries.flatten() {
+        // A descriptor may be closed meanwhile.
+        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let field = |name| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|value| value.trim().parse::<u64>().ok())
+        };
+        // Links have a `prog_id:` too, but not the other.
+        if let (Some(id), Some(count)) = (field("prog_id:"), field("verified_insns:")) {
+            let id = u32::try_from(id).unwrap_or_else(|error| panic!("{error}"));
+            programs.extend(program_name(id).map(|name| (name, count)));
+        }
+    }
+    programs
+}

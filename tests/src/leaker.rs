@@ -1,0 +1,177 @@
+//! A test program, led through its stages.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{LATE, SOON, child::Child, program::build_program, report::Amounts};
+
+/// The account that a program prints at a stage.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// The whole line.
+    pub line: Value,
+}
+
+impl Stage {
+    /// From a line of output.
+    ///
+    /// # Panics
+    ///
+    /// When it is no JSON object with a stage.
+    pub fn parse(line: &str) -> Self {
+        let value: Value = serde_json::from_str(line)
+            .unwrap_or_else(|error| panic!("a stage is one JSON object: {error}: {line:?}"));
+        assert!(value["stage"].is_string(), "no stage in {line:?}");
+        Self { line: value }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.line["stage"].as_str().unwrap_or_default()
+    }
+
+    /// What each call site allocated and freed, by the program's own count.
+    ///
+    /// # Panics
+    ///
+    /// When the stage has no such account.
+    pub fn sites(&self) -> Vec<(String, Amounts)> {
+        sites_of(&self.line)
+    }
+
+    /// The account of one call site.
+    ///
+    /// # Panics
+    ///
+    /// When it has none.
+    pub fn site(&self, name: &str) -> Amounts {
+        let found = self.sites().into_iter().find(|(site, _)| site == name);
+        found.unwrap_or_else(|| panic!("no site {name:?} in {}", self.line)).1
+    }
+}
+
+/// The `sites` of a stage, or of a child in it.
+///
+/// # Panics
+///
+/// When there are none.
+pub fn sites_of(value: &Value) -> Vec<(String, Amounts)> {
+    let Some(sites) = value["sites"].as_array() else { panic!("no sites in {value}") };
+    let name = |site: &Value| site["name"].as_str().unwrap_or_default().to_owned();
+    sites.iter().map(|site| (name(site), Amounts::of(site))).collect()
+}
+
+/// A running test program; killed when dropped.
+#[derive(Debug)]
+pub struct Leaker {
+    child: Child,
+    stage: Stage,
+}
+
+impl Leaker {
+    /// Starts a program and waits for its first stage, `ready`.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be built or started, or has another first stage.
+    pub fn start(name: &str, args: &[&str]) -> Self {
+        Self::launch(Command::new(build_program(name)).args(args))
+    }
+
+    /// Starts another command that goes through stages, and waits for its first one, `ready`.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started, or has another first stage.
+    pub fn launch(command: &mut Command) -> Self {
+        let mut child = Child::start(command);
+        let stage = Stage::parse(&child.next_line(SOON));
+        assert_eq!(stage.name(), "ready", "first stage of {command:?}");
+        Self { child, stage }
+    }
+
+    /// Its process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Its process ID as an argument.
+    pub fn pid_arg(&self) -> String {
+        self.pid().to_string()
+    }
+
+    /// The stage it is in.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// Lets it go on, and waits until it says that it has reached the stage `name`.
+    ///
+    /// # Panics
+    ///
+    /// When it reaches another one, or none.
+    pub fn advance(&mut self, name: &str) -> &Stage {
+        self.child.send("x");
+        self.stage = Stage::parse(&self.child.next_line(LATE));
+        assert_eq!(self.stage.name(), name, "next stage");
+        &self.stage
+    }
+
+    /// Lets it go on from its last stage to its end.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end well.
+    pub fn end(mut self) {
+        self.child.send("x");
+        let code = self.child.wait(SOON);
+        assert_eq!(code, 0, "exit code of the test program; stderr: {}", self.child.stderr_text());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::build_library;
+
+    /// Every program goes through its stages alone, without a tracer.
+    #[test]
+    fn every_program_runs_to_its_end() {
+        let library = build_library("chainlib.so").display().to_string();
+        let plugin = build_library("chainplug.so").display().to_string();
+        let runs: [(&str, &[&str], &[&str]); 13] = [
+            ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
+            ("cpp", &[], &["traced", "checked"]),
+            ("deep", &["300"], &["holding"]),
+            ("exact", &[], &["holding", "freed"]),
+            ("execer", &[], &["before", "after"]),
+            ("forker", &[], &["holding"]),
+            ("hotloop", &["0.05"], &["done"]),
+            ("kobjects", &[], &["holding", "closed"]),
+            ("longjmp", &[], &["holding"]),
+            ("many", &[], &["holding"]),
+            ("many-static", &[], &["holding"]),
+            ("pipeloop", &["0.05"], &["done"]),
+            ("semantics", &[], &["holding"]),
+        ];
+        let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names, crate::program::names().collect::<Vec<_>>());
+        for (name, args, stages) in runs {
+            let mut leaker = Leaker::start(name, args);
+            for stage in stages {
+                leaker.advance(stage);
+            }
+            leaker.end();
+        }
+    }
+
+    #[test]
+    fn a_stage_holds_the_account_of_each_site() {
+        let mut leaker = Leaker::start("many", &[]);
+        assert_eq!(leaker.stage().site("site_many"), crate::report::Amounts::default());
+        let held = leaker.advance("holding").site("site_many");
+        assert_eq!((held.outstanding_count, held.outstanding_bytes), (10_000, 1_130_000));
+        leaker.end();
+    }
+}

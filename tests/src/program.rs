@@ -1,0 +1,129 @@
+//! Compiles the test programs.
+
+use std::{path::Path, path::PathBuf, process::Command, time::SystemTime};
+
+use crate::binary::{target_dir, workspace};
+
+/// Flags of every program: frames that a frame-pointer walk sees whole, and each call a call.
+const COMMON_FLAGS: &[&str] = &[
+    "-g",
+    "-O1",
+    "-fno-omit-frame-pointer",
+    "-fno-optimize-sibling-calls",
+    "-fno-builtin",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+];
+
+/// Code as distributions ship it: the stack can only be walked by call frame information. (Later
+/// flags win.)
+const UNWIND_FLAGS: &[&str] =
+    &["-O2", "-fomit-frame-pointer", "-foptimize-sibling-calls", "-fbuiltin"];
+
+/// A program or library and what it needs beyond the common flags.
+struct Recipe {
+    name: &'static str,
+    source: &'static str,
+    flags: &'static [&'static str],
+}
+
+const RECIPES: &[Recipe] = &[
+    Recipe { name: "chain", source: "chain.c", flags: UNWIND_FLAGS },
+    Recipe { name: "cpp", source: "cpp.cpp", flags: UNWIND_FLAGS },
+    Recipe { name: "deep", source: "deep.c", flags: &[] },
+    Recipe { name: "exact", source: "exact.c", flags: &[] },
+    Recipe { name: "execer", source: "execer.c", flags: &[] },
+    Recipe { name: "forker", source: "forker.c", flags: &[] },
+    Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
+    Recipe { name: "kobjects", source: "kobjects.c", flags: &[] },
+    Recipe { name: "longjmp", source: "longjmp.c", flags: &[] },
+    Recipe { name: "many", source: "many.c", flags: &[] },
+    // No libc to be found in its mappings; its own malloc is in the executable.
+    Recipe { name: "many-static", source: "many.c", flags: &["-static", "-s"] },
+    Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
+    Recipe { name: "semantics", source: "semantics.c", flags: &[] },
+];
+
+const LIBRARIES: &[Recipe] = &[
+    Recipe {
+        name: "chainlib.so",
+        source: "chainlib.c",
+        flags: &["-O2", "-fomit-frame-pointer", "-fbuiltin", "-shared", "-fPIC"],
+    },
+    // The same source, but other code.
+    Recipe {
+        name: "chainplug.so",
+        source: "chainlib.c",
+        flags: &["-O1", "-fomit-frame-pointer", "-fbuiltin", "-fno-plt", "-shared", "-fPIC"],
+    },
+];
+
+/// Every program's name.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    RECIPES.iter().map(|recipe| recipe.name)
+}
+
+/// Compiles a program into `target/test-programs` unless it is there and newer than its sources,
+/// and returns its path.
+///
+/// # Panics
+///
+/// When there is no such program, or the compiler fails or says anything.
+pub fn build_program(name: &str) -> PathBuf {
+    build(RECIPES, name)
+}
+
+/// Compiles a shared library, as [`build_program`] does a program.
+///
+/// # Panics
+///
+/// When there is no such library, or the compiler fails or says anything.
+pub fn build_library(name: &str) -> PathBuf {
+    build(LIBRARIES, name)
+}
+
+fn build(recipes: &[Recipe], name: &str) -> PathBuf {
+    let Some(recipe) = recipes.iter().find(|recipe| recipe.name == name) else {
+        let names: Vec<&str> = recipes.iter().map(|recipe| recipe.name).collect();
+        panic!("nothing to compile is called {name:?}; there are {names:?}")
+    };
+    let sources = workspace().join("tests/programs");
+    let folder = target_dir().join("test-programs");
+    let program = folder.join(name);
+    if modified(&program) > newest_source(&sources) {
+        return program;
+    }
+    std::fs::create_dir_all(&folder)
+        .unwrap_or_else(|error| panic!("cannot create {}: {error}", folder.display()));
+
+    // Two test binaries may build at once: each links under a name of its own.
+    let scratch = folder.join(format!("{name}.{}", std::process::id()));
+    let compiler = if recipe.source.ends_with(".c") { "gcc" } else { "g++" };
+    let mut command = Command::new(compiler);
+    command.args(COMMON_FLAGS).args(recipe.flags).arg(sources.join(recipe.source));
+    command.arg("-o").arg(&scratch);
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {compiler} (is it installed?): {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{command:?}\n{}\n{said}", output.status);
+    std::fs::rename(&scratch, &program)
+        .unwrap_or_else(|error| panic!("cannot rename {}: {error}", scratch.display()));
+    program
+}
+
+/// When a file was last written; the beginning of time if it is not there.
+fn modified(path: &Path) -> SystemTime {
+    path.metadata().and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// The newest of all sources (a header belongs to several programs) and of this file's table.
+fn newest_source(folder: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
+    let sources = entries.flatten().map(|entry| modified(&entry.path())).max();
+    let table = modified(&workspace().join("tests/src/program.rs"));
+    sources.unwrap_or(SystemTime::UNIX_EPOCH).max(table)
+}
