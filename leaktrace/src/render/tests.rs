@@ -238,3 +238,115 @@ fn the_order_and_the_cut_are_as_asked() {
     assert_eq!(report.groups[0].oldest_ms, Some(9_876));
     assert_eq!(report.groups_total, 2);
 }
+
+/// docs/json.md promises the order; a name that only one of the merged sites knows is kept.
+#[test]
+fn merged_holders_are_most_bytes_first() {
+    let (mut snapshot, names) = kernel();
+    let holder = |pid, comm: Option<&str>, count| Holder {
+        pid,
+        comm: comm.map(str::to_owned),
+        outstanding: amount(count, count * 64),
+    };
+    snapshot.sites.truncate(1);
+    snapshot.sites[0].holders = vec![holder(1, None, 5), holder(2, Some("b"), 1)];
+    let mut twin = snapshot.sites[0].clone();
+    twin.id = 99;
+    twin.holders = vec![holder(2, Some("b"), 9), holder(1, Some("a"), 1)];
+    snapshot.sites.push(twin);
+    let report = report::build(&snapshot, &names, &VIEW);
+    assert_eq!(report.groups[0].rows.len(), 1);
+    assert_eq!(
+        report.groups[0].rows[0].holders,
+        [holder(2, Some("b"), 10), holder(1, Some("a"), 6)]
+    );
+}
+
+/// `malloc(0)` leaks blocks of no bytes: call sites that freed everything never push it out.
+#[test]
+fn nothing_outstanding_comes_behind_blocks_of_no_bytes() {
+    let (mut snapshot, names) = user();
+    let freed = &mut snapshot.sites[0];
+    freed.outstanding = amount(0, 0);
+    freed.freed = freed.allocated;
+    snapshot.sites[1].outstanding = amount(3, 0);
+    for sort in [Sort::Bytes, Sort::Count, Sort::Age] {
+        let report = report::build(&snapshot, &names, &View { top: 1, sort, ..VIEW });
+        assert_eq!(report.groups[0].totals.outstanding, amount(3, 0), "{sort:?}");
+        assert_eq!(report.groups_total, 1);
+    }
+}
+
+/// One line of code that was compiled to two calls is one call site, in whatever order its sites
+/// come.
+#[test]
+fn one_line_is_one_call_site() {
+    let (mut snapshot, mut names) = kernel();
+    let (one, two) = (frame(0x100, Place::Kernel), frame(0x108, Place::Kernel));
+    for (frame, offset) in [(one, 4), (two, 12)] {
+        let symbol = known("xyz_open", offset, "[xyz]", Some(("xyz.c", 5)));
+        names.frames.insert(frame, Resolved::Known(vec![symbol]));
+    }
+    snapshot.stacks.insert(1, Stack { frames: vec![one], end: StackEnd::Complete });
+    snapshot.sites.remove(1);
+    snapshot.sites[0].call_site = one;
+    snapshot.sites[1].call_site = two;
+    for _ in 0..2 {
+        let report = report::build(&snapshot, &names, &VIEW);
+        assert_eq!(report.groups.len(), 1);
+        assert_eq!(report.groups[0].rows.len(), 2);
+        snapshot.sites.reverse();
+    }
+}
+
+/// The last bucket has no upper end, and text claims none.
+#[test]
+fn long_lives_have_no_made_up_bound() {
+    let (mut snapshot, names) = user();
+    snapshot.sites[1].lifetimes = [0; LIFETIME_BUCKETS];
+    snapshot.sites[1].lifetimes[LIFETIME_BUCKETS - 1] = 1;
+    let text = rendered(&(snapshot, names), Format::Text);
+    assert!(text.contains("freed: 1, half of them after more than 35 min"), "{text}");
+}
+
+/// A free is counted before its bucket is: a report in between does not invent a long life.
+#[test]
+fn a_free_without_its_bucket_yet_is_no_long_life() {
+    let (mut snapshot, names) = user();
+    snapshot.sites[1].freed = amount(9, 144);
+    snapshot.sites[1].lifetimes = [0; LIFETIME_BUCKETS];
+    let text = rendered(&(snapshot.clone(), names.clone()), Format::Text);
+    assert!(text.contains("freed: 9\n"), "{text}");
+    snapshot.sites[1].lifetimes[2] = 1;
+    let text = rendered(&(snapshot, names), Format::Text);
+    assert!(text.contains("freed: 9, half of them within 8 us"), "{text}");
+}
+
+/// A lone frame that no stack was wanted for does not pass for a whole stack.
+#[test]
+fn a_lone_call_says_that_no_stack_was_taken() {
+    let (mut snapshot, names) = kernel();
+    snapshot.stack_mode = StackMode::Site;
+    snapshot.sites.drain(..2);
+    let text = rendered(&(snapshot, names), Format::Text);
+    assert!(text.contains("clk_get+0x1c\n        (the call alone: no stack taken)\n"), "{text}");
+}
+
+/// Colours come from leaktrace alone, and only where they are welcome.
+#[test]
+fn colours_are_only_our_own() {
+    let (snapshot, names) = user();
+    let report = report::build(&snapshot, &names, &VIEW);
+    let text = |color| {
+        let mut out = Vec::new();
+        render(&report, Format::Text, &mut out, &TextStyle { color }).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    assert!(!text(false).contains('\x1b'));
+    let coloured = text(true);
+    let plain = ["\x1b[1m", "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"]
+        .iter()
+        .fold(coloured.clone(), |text, code| text.replace(code, ""));
+    assert_ne!(coloured, plain);
+    assert_eq!(plain, text(false));
+}

@@ -70,7 +70,9 @@ fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result
             escape(&process.allocator)
         )?;
     }
-    writeln!(out, ", traced for {}", format_ms(report.elapsed_ms))?;
+    let anything = report.mode == Mode::Kernel || !report.processes.is_empty();
+    let comma = if anything { ", " } else { "" };
+    writeln!(out, "{comma}traced for {}", format_ms(report.elapsed_ms))?;
     let totals = &report.totals;
     writeln!(
         out,
@@ -151,8 +153,20 @@ fn split(group: &Group, with_stack: &[&Row], out: &mut dyn Write) -> io::Result<
         writeln!(out, "      {} with this stack:", amount(row.totals.outstanding))?;
         stack(row, out)?;
     }
-    if rest.count > 0 && !shown.is_empty() {
-        writeln!(out, "      {} with other stacks, or without one taken", amount(rest))?;
+    if shown.is_empty() {
+        return Ok(());
+    }
+    let without = group
+        .rows
+        .iter()
+        .filter(|row| !row.stack_taken)
+        .fold(Amount::default(), |sum, row| sum.plus(row.totals.outstanding));
+    for (amount_left, how) in
+        [(rest.minus(without), "with other stacks"), (without, "without a stack")]
+    {
+        if amount_left.count > 0 {
+            writeln!(out, "      {} {how}", amount(amount_left))?;
+        }
     }
     Ok(())
 }
@@ -180,6 +194,9 @@ fn stack(row: &Row, out: &mut dyn Write) -> io::Result<()> {
     }
     if let Some(reason) = row.truncated {
         writeln!(out, "        (stack cut short: {reason})")?;
+    }
+    if !row.stack_taken {
+        writeln!(out, "        (the call alone: no stack taken)")?;
     }
     Ok(())
 }
@@ -217,30 +234,38 @@ fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
         let allocated = format_count(group.totals.allocated.count);
         return writeln!(out, "      none of {allocated} allocated was freed");
     }
-    let mut left = freed.div_ceil(2);
-    let mut median = 0;
     let buckets = group.rows.first().map_or(0, |row| row.lifetimes.len());
-    for bucket in 0..buckets {
-        let count: u64 = group.rows.iter().filter_map(|row| row.lifetimes.get(bucket)).sum();
+    let ended_in = |bucket| group.rows.iter().filter_map(|row| row.lifetimes.get(bucket)).sum();
+    let counts: Vec<u64> = (0..buckets).map(ended_in).collect();
+    // Not of `freed`: the counters are read while they change, and may not agree.
+    let counted: u64 = counts.iter().sum();
+    let mut left = counted.div_ceil(2);
+    let mut median = 0;
+    for (bucket, count) in counts.into_iter().enumerate() {
         median = bucket;
         if count >= left {
             break;
         }
         left -= count;
     }
-    // The bucket's upper end, in microseconds.
-    let upper_us = 2u64.saturating_pow(median as u32 + 1);
-    let within = if upper_us < 10_000 {
-        format!("{} us", format_count(upper_us))
+    // The last bucket is open; the others have an upper end. Both in microseconds.
+    let life = if counted == 0 {
+        String::new()
+    } else if median + 1 == buckets {
+        format!(", half of them after more than {}", format_us(2u64.saturating_pow(median as u32)))
     } else {
-        format_ms(upper_us / 1000)
+        format!(", half of them within {}", format_us(2u64.saturating_pow(median as u32 + 1)))
     };
     writeln!(
         out,
-        "      of {} allocated, freed: {}, half of them within {within}",
+        "      of {} allocated, freed: {}{life}",
         format_count(group.totals.allocated.count),
         format_count(freed)
     )
+}
+
+fn format_us(us: u64) -> String {
+    if us < 10_000 { format!("{} us", format_count(us)) } else { format_ms(us / 1000) }
 }
 
 fn holders(group: &Group, out: &mut dyn Write) -> io::Result<()> {
@@ -273,7 +298,8 @@ fn holders(group: &Group, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn blocks(group: &Group, out: &mut dyn Write) -> io::Result<()> {
-    let all: Vec<_> = group.rows.iter().flat_map(|row| &row.blocks).collect();
+    let mut all: Vec<_> = group.rows.iter().flat_map(|row| &row.blocks).collect();
+    all.sort_by_key(|block| (std::cmp::Reverse(block.age_ms), block.address));
     for block in all.iter().take(BLOCKS_SHOWN) {
         writeln!(
             out,

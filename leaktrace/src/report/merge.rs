@@ -43,7 +43,16 @@ pub struct Row {
     /// The outstanding blocks, if asked for.
     pub blocks: Vec<Block>,
     space: u32,
-    call_site: u64,
+    call_site: Vec<FrameIdentity>,
+}
+
+/// What rows of one call site have in common.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct CallSite {
+    kind: Kind,
+    space: u32,
+    cache: Option<String>,
+    frames: Vec<FrameIdentity>,
 }
 
 /// One frame, with what is known of it.
@@ -81,7 +90,7 @@ struct Identity {
 
 /// A frame without its address where it has a name: the same line of code may be reached from
 /// several instructions.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum FrameIdentity {
     Named {
         symbol: String,
@@ -94,9 +103,14 @@ enum FrameIdentity {
 }
 
 impl Row {
-    /// What rows of one call site have in common.
-    pub(super) fn call_site_key(&self) -> (Kind, u32, Option<String>, u64) {
-        (self.kind, self.space, self.cache.clone(), self.call_site)
+    /// The call site, told apart by the same names as rows are: never by the order of sites.
+    pub(super) fn call_site(&self) -> CallSite {
+        CallSite {
+            kind: self.kind,
+            space: self.space,
+            cache: self.cache.clone(),
+            frames: self.call_site.clone(),
+        }
     }
 
     fn merge(&mut self, other: Self) {
@@ -109,12 +123,17 @@ impl Row {
         }
         for holder in other.holders {
             match self.holders.iter_mut().find(|known| known.pid == holder.pid) {
-                Some(known) => known.outstanding = known.outstanding.plus(holder.outstanding),
+                Some(known) => {
+                    known.outstanding = known.outstanding.plus(holder.outstanding);
+                    known.comm = known.comm.take().or(holder.comm);
+                }
                 None => self.holders.push(holder),
             }
         }
+        self.holders
+            .sort_by_key(|holder| (std::cmp::Reverse(holder.outstanding.bytes), holder.pid));
         self.blocks.extend(other.blocks);
-        self.blocks.sort_by_key(|block| std::cmp::Reverse(block.age_ms));
+        self.blocks.sort_by_key(|block| (std::cmp::Reverse(block.age_ms), block.address));
     }
 }
 
@@ -186,7 +205,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         holders: site.holders.clone(),
         blocks: site.blocks.clone(),
         space: site.space,
-        call_site: site.call_site.address,
+        call_site: resolve(&site.call_site, names).iter().map(identify).collect(),
     };
     (row, identity)
 }

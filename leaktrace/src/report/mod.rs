@@ -107,7 +107,7 @@ fn group(rows: Vec<Row>, each_alone: bool) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut index = std::collections::HashMap::new();
     for row in rows {
-        let known = if each_alone { None } else { index.get(&row.call_site_key()).copied() };
+        let known = if each_alone { None } else { index.get(&row.call_site()).copied() };
         let at = known.unwrap_or(groups.len());
         match groups.get_mut(at) {
             Some(group) => {
@@ -117,7 +117,7 @@ fn group(rows: Vec<Row>, each_alone: bool) -> Vec<Group> {
             }
             None => {
                 if !each_alone {
-                    index.insert(row.call_site_key(), at);
+                    index.insert(row.call_site(), at);
                 }
                 groups.push(Group {
                     totals: row.totals,
@@ -145,6 +145,7 @@ fn sort(groups: &mut [Group], by: Sort) {
             // Unknown ages come last.
             Sort::Age => group.oldest_ms.map_or(0, |age| age + 1),
         };
-        (Reverse(first), Reverse(bytes), id(group))
+        // Blocks of no bytes are outstanding too: malloc(0) can leak.
+        (count == 0, Reverse(first), Reverse(bytes), id(group))
     });
 }
