@@ -40,7 +40,6 @@ impl Way {
 
 /// The probes of all traced processes; detaches when dropped.
 pub struct UserProbes {
-    way: Way,
     programs: Programs,
     links: Vec<Link>,
 }
@@ -79,7 +78,7 @@ impl UserProbes {
                 }
             }
         };
-        Ok(Self { way, programs, links: Vec::new() })
+        Ok(Self { programs, links: Vec::new() })
     }
 
     /// Attaches to an allocator in the object that can be read at `path`, for one process.
@@ -145,10 +144,5 @@ impl UserProbes {
                 (misses > 0).then(|| (program.name().to_owned(), misses))
             })
             .collect()
-    }
-
-    /// How the probes are attached.
-    pub fn way(&self) -> Way {
-        self.way
     }
 }
