@@ -259,15 +259,23 @@ fn is_trampoline(slot: u64) -> bool {
 #[inline(always)]
 fn user_stack(start: &Start, function: u64) -> u64 {
     let wanted = if crate::maps::config!(stack_mode) == StackMode::Adaptive as u32 {
-        let base = site_key(start.space, function, start.caller, StackId::NOT_TAKEN);
-        match ledger::site_index(&base) {
-            Some(base) => ledger::wants_stack(base),
-            None => false,
-        }
+        leaktrace_wants_stack(start.space, function, start.caller) != 0
     } else {
         ledger::wants_stack(0)
     };
     if wanted { walk::take_user(start) } else { StackId::NOT_TAKEN }
+}
+
+/// Whether a call site's next stack is wanted. Global and not inlined, so that the verifier
+/// checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_wants_stack(space: u32, function: u64, caller: u64) -> u32 {
+    let base = site_key(space, function, caller, StackId::NOT_TAKEN);
+    match ledger::site_index(&base) {
+        Some(base) => u32::from(ledger::wants_stack(base)),
+        None => 0,
+    }
 }
 
 #[inline(always)]

@@ -113,7 +113,6 @@ pub extern "C" fn leaktrace_walk(
         (*walk).address = caller.wrapping_sub(1);
         (*walk).stack_pointer = stack_pointer.wrapping_add(8);
         (*walk).frame_pointer = frame_pointer;
-        (*walk).window_start = 0;
         (*walk).window_words = 0;
         (*walk).last_mapping = NO_MAPPING;
         (*walk).slot = slot;
@@ -146,22 +145,32 @@ pub extern "C" fn leaktrace_walk(
     id
 }
 
-/// Finds a free slot of this CPU.
+/// Claims a free slot of this CPU.
 #[inline(always)]
 fn claim() -> Option<(u32, *mut Walk)> {
+    let slot = leaktrace_claim();
+    WALKS.get_ptr_mut(slot).map(|walk| (slot, walk))
+}
+
+/// No slot of this CPU is free.
+const NO_SLOT: u32 = u32::MAX;
+
+/// The index of a slot that is now the caller's, or [`NO_SLOT`]. Global as [`leaktrace_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_claim() -> u32 {
     // SAFETY: the helper has no preconditions.
     let first = unsafe { bpf_get_smp_processor_id() } * SLOTS_PER_CPU;
-    for slot in 0..SLOTS_PER_CPU {
-        let walk = WALKS.get_ptr_mut(first + slot)?;
+    for index in 0..SLOTS_PER_CPU {
+        let slot = first + index;
+        let Some(walk) = WALKS.get_ptr_mut(slot) else { return NO_SLOT };
         // SAFETY: a live map value.
-        unsafe {
-            if atomic::fetch_add(&raw mut (*walk).claims, 1) == 0 {
-                return Some((first + slot, walk));
-            }
+        if unsafe { atomic::fetch_add(&raw mut (*walk).claims, 1) } == 0 {
+            return slot;
         }
         release(walk);
     }
-    None
+    NO_SLOT
 }
 
 #[inline(always)]
