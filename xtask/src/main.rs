@@ -16,6 +16,7 @@ mod source_hash;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 mod workspace;
 
 /// leaktrace's build, test and check tasks.
@@ -50,6 +51,15 @@ enum Task {
         #[arg(value_enum)]
         layers: Vec<test::Layer>,
     },
+    /// Boot Debian's kernel in a virtual machine and run a command there, with this machine's files.
+    Vm {
+        /// The kernel.
+        #[arg(long, value_enum, default_value = "amd64")]
+        kernel: vm::Flavour,
+        /// The command and its arguments; `leaktrace` is the one just built.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// Measure what tracing costs, as ratios within one run (some minutes).
     Bench {
         /// Only the workloads of these programs: hotloop, pipeloop.
@@ -81,6 +91,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Build { release } => build::build(release)?,
         Task::Run { args } => return run::run(&args),
         Task::Test { layers } => return test::test(&layers),
+        Task::Vm { kernel, command } => return vm::vm(kernel, &command),
         Task::Bench { only } => bench::bench(&only)?,
         Task::Lint => lint::lint()?,
         Task::Tidy => tidy::tidy()?,

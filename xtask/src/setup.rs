@@ -29,6 +29,8 @@ pub(crate) const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
 const TEST_PACKAGES: [&str; 3] = ["g++", "python3", "gdb"];
+/// What boots and feeds a virtual machine.
+const MACHINE_PACKAGES: [&str; 3] = ["qemu-system-x86", "busybox-static", "cpio"];
 /// The clippy of Debian's compiler: the only one that can read leaktrace-ebpf with it.
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
@@ -41,6 +43,8 @@ pub(crate) enum Need {
     Build,
     /// Compile and trace the demo.
     Demo,
+    /// Run something in a virtual machine.
+    Machine,
     /// Run the tests.
     Tests,
 }
@@ -55,6 +59,9 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
     }
     if need >= Need::Demo {
         packages.extend(C_PACKAGES);
+    }
+    if need >= Need::Machine {
+        packages.extend(MACHINE_PACKAGES);
     }
     if need >= Need::Tests {
         packages.extend(TEST_PACKAGES);

@@ -1,8 +1,10 @@
 //! Runs the test layers; the output ends with the test runner's own summary.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -11,7 +13,7 @@ use clap::ValueEnum;
 use crate::{
     bpf,
     build::{self, Profile},
-    command, lint, setup, tidy,
+    command, lint, setup, tidy, vm, workspace,
 };
 
 /// A layer of tests.
@@ -23,16 +25,8 @@ pub(crate) enum Layer {
     Golden,
     /// Root and this host's kernel.
     Live,
-}
-
-impl Layer {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unit => "unit",
-            Self::Golden => "golden",
-            Self::Live => "live",
-        }
-    }
+    /// The live tests on Debian's kernel, in a virtual machine.
+    Vm,
 }
 
 /// The variable that tells tests and tidy where the binary is.
@@ -65,10 +59,19 @@ pub(crate) fn test(layers: &[Layer]) -> Result<ExitCode> {
         if !layers.is_empty() && !layers.contains(layer) {
             continue;
         }
-        if let Some(mut command) = layer_command(*layer, binary.as_deref())? {
-            eprintln!("xtask: test layer {}", layer.name());
-            // cargo tells its failure itself.
-            all_passed &= command.status().context("cannot run cargo test")?.success();
+        let passed = match (layer, binary.as_deref()) {
+            (Layer::Unit, _) => unit(),
+            (_, None) => continue,
+            (Layer::Golden, Some(binary)) => integration("golden", &[], binary),
+            (Layer::Live, Some(binary)) => integration("live", &SERIAL, binary),
+            (Layer::Vm, Some(binary)) => in_machine(binary),
+        };
+        match passed {
+            Ok(passed) => all_passed &= passed,
+            Err(error) => {
+                eprintln!("xtask: {error:#}");
+                all_passed = false;
+            }
         }
     }
     Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -82,24 +85,62 @@ fn build_binary() -> Result<PathBuf> {
     build::leaktrace(Profile::Release)
 }
 
-/// The command of a layer, if it can run.
-fn layer_command(layer: Layer, binary: Option<&Path>) -> Result<Option<Command>> {
+/// The tests beside the code; gives whether they passed.
+fn unit() -> Result<bool> {
+    run(command::cargo()?.args([
+        "test",
+        "--workspace",
+        "--exclude",
+        "leaktrace-tests",
+        "--no-fail-fast",
+    ]))
+}
+
+/// The tests of one file, on this host; gives whether they passed.
+fn integration(name: &str, arguments: &[&str], binary: &Path) -> Result<bool> {
     let mut cargo = command::cargo()?;
-    cargo.arg("test");
-    match layer {
-        Layer::Unit => {
-            cargo.args(["--workspace", "--exclude", "leaktrace-tests", "--no-fail-fast"]);
-            return Ok(Some(cargo));
-        }
-        Layer::Golden => cargo.args(["--package", "leaktrace-tests", "--test", "golden"]),
-        // Serial: the tests share the kernel.
-        Layer::Live => {
-            let arguments = ["--test", "live", "--", "--test-threads=1"];
-            cargo.args(["--package", "leaktrace-tests"]).args(arguments)
-        }
-    };
-    Ok(binary.map(|binary| {
-        cargo.env(BINARY_VARIABLE, binary);
-        cargo
-    }))
+    cargo.args(["test", "--package", "leaktrace-tests", "--test", name, "--"]).args(arguments);
+    run(cargo.env(BINARY_VARIABLE, binary))
+}
+
+/// Runs cargo, which tells a failure itself.
+fn run(cargo: &mut Command) -> Result<bool> {
+    Ok(cargo.status().context("cannot run cargo test")?.success())
+}
+
+/// The live tests share the kernel.
+const SERIAL: [&str; 1] = ["--test-threads=1"];
+
+/// Live tests that do not run in the machine, with the reason.
+const NOT_IN_MACHINE: [&str; 1] = [
+    // 6.1: frees by kfree_rcu are not seen, and the report says so.
+    "kernel::nothing_is_left_after_close",
+];
+
+/// Runs the live tests on Debian's kernel; gives whether they passed.
+fn in_machine(binary: &Path) -> Result<bool> {
+    let mut cargo = command::cargo()?;
+    cargo.args(["test", "--package", "leaktrace-tests", "--test", "live", "--no-run"]);
+    let output = command::output(cargo.args(["--quiet", "--message-format=json"]))?;
+    let test = output
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo built no live tests")?;
+    let mut command: Vec<OsString> = vec![test.into()];
+    command.extend(SERIAL.map(OsString::from));
+    for name in NOT_IN_MACHINE {
+        command.extend(["--skip".into(), name.into()]);
+    }
+    let code = vm::run(&vm::Job {
+        flavour: vm::Flavour::Amd64,
+        command: &command,
+        directory: &workspace::root()?.join("tests"),
+        environment: &[
+            (BINARY_VARIABLE, binary.into()),
+            ("CARGO_TARGET_DIR", workspace::target_dir()?.into()),
+        ],
+        limit: Duration::from_secs(1200),
+    })?;
+    Ok(code == 0)
 }

@@ -1,0 +1,255 @@
+//! The machine: an initramfs that mounts this machine's files, and qemu.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, fs::symlink},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Job, command, folder, kernel::Kernel};
+use crate::workspace;
+
+/// Where programs are.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Modules that mount this machine's files, in the order of their needs.
+const MODULES: [&str; 10] = [
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci",
+    "fs/netfs/netfs",
+    "fs/fscache/fscache",
+    "net/9p/9pnet",
+    "net/9p/9pnet_virtio",
+    "fs/9p/9p",
+];
+
+/// Boots the kernel, runs the job and gives its exit code.
+pub(super) fn run(kernel: &Kernel, job: &Job<'_>) -> Result<u8> {
+    let folder = folder()?;
+    let shares = shares(&folder)?;
+    let initramfs = initramfs(&folder, kernel, &shares)?;
+    let script = folder.join("command");
+    fs::write(&script, script_of(job, &folder)).context("cannot write the guest's command")?;
+    let code = folder.join("exit-code");
+    let _ = fs::remove_file(&code);
+    let console = folder.join("console.log");
+
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"])
+        .args(["-nographic", "-no-reboot", "-monitor", "none", "-nic", "none", "-vga", "none"])
+        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .arg("-kernel")
+        .arg(kernel.image())
+        .arg("-initrd")
+        .arg(&initramfs)
+        .arg("-serial")
+        .arg(option("file:", &console, ""))
+        .args(["-serial", "stdio"])
+        .stdin(Stdio::null());
+    for share in &shares {
+        let suffix = format!(
+            ",mount_tag={},security_model=none,multidevs=remap{}",
+            share.tag,
+            if share.writable { "" } else { ",readonly=on" }
+        );
+        qemu.arg("-virtfs").arg(option("local,path=", &share.path, &suffix));
+    }
+    eprintln!("xtask: booting Linux {} (emulated)", kernel.release);
+    let mut child = qemu.spawn().context("cannot run qemu-system-x86_64")?;
+    let in_time = wait(&mut child, job.limit)?;
+
+    let text = fs::read_to_string(&code).unwrap_or_default();
+    match text.trim().parse() {
+        Ok(code) if in_time => Ok(code),
+        _ => {
+            let log = fs::read(&console).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let tail: Vec<&str> = log.lines().rev().take(30).collect();
+            for line in tail.iter().rev() {
+                eprintln!("console: {line}");
+            }
+            let what = if in_time { "ended without an exit code" } else { "took too long" };
+            bail!("the machine {what}; its console is in {}", console.display())
+        }
+    }
+}
+
+/// Waits for the machine's end; false if it had to be ended.
+fn wait(child: &mut Child, limit: Duration) -> Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn option(prefix: &str, path: &Path, suffix: &str) -> OsString {
+    let mut option = OsString::from(prefix);
+    // A comma ends a path in qemu's options, unless it is doubled.
+    option.push(path.to_string_lossy().replace(',', ",,"));
+    option.push(suffix);
+    option
+}
+
+/// A folder of this machine that the guest sees at the same place.
+struct Share {
+    tag: &'static str,
+    path: PathBuf,
+    writable: bool,
+}
+
+/// What the guest sees. The workspace and the target folder may lie below `/tmp`, where the
+/// guest has a file system of its own.
+fn shares(folder: &Path) -> Result<Vec<Share>> {
+    let target = workspace::target_dir()?;
+    debug_assert!(folder.starts_with(&target));
+    Ok(vec![
+        Share { tag: "host", path: "/".into(), writable: false },
+        Share { tag: "workspace", path: workspace::root()?, writable: false },
+        Share { tag: "target", path: target, writable: true },
+    ])
+}
+
+/// The guest's first program, and its modules.
+fn initramfs(folder: &Path, kernel: &Kernel, shares: &[Share]) -> Result<PathBuf> {
+    let root = folder.join("initramfs");
+    let _ = fs::remove_dir_all(&root);
+    for name in ["bin", "modules", "host", "proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(name)).context("cannot make the initramfs")?;
+    }
+    fs::copy(BUSYBOX, root.join("bin/busybox")).context(BUSYBOX)?;
+    symlink("busybox", root.join("bin/sh"))?;
+    let mut insmod = String::new();
+    for module in MODULES {
+        let from = kernel.modules().join(format!("{module}.ko"));
+        let Some(name) = from.file_name() else { continue };
+        // What is built in has no file.
+        if from.exists() {
+            fs::copy(&from, root.join("modules").join(name))?;
+            insmod += &format!("insmod /modules/{}\n", name.display());
+        }
+    }
+    let mut mounts = String::new();
+    for share in shares {
+        let at =
+            quoted(&[OsStr::new("/host"), share.path.as_os_str()].map(OsStr::as_bytes).concat());
+        let mode = if share.writable { "rw" } else { "ro" };
+        // The host's own root comes first; the others may lie in the guest's /tmp.
+        if share.path != Path::new("/") {
+            mounts += &format!("mkdir -p {at}\n");
+        }
+        mounts += &format!(
+            "mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=262144,{mode} {} {at}\n",
+            share.tag
+        );
+        if share.path == Path::new("/") {
+            mounts += GUEST_MOUNTS;
+        }
+    }
+    let script = quoted(folder.join("command").as_os_str().as_bytes());
+    let init = format!(
+        "#!/bin/sh\n\
+         export PATH=/bin\n\
+         /bin/busybox --install -s /bin\n\
+         mount -t proc none /proc; mount -t devtmpfs none /dev\n\
+         {insmod}{mounts}\
+         ip link set lo up\n\
+         umount /proc\n\
+         exec switch_root /host /bin/sh {script} </dev/ttyS1 >/dev/ttyS1 2>&1\n"
+    );
+    let path = root.join("init");
+    fs::write(&path, init)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let archive = folder.join("initramfs.cpio");
+    let mut cpio = Command::new("sh");
+    cpio.args(["-c", "find . | cpio --quiet -o -H newc > \"$0\""]).arg(&archive).current_dir(&root);
+    command::run(&mut cpio)?;
+    Ok(archive)
+}
+
+/// What the guest has of its own, below its root.
+const GUEST_MOUNTS: &str = "\
+mount -t proc none /host/proc
+mount -t sysfs none /host/sys
+mount -t devtmpfs none /host/dev
+mkdir -p /host/dev/shm && mount -t tmpfs none /host/dev/shm
+for folder in tmp run root var/tmp var/lib; do mount -t tmpfs none /host/$folder; done
+mount -t tracefs none /host/sys/kernel/tracing
+mount -t debugfs none /host/sys/kernel/debug
+mount -t bpf none /host/sys/fs/bpf
+mount -t cgroup2 none /host/sys/fs/cgroup
+";
+
+/// The guest's script: runs the job, leaves its exit code, and switches the machine off.
+fn script_of(job: &Job<'_>, folder: &Path) -> Vec<u8> {
+    let mut script = format!("export PATH={PATH} HOME=/root TERM=dumb\nstty raw\n").into_bytes();
+    for (name, value) in job.environment {
+        script.extend(format!("export {name}=").bytes());
+        script.extend(quoted(value.as_bytes()).bytes());
+        script.push(b'\n');
+    }
+    script.extend(format!("cd {}\n", quoted(job.directory.as_os_str().as_bytes())).bytes());
+    let words: Vec<String> = job.command.iter().map(|word| quoted(word.as_bytes())).collect();
+    script.extend(words.join(" ").bytes());
+    let code = quoted(folder.join("exit-code").as_os_str().as_bytes());
+    script.extend(
+        format!("\ncode=$?\necho $code >{code}\nsync\necho o >/proc/sysrq-trigger\nread forever\n")
+            .bytes(),
+    );
+    script
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &[u8]) -> String {
+    format!("'{}'", String::from_utf8_lossy(word).replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use super::*;
+    use crate::vm::Flavour;
+
+    #[test]
+    fn the_guest_runs_the_command_and_says_how_it_ended() {
+        let script = script_of(
+            &Job {
+                flavour: Flavour::Amd64,
+                command: &["echo".into(), "it's".into()],
+                directory: Path::new("/a b"),
+                environment: &[("NAME", "va lue".into())],
+                limit: Duration::from_secs(1),
+            },
+            Path::new("/target/vm"),
+        );
+        let script = String::from_utf8(script).unwrap_or_default();
+        let lines: Vec<&str> = script.lines().skip(2).take(5).collect();
+        assert_eq!(
+            lines,
+            [
+                "export NAME='va lue'",
+                "cd '/a b'",
+                r"'echo' 'it'\''s'",
+                "code=$?",
+                "echo $code >'/target/vm/exit-code'"
+            ]
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! Runs a command on Debian's kernel in a virtual machine (qemu, emulated), with this machine's
+//! files: programs, libraries and the workspace are where they are here.
+//!
+//! The root is read-only, `/tmp` and `/run` are the guest's own, cargo's target folder is shared
+//! both ways. The guest has no network but its loopback.
+
+mod kernel;
+mod machine;
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+use crate::{bpf, build, command, setup, test, workspace};
+
+/// A kernel of Debian's to boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Flavour {
+    /// `linux-image-amd64`
+    Amd64,
+    /// `linux-image-rt-amd64`: a fully preemptible one
+    RtAmd64,
+}
+
+impl Flavour {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::RtAmd64 => "rt-amd64",
+        }
+    }
+}
+
+/// What to run in the machine.
+pub(crate) struct Job<'a> {
+    pub(crate) flavour: Flavour,
+    /// Program and arguments.
+    pub(crate) command: &'a [OsString],
+    /// Its working directory.
+    pub(crate) directory: &'a Path,
+    /// Variables of its environment, beside PATH and HOME.
+    pub(crate) environment: &'a [(&'a str, OsString)],
+    /// After this time the machine is ended.
+    pub(crate) limit: Duration,
+}
+
+/// The task: builds leaktrace, boots, runs the command, exits as it did.
+pub(crate) fn vm(flavour: Flavour, command: &[OsString]) -> Result<ExitCode> {
+    setup::ensure(setup::Need::Machine)?;
+    bpf::build()?;
+    let binary = build::leaktrace(build::Profile::Release)?;
+    let folder = binary.parent().context("the binary has no folder")?;
+    let mut path = folder.as_os_str().to_owned();
+    path.push(":");
+    path.push(machine::PATH);
+    let directory = std::env::current_dir().context("no working directory")?;
+    let code = run(&Job {
+        flavour,
+        command,
+        directory: &directory,
+        environment: &[("PATH", path), (test::BINARY_VARIABLE, binary.into_os_string())],
+        limit: Duration::from_secs(3600),
+    })?;
+    Ok(ExitCode::from(code))
+}
+
+/// Boots, runs the job, and gives its exit code.
+pub(crate) fn run(job: &Job<'_>) -> Result<u8> {
+    let kernel = kernel::find(job.flavour)?;
+    machine::run(&kernel, job)
+}
+
+/// The folder of what machines need and leave.
+fn folder() -> Result<PathBuf> {
+    let folder = workspace::target_dir()?.join("vm");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
