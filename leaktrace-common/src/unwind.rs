@@ -140,8 +140,8 @@ pub struct TextMap {
     pub count: u32,
     /// Changes with every change of the mappings: part of the row cache's key.
     pub generation: u32,
-    /// Set by the BPF side once it told of a change ([`crate::EventKind::Mapped`]); publishing
-    /// clears it.
+    /// A bit for each [`crate::EventKind`] of which the BPF side has told; publishing clears
+    /// them.
     pub told: u32,
 }
 

@@ -103,8 +103,12 @@ pub struct InFlight {
 pub enum EventKind {
     /// A traced process replaced its image.
     Exec = 1,
-    /// A traced process mapped memory, or a walk met an address in no known mapping.
+    /// A traced process is about to map memory.
     Mapped = 2,
+    /// A walk met an address in no known mapping.
+    Unmapped = 3,
+    /// A traced process made a child that is to be traced as well.
+    Forked = 4,
 }
 
 /// A rare happening in a traced process.
@@ -113,11 +117,12 @@ pub enum EventKind {
 pub struct Event {
     /// An [`EventKind`].
     pub kind: u32,
-    /// The process.
+    /// The process; [`EventKind::Forked`]: the child.
     pub tgid: u32,
-    /// [`EventKind::Exec`]: the space that ended.
+    /// [`EventKind::Exec`]: the space that ended. [`EventKind::Forked`]: the parent's.
     pub old_space: u32,
-    /// The present space.
+    /// The present space. [`EventKind::Forked`]: the parent's own if both share their memory
+    /// (vfork), 0 if there was no room for another process.
     pub new_space: u32,
 }
 

@@ -32,6 +32,8 @@ pub(crate) static CONFIG: Config = Config {
     cache_name_offset: 0,
     cache_object_size_offset: 0,
     gfp_cache_mask: 0,
+    task_tgid_offset: 0,
+    task_mm_offset: 0,
     rcu: RcuLayout {
         work_function: 0,
         monitor_function: 0,

@@ -67,6 +67,36 @@ fn a_forked_child_does_not_change_its_parents_account() {
     leaker.end();
 }
 
+/// A child of fork, a grandchild and one of posix_spawn: each has its own account, whole stacks,
+/// and is still there when it has ended.
+#[test]
+fn children_are_traced_on_demand() {
+    let mut leaker = Leaker::start("children", &[]);
+    let pid = leaker.pid_arg();
+    let args = ["user", "-p", &pid, "--children", "--interval", "100ms"];
+    let mut traced = Traced::start(&args);
+    leaker.advance("made");
+    traced.wait_report("three children are traced", leaktrace_tests::SOON, |report| {
+        let unseen = report.value["loss"]["unseen"].to_string();
+        unseen.contains("after their start on: 3")
+    });
+    let children = leaker.advance("holding").line["children"].clone();
+    let children = children.as_array().map(Vec::as_slice).unwrap_or_default();
+    assert_eq!(children.len(), 3);
+    leaker.end();
+    let report = traced.wait().final_report().clone();
+    for child in children {
+        let child_pid = u32::try_from(number(child, "pid")).unwrap_or_default();
+        report.assert_sites(child_pid, &sites_of(child));
+        let expected = &sites_of(child)[0].0;
+        for site in report.sites().into_iter().filter(|site| site.has_frame(expected)) {
+            assert_eq!(site.value["truncated"], false, "{}", report.outline());
+            assert!(site.has_frame("main"), "{}", report.outline());
+        }
+    }
+    assert_eq!(report.loss("stacks_truncated"), 0, "{}", report.outline());
+}
+
 /// The blocks of the old image are gone with it; the new one is traced under the same PID.
 #[test]
 fn exec_ends_the_old_image_and_the_new_one_is_traced() {

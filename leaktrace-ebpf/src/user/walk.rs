@@ -8,8 +8,8 @@
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated::bpf_probe_read_user};
 use leaktrace_common::{
-    CfaRule, LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord, TEXT_PAGE_BYTES, UnwindRow,
-    Unwinding,
+    CfaRule, EventKind, LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord, TEXT_PAGE_BYTES,
+    UnwindRow, Unwinding,
 };
 
 use super::process;
@@ -137,7 +137,7 @@ pub extern "C" fn leaktrace_walk(
         }
         (*walk).record.end = if end == GO_ON { StackEnd::TooDeep as u32 } else { end };
         if end == StackEnd::NoMapping as u32 {
-            process::tell_mapped(tgid, space);
+            process::tell_once(EventKind::Unmapped, tgid, space);
         }
         stack::store_hashed(&raw mut (*walk).record, (*walk).hash)
     };

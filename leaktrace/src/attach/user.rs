@@ -41,7 +41,7 @@ impl Way {
 /// The probes of all traced processes; detaches when dropped.
 pub struct UserProbes {
     programs: Programs,
-    links: Vec<Link>,
+    links: BTreeMap<u32, Vec<Link>>,
 }
 
 enum Programs {
@@ -51,13 +51,16 @@ enum Programs {
 }
 
 impl UserProbes {
-    /// Loads the programs, and attaches the one that follows execs.
+    /// Loads the programs, and attaches those that follow execs and, if wanted, forks.
     ///
     /// # Errors
     ///
     /// [`Error::Kernel`] when the kernel refuses a program.
-    pub fn new(loaded: &mut Loaded, way: Way) -> Result<Self, Error> {
+    pub fn new(loaded: &mut Loaded, way: Way, children: bool) -> Result<Self, Error> {
         loaded.attach_tracepoint(KernelProgram::Exec)?;
+        if children {
+            loaded.attach_tracepoint(KernelProgram::Fork)?;
+        }
         // Without it (before 5.7) new mappings are noticed by the first stack that meets one.
         let _ = loaded.attach_tracepoint(KernelProgram::Mapped);
         let programs = match way {
@@ -78,7 +81,7 @@ impl UserProbes {
                 }
             }
         };
-        Ok(Self { programs, links: Vec::new() })
+        Ok(Self { programs, links: BTreeMap::new() })
     }
 
     /// Attaches to an allocator in the object that can be read at `path`, for one process.
@@ -107,15 +110,16 @@ impl UserProbes {
         };
         // Frees first: an allocation seen without its free would look like a leak. Returns
         // before entries, so that no call is entered whose return is not watched.
+        let links = self.links.entry(pid).or_default();
         match &self.programs {
             Programs::Session { session, free } => {
-                self.links.push(link(free, &freeing, false)?);
-                self.links.push(link(session, &allocating, false)?);
+                links.push(link(free, &freeing, false)?);
+                links.push(link(session, &allocating, false)?);
             }
             Programs::Multi { entry, returned, free } => {
-                self.links.push(link(free, &freeing, false)?);
-                self.links.push(link(returned, &allocating, true)?);
-                self.links.push(link(entry, &allocating, false)?);
+                links.push(link(free, &freeing, false)?);
+                links.push(link(returned, &allocating, true)?);
+                links.push(link(entry, &allocating, false)?);
             }
             Programs::PerfEvent => {
                 let all =
@@ -128,6 +132,11 @@ impl UserProbes {
             }
         }
         Ok(())
+    }
+
+    /// Lets go of the links of a process that has ended; perf_event links stay until the end.
+    pub fn detach(&mut self, pid: u32) {
+        self.links.remove(&pid);
     }
 
     /// As [`Loaded::recursion_misses`], for the programs of multi links.

@@ -116,6 +116,8 @@ pub enum KernelProgram {
     KmemCacheFree,
     /// sched:sched_process_exec
     Exec,
+    /// sched:sched_process_fork
+    Fork,
     /// mmap:vm_unmapped_area
     Mapped,
     /// workqueue:workqueue_execute_start
@@ -133,6 +135,7 @@ impl KernelProgram {
             Self::KmemCacheAllocNode => ("lt_cache_alloc_n", "kmem_cache_alloc_node"),
             Self::KmemCacheFree => ("lt_cache_free", "kmem_cache_free"),
             Self::Exec => ("lt_exec", "sched_process_exec"),
+            Self::Fork => ("lt_fork", "sched_process_fork"),
             Self::Mapped => ("lt_mapped", "vm_unmapped_area"),
             Self::RcuWork => ("lt_rcu_work", "workqueue_execute_start"),
         }

@@ -82,6 +82,10 @@ pub(super) struct UserArgs {
     /// of them alone
     #[arg(long, value_enum, value_name = "HOW", default_value_t = UnwindArg::Auto)]
     unwind: UnwindArg,
+    /// Trace the children of traced processes as well, from their start on or soon after it
+    /// [default: off]
+    #[arg(long)]
+    children: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -152,6 +156,7 @@ impl CommonArgs {
                 Some(UnwindArg::Dwarf) => Unwind::Tables,
                 Some(UnwindArg::Fp) => Unwind::FramePointers,
             },
+            children: user.is_some_and(|user| user.children),
         })
     }
 

@@ -12,7 +12,7 @@ use super::groups::{CommonArgs, UserArgs};
 /// Run a command and report what it has not freed at its end.
 ///
 /// The command keeps standard input, output and error, and its exit code is returned. The report
-/// follows its output, or goes to the file of --write. Its children are not traced.
+/// follows its output, or goes to the file of --write. Its children are traced with --children.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -10,7 +10,7 @@ use super::groups::{self, CommonArgs, DEFAULT_INTERVAL, UserArgs};
 /// Trace the allocations of running processes: malloc and its family.
 ///
 /// Nothing is restarted or stopped. Blocks that were allocated before tracing began are not
-/// seen. Children of a process are traced only when they are named themselves.
+/// seen. Children of a process are traced with --children, or when they are named themselves.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

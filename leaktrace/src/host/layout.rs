@@ -46,6 +46,47 @@ pub struct SlabArguments {
     pub node_variants: bool,
 }
 
+/// Where `struct task_struct` keeps what says whose child a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskLayout {
+    /// Offset of `tgid`.
+    pub tgid_offset: u32,
+    /// Offset of `mm`.
+    pub mm_offset: u32,
+}
+
+impl TaskLayout {
+    /// Reads the running kernel's layout.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] when the kernel has no BTF.
+    pub fn of_running_kernel() -> Result<Self, Error> {
+        let btf = read_btf("--children")?;
+        let offset = |member| {
+            btf.member_offset("task_struct", member).ok_or_else(|| unknown("struct task_struct"))
+        };
+        Ok(Self { tgid_offset: offset("tgid")?, mm_offset: offset("mm")? })
+    }
+}
+
+/// The kernel's types, for something that cannot do without.
+fn read_btf(what: &str) -> Result<Btf, Error> {
+    Btf::read(Path::new(VMLINUX_BTF)).map_err(|error| {
+        Error::Host(format!(
+            "{what} needs the kernel's type information, {VMLINUX_BTF}: {error} (a kernel built \
+             with CONFIG_DEBUG_INFO_BTF has it)"
+        ))
+    })
+}
+
+fn unknown(what: &str) -> Error {
+    Error::Host(format!(
+        "this kernel's {what} is not laid out in a way that leaktrace knows; please report the \
+         kernel's version"
+    ))
+}
+
 impl KernelLayout {
     /// Reads the running kernel's layouts.
     ///
@@ -53,18 +94,7 @@ impl KernelLayout {
     ///
     /// [`Error::Host`] when the kernel has no BTF, or its types are not what leaktrace knows.
     pub fn of_running_kernel() -> Result<Self, Error> {
-        let btf = Btf::read(Path::new(VMLINUX_BTF)).map_err(|error| {
-            Error::Host(format!(
-                "kernel mode needs the kernel's type information, {VMLINUX_BTF}: {error} (a \
-                 kernel built with CONFIG_DEBUG_INFO_BTF has it)"
-            ))
-        })?;
-        let unknown = |what: &str| {
-            Error::Host(format!(
-                "this kernel's {what} is not laid out in a way that leaktrace knows; please \
-                 report the kernel's version"
-            ))
-        };
+        let btf = read_btf("kernel mode")?;
         let slab = slab_arguments(
             &btf.tracepoint("kmalloc").ok_or_else(|| unknown("tracepoint kmalloc"))?,
             &btf.tracepoint("kmem_cache_alloc")

@@ -11,6 +11,9 @@ use crate::{
     units::{format_bytes, format_count, format_ms},
 };
 
+/// Processes named in the first line.
+const PROCESSES_SHOWN: usize = 4;
+
 /// Stacks shown of one call site where only some allocations have one.
 const STACKS_SHOWN: usize = 3;
 /// Holders named of one call site.
@@ -58,7 +61,7 @@ fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result
     if report.mode == Mode::Kernel {
         write!(out, "slab allocations on {}", escape(&report.host))?;
     }
-    for (index, process) in report.processes.iter().enumerate() {
+    for (index, process) in report.processes.iter().take(PROCESSES_SHOWN).enumerate() {
         let comma = if index > 0 { "; " } else { "" };
         let ended = if process.exited { ", ended" } else { "" };
         write!(
@@ -69,6 +72,9 @@ fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result
             escape(&process.exe),
             escape(&process.allocator)
         )?;
+    }
+    if let Some(others @ 1..) = report.processes.len().checked_sub(PROCESSES_SHOWN) {
+        write!(out, "; and {others} more")?;
     }
     let anything = report.mode == Mode::Kernel || !report.processes.is_empty();
     let comma = if anything { ", " } else { "" };

@@ -27,7 +27,12 @@ use crate::{
     bpf::{Loaded, Maps, Sizes},
     collect::{Collector, CollectorOptions, GfpFlags, Wants},
     error::Error,
-    host::{features::HostFacts, layout::KernelLayout, objects::ObjectTable, proc},
+    host::{
+        features::HostFacts,
+        layout::{KernelLayout, TaskLayout},
+        objects::ObjectTable,
+        proc,
+    },
     snapshot::{Mode, Snapshot},
 };
 
@@ -197,7 +202,13 @@ impl Session {
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let sizes = Sizes::new(spec.trace.max_outstanding, true);
-        let mut loaded = Loaded::load(&config(spec), sizes)?;
+        let mut config = config(spec);
+        if spec.trace.children {
+            let task = TaskLayout::of_running_kernel()?;
+            config.task_tgid_offset = task.tgid_offset;
+            config.task_mm_offset = task.mm_offset;
+        }
+        let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
         let mut processes = Processes::new(&mut loaded, way, &spec.trace)?;
         let maps = loaded.maps()?;
@@ -317,8 +328,12 @@ impl Session {
                 }
                 pid = wait_for_exit(&self.pidfds) => {
                     self.pidfds.retain(|(watched, _)| *watched != pid);
-                    self.collector.exited(pid);
-                    if self.pidfds.is_empty() {
+                    // What it told before its end comes first.
+                    self.drain_ring()?;
+                    if let Some(processes) = &mut self.processes {
+                        processes.ended(pid, &mut self.collector);
+                    }
+                    if self.pidfds.is_empty() && self.child.is_none() {
                         return Ok(Event::ProcessesEnded);
                     }
                 }
@@ -361,13 +376,23 @@ impl Session {
         }
         let Some(processes) = &mut self.processes else { return Ok(()) };
         for event in events {
-            if event.kind == EventKind::Exec as u32 {
+            let spaces = (event.tgid, event.old_space, event.new_space);
+            if event.kind == EventKind::Forked as u32 {
+                if processes.forked(spaces, &mut self.loaded, &mut self.collector)
+                    && let Ok(pidfd) = processes::pidfd(event.tgid)
+                {
+                    self.pidfds.push((event.tgid, pidfd));
+                }
+            } else if event.kind == EventKind::Exec as u32 {
                 let process = processes::describe(event.tgid, String::new());
                 self.collector.add_process(event.new_space, process);
-                let spaces = (event.tgid, event.old_space, event.new_space);
                 // First what the new image needs, then what the old one left.
                 processes.exec(spaces, &mut self.loaded, &mut self.collector)?;
-                self.collector.forget_image(event.old_space)?;
+                if !processes.is_in_use(event.old_space) {
+                    self.collector.forget_image(event.old_space)?;
+                }
+            } else if event.kind == EventKind::Unmapped as u32 {
+                processes.met_unmapped(event.tgid);
             } else {
                 processes.mapped(event.tgid);
             }
@@ -409,6 +434,8 @@ fn config(spec: &Spec) -> Config {
         cache_name_offset: 0,
         cache_object_size_offset: 0,
         gfp_cache_mask: 0,
+        task_tgid_offset: 0,
+        task_mm_offset: 0,
         rcu: RcuLayout::default(),
     }
 }

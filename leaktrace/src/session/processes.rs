@@ -43,6 +43,18 @@ pub(super) struct Processes {
     failed: BTreeMap<u32, String>,
     /// Rows of each object's unwind table, by path.
     rows: Vec<(String, u64)>,
+    children: ChildCounts,
+}
+
+/// How well the children of traced processes could be followed.
+#[derive(Debug, Default)]
+struct ChildCounts {
+    /// Followed from some milliseconds after their start on.
+    late: u64,
+    /// Ended before they could be looked at.
+    missed: u64,
+    /// More than the table of processes has room for.
+    refused: u64,
 }
 
 /// One traced process.
@@ -62,9 +74,12 @@ const FIRST_WAIT: Duration = Duration::from_millis(1);
 /// Longest wait, for a process that maps memory all the time, but no library.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// Longest wait once stacks are cut because mappings are unknown.
+const LONGEST_BLIND: Duration = Duration::from_millis(50);
+
 impl Processes {
     pub(super) fn new(loaded: &mut Loaded, way: Way, trace: &TraceOptions) -> Result<Self, Error> {
-        let probes = UserProbes::new(loaded, way)?;
+        let probes = UserProbes::new(loaded, way, trace.children)?;
         Ok(Self {
             probes,
             probe_at: trace.probe_at,
@@ -74,6 +89,7 @@ impl Processes {
             attached: HashSet::new(),
             failed: BTreeMap::new(),
             rows: Vec::new(),
+            children: ChildCounts::default(),
         })
     }
 
@@ -103,6 +119,54 @@ impl Processes {
         Ok(())
     }
 
+    /// A traced process made a child that is to be traced: from now on, as the links of the
+    /// parent do not reach it. Gives whether it could be.
+    pub(super) fn forked(
+        &mut self,
+        (pid, old_space, new_space): (u32, u32, u32),
+        loaded: &mut Loaded,
+        collector: &mut Collector,
+    ) -> bool {
+        if new_space == 0 {
+            self.children.refused += 1;
+            return false;
+        }
+        let traced = Traced { space: new_space, wait: FIRST_WAIT, ..Traced::default() };
+        self.traced.insert(pid, traced);
+        if new_space != old_space {
+            collector.add_process(new_space, describe(pid, String::new()));
+        }
+        let attached = self
+            .read_mappings(pid, collector)
+            .and_then(|_| self.attach_new(pid, loaded, collector))
+            .is_ok();
+        if attached {
+            self.children.late += 1;
+        } else {
+            self.children.missed += 1;
+            self.ended(pid, collector);
+        }
+        attached
+    }
+
+    /// A process has ended: its number may be given to another.
+    pub(super) fn ended(&mut self, pid: u32, collector: &mut Collector) {
+        collector.exited(pid);
+        collector.maps.remove_target(pid);
+        self.probes.detach(pid);
+        self.attached.retain(|(owner, _)| *owner != pid);
+        if let Some(traced) = self.traced.remove(&pid)
+            && !self.is_in_use(traced.space)
+        {
+            self.tables.forget(traced.space);
+        }
+    }
+
+    /// Whether a process image is that of a traced process.
+    pub(super) fn is_in_use(&self, space: u32) -> bool {
+        self.traced.values().any(|traced| traced.space == space)
+    }
+
     /// A process replaced its image: follows it until its C library is mapped, which takes the
     /// loader some hundred microseconds, so that its first stacks find their tables.
     pub(super) fn exec(
@@ -114,9 +178,12 @@ impl Processes {
         const LOOKS: u32 = 25;
         const PAUSE: Duration = Duration::from_micros(100);
 
-        self.tables.forget(old_space);
         let Some(traced) = self.traced.get_mut(&pid) else { return Ok(()) };
         *traced = Traced { space: new_space, wait: FIRST_WAIT, ..Traced::default() };
+        // A child of vfork leaves its parent's image to the parent.
+        if !self.is_in_use(old_space) {
+            self.tables.forget(old_space);
+        }
         for _ in 0..LOOKS {
             // A process that has ended meanwhile has nothing to look at.
             if self.read_mappings(pid, collector).is_err() {
@@ -146,6 +213,14 @@ impl Processes {
         {
             let wait = if traced.wait == FIRST_WAIT { Duration::ZERO } else { traced.wait };
             traced.due = Some(Instant::now() + wait);
+        }
+    }
+
+    /// A walk met an address in no known mapping: have a look sooner than that.
+    pub(super) fn met_unmapped(&mut self, pid: u32) {
+        if let Some(traced) = self.traced.get_mut(&pid) {
+            let soon = Instant::now() + traced.wait.min(LONGEST_BLIND);
+            traced.due = Some(traced.due.map_or(soon, |due| due.min(soon)));
         }
     }
 
@@ -291,7 +366,17 @@ impl Processes {
 
     /// Allocators without probes, for the report.
     pub(super) fn unseen(&self) -> Vec<String> {
-        self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}")).collect()
+        let failed = self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}"));
+        let ChildCounts { late, missed, refused } = self.children;
+        let children = [
+            (late, "traced from some milliseconds after their start on"),
+            (missed, "ended before they could be traced"),
+            (refused, "not traced: at most 1,024 processes are"),
+        ];
+        let children = children.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| {
+            format!("child processes {what}: {}", crate::units::format_count(count))
+        });
+        failed.chain(children).collect()
     }
 
     /// As [`UserProbes::recursion_misses`].

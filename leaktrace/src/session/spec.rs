@@ -60,6 +60,8 @@ pub struct TraceOptions {
     pub probe_at: ProbeAt,
     /// How user stacks are unwound.
     pub unwind: Unwind,
+    /// Whether children of traced processes are traced as well.
+    pub children: bool,
 }
 
 /// How user stacks are unwound.
