@@ -40,6 +40,101 @@ pub struct Outstanding {
     pub tgid: u32,
 }
 
-// A tracked block costs 40 bytes of key and value; the kernel's hash table adds 48 bytes of
-// element header (struct htab_elem, kernel/bpf/hashtab.c, 6.1 and 6.18) and its bucket array.
+/// Blocks in one [`Bucket`].
+pub const BUCKET_SLOTS: u32 = 8;
+
+/// A bucket of the table of outstanding blocks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// A [`BlockWord`] for each slot: one cache line, which most looks do not leave.
+    pub keys: [u64; BUCKET_SLOTS as usize],
+    /// The blocks.
+    pub blocks: [Outstanding; BUCKET_SLOTS as usize],
+}
+
+/// An [`AllocKey`] in one word, as it stands in a [`Bucket`].
+pub struct BlockWord;
+
+impl BlockWord {
+    /// No block is in the slot.
+    pub const FREE: u64 = 0;
+    /// A block is being written to the slot.
+    pub const CLAIMED: u64 = 1;
+    /// Bits of an address in a process (4-level paging, Documentation/arch/x86/x86_64/mm.rst).
+    const ADDRESS_BITS: u32 = 47;
+    /// Spaces are below this: kernel addresses, whose upper bits are ones, are their own words.
+    pub const SPACES: u32 = (1 << (64 - Self::ADDRESS_BITS)) - 1;
+
+    /// The word of a key.
+    #[inline(always)]
+    pub const fn of(key: AllocKey) -> u64 {
+        key.address ^ ((key.space as u64) << Self::ADDRESS_BITS)
+    }
+
+    /// The key of a word.
+    #[inline(always)]
+    pub const fn key(word: u64) -> AllocKey {
+        let space = (word >> Self::ADDRESS_BITS) as u32;
+        if space == Self::SPACES {
+            return AllocKey::new(KERNEL_SPACE, word);
+        }
+        AllocKey::new(space, word & ((1 << Self::ADDRESS_BITS) - 1))
+    }
+
+    /// The two buckets, of so many, in which a block may lie.
+    #[inline(always)]
+    pub const fn buckets(word: u64, count: u32) -> (u32, u32) {
+        let first = crate::StackId::mix(0, word);
+        let second = crate::StackId::mix(first, word);
+        (Self::scaled(first, count), Self::scaled(second, count))
+    }
+
+    #[inline(always)]
+    const fn scaled(hash: u64, count: u32) -> u32 {
+        (((hash >> 32) * count as u64) >> 32) as u32
+    }
+
+    /// Buckets for so many blocks: five slots in eight are used when all are there, so that
+    /// some five in a million find both their buckets full.
+    pub const fn buckets_for(blocks: u32) -> u32 {
+        (blocks as u64 * 8 / 5 / BUCKET_SLOTS as u64) as u32 + 2
+    }
+
+    /// Room for those that do.
+    pub const fn overflow_for(blocks: u32) -> u32 {
+        blocks / 64 + 16
+    }
+}
+
 const _: () = assert!(size_of::<AllocKey>() == 16 && size_of::<Outstanding>() == 24);
+const _: () = assert!(size_of::<Bucket>() == 256);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_survive_their_word() {
+        for key in [
+            AllocKey::new(KERNEL_SPACE, 0xffff_8880_0123_4560),
+            AllocKey::new(1, 0x7fff_ffff_f000),
+            AllocKey::new(BlockWord::SPACES - 1, 16),
+        ] {
+            assert_eq!(BlockWord::key(BlockWord::of(key)), key);
+        }
+    }
+
+    #[test]
+    fn both_buckets_exist_and_differ_for_most() {
+        let count = BlockWord::buckets_for(1000);
+        let same = (0..1000_u64)
+            .filter(|at| {
+                let (first, second) = BlockWord::buckets(0xffff_8880_0000_0000 + at * 64, count);
+                assert!(first < count && second < count);
+                first == second
+            })
+            .count();
+        assert!(same < 50, "{same} of 1000 have but one bucket of {count}");
+    }
+}

@@ -44,6 +44,10 @@ pub struct Config {
     pub cache_object_size_offset: u32,
     /// GFP flags that choose a kmalloc cache (`__GFP_RECLAIMABLE`, `__GFP_ACCOUNT`, `__GFP_DMA`).
     pub gfp_cache_mask: u32,
+    /// Buckets in `BLOCKS`.
+    pub buckets: u32,
+    /// Always zero.
+    pub zero: u32,
     /// Offset of `tgid` in `struct task_struct`; 0: children are not traced.
     pub task_tgid_offset: u32,
     /// Offset of `mm` in `struct task_struct`.
@@ -76,4 +80,4 @@ pub struct RcuLayout {
 }
 
 const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
-const _: () = assert!(size_of::<Config>() == 2 * 8 + 14 * 4 + size_of::<RcuLayout>());
+const _: () = assert!(size_of::<Config>() == 2 * 8 + 16 * 4 + size_of::<RcuLayout>());

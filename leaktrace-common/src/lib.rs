@@ -2,7 +2,8 @@
 //!
 //! | map | key -> value | written by | read by |
 //! |---|---|---|---|
-//! | `OUTSTANDING` | [`AllocKey`] -> [`Outstanding`] | BPF ledger | collector, when single blocks matter |
+//! | `BLOCKS` | [`Bucket`]s of [`Outstanding`] | BPF ledger | collector, when single blocks matter |
+//! | `OVERFLOW` | [`BlockWord`] -> [`Outstanding`] | BPF ledger | the same |
 //! | `SITE_INDEX` | [`SiteKey`] -> `u32` | BPF ledger | nobody else |
 //! | `SITES` | index -> [`SiteRecord`] | BPF ledger; the loader sets [`SiteRecord::suspect`] | collector, by mmap |
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
@@ -27,7 +28,7 @@ mod stack;
 mod unwind;
 mod user;
 
-pub use alloc::{AllocKey, KERNEL_SPACE, Outstanding};
+pub use alloc::{AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding};
 pub use config::{Config, RcuLayout, StackMode};
 pub use loss::LossReason;
 pub use site::{CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, lifetime_bucket};
@@ -44,8 +45,8 @@ mod pod {
     use aya::Pod;
 
     use super::{
-        AllocKey, CacheName, Config, InFlight, Outstanding, SiteKey, SiteRecord, StackRecord,
-        Target, TextMap, TextMapping,
+        AllocKey, Bucket, CacheName, Config, InFlight, Outstanding, SiteKey, SiteRecord,
+        StackRecord, Target, TextMap, TextMapping,
     };
 
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
@@ -53,6 +54,8 @@ mod pod {
     unsafe impl Pod for AllocKey {}
     // SAFETY: as above.
     unsafe impl Pod for Outstanding {}
+    // SAFETY: as above.
+    unsafe impl Pod for Bucket {}
     // SAFETY: as above.
     unsafe impl Pod for SiteKey {}
     // SAFETY: as above.

@@ -4,9 +4,9 @@
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LossReason {
-    /// `OUTSTANDING` was full.
+    /// `BLOCKS` and `OVERFLOW` had no room.
     OutstandingFull = 0,
-    /// `OUTSTANDING` refused an insert for another reason (contention).
+    /// `OVERFLOW` refused an insert (contention).
     OutstandingRefused = 1,
     /// `SITES` was full.
     SitesFull = 2,

@@ -91,7 +91,7 @@ pub struct InFlight {
     pub stack: u64,
     /// `posix_memalign`: where the result goes. `realloc`: the old block.
     pub pointer: u64,
-    /// `realloc`: the old block's record, taken out of `OUTSTANDING` for the time of the call.
+    /// `realloc`: the old block's record, taken out of `BLOCKS` for the time of the call.
     pub old: crate::Outstanding,
     /// Whether `old` holds a record.
     pub old_tracked: u64,

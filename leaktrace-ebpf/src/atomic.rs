@@ -1,6 +1,6 @@
-//! Atomic additions; `AtomicU64::fetch_add` does not exist for the BPF target.
+//! Atomic additions and exchanges; the methods of `AtomicU64` do not exist for the BPF target.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 /// Adds to a counter in a map value.
 ///
@@ -25,4 +25,16 @@ pub(crate) unsafe fn add(counter: *mut u64, amount: u64) {
 pub(crate) unsafe fn fetch_add(counter: *mut u64, amount: u64) -> u64 {
     // SAFETY: the caller's promise.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, amount) }
+}
+
+/// Replaces a word if it is `old`; gives whether it was.
+///
+/// # Safety
+///
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn exchange_if(word: *mut u64, old: u64, new: u64) -> bool {
+    const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise.
+    unsafe { atomic_cxchg::<u64, ORDER, ORDER>(word, old, new) }.0 == old
 }

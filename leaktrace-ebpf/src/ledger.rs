@@ -1,18 +1,16 @@
 //! The only writer of outstanding blocks and of call sites' counters.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use leaktrace_common::{
     AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode, lifetime_bucket,
 };
 
 use crate::{
     atomic, loss,
-    maps::{CURSORS, OUTSTANDING, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
+    maps::{CURSORS, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
     stack::EEXIST,
+    table,
 };
-
-/// `-E2BIG`: a hash map is full.
-const E2BIG: i32 = -7;
 
 /// The call site's slot in `SITES`, made if it is new.
 #[inline(always)]
@@ -112,24 +110,17 @@ pub(crate) fn largest_bytes(site: u32) -> u64 {
 /// Records an allocation.
 #[inline(always)]
 pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) {
-    let inserted = match OUTSTANDING.insert(key, block, u64::from(BPF_NOEXIST)) {
-        Ok(()) => Ok(()),
-        // The address was given out again, so its free was missed: the old record goes.
-        Err(EEXIST) => {
-            loss::count(LossReason::MissedFree);
-            // SAFETY: copied at once.
-            if let Some(old) = unsafe { OUTSTANDING.get(key) }.copied() {
-                count_free(&old, block.timestamp_ns);
-            }
-            OUTSTANDING.insert(key, block, u64::from(BPF_ANY))
-        }
-        error => error,
-    };
-    match inserted {
+    match table::insert(key, &block) {
         Ok(()) => count_alloc(&block),
-        Err(E2BIG) => loss::count(LossReason::OutstandingFull),
-        Err(_) => loss::count(LossReason::OutstandingRefused),
+        Err(reason) => loss::count_number(reason),
     }
+}
+
+/// Counts a block whose address was given out again: its free was missed.
+#[inline(always)]
+pub(crate) fn count_missed_free(old: &Outstanding, now_ns: u64) {
+    loss::count(LossReason::MissedFree);
+    count_free(old, now_ns);
 }
 
 /// Records a free of whatever is outstanding at `key`; gives back whether something was. What
@@ -148,22 +139,14 @@ pub(crate) fn on_free(key: AllocKey, now_ns: u64) -> bool {
 /// Takes a block out of the outstanding ones without counting it as freed.
 #[inline(always)]
 pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
-    // SAFETY: copied before the record is deleted and its memory reused.
-    let block = unsafe { OUTSTANDING.get(key) }.copied()?;
-    match OUTSTANDING.remove(key) {
-        Ok(()) => Some(block),
-        Err(_) => {
-            loss::count(LossReason::DeleteRefused);
-            None
-        }
-    }
+    table::take(key)
 }
 
 /// Puts a block back that was taken out: its allocation stays counted.
 #[inline(always)]
 pub(crate) fn put_back(key: AllocKey, block: &Outstanding) {
-    if OUTSTANDING.insert(key, block, u64::from(BPF_NOEXIST)).is_err() {
-        loss::count(LossReason::OutstandingRefused);
+    if let Err(reason) = table::insert(key, block) {
+        loss::count_number(reason);
     }
 }
 
@@ -186,13 +169,22 @@ fn count_alloc(block: &Outstanding) {
 /// Counts a block as freed at its site.
 #[inline(always)]
 pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {
-    let Some(record) = SITES.get_ptr_mut(block.site) else { return };
-    let bucket = lifetime_bucket(now_ns.saturating_sub(block.timestamp_ns));
+    let age_ns = now_ns.saturating_sub(block.timestamp_ns);
+    leaktrace_count_free(block.site, block.size_bytes, age_ns);
+}
+
+/// As [`count_free`]. Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) -> u32 {
+    let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
+    let bucket = lifetime_bucket(age_ns);
     // SAFETY: a live map value; `bucket` is below the number of buckets.
     unsafe {
         atomic::add(&raw mut (*record).freed_count, 1);
-        atomic::add(&raw mut (*record).freed_bytes, block.size_bytes);
+        atomic::add(&raw mut (*record).freed_bytes, size_bytes);
         let buckets = (&raw mut (*record).lifetimes).cast::<u64>();
         atomic::add(buckets.add(bucket), 1);
     }
+    0
 }

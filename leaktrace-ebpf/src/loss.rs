@@ -12,3 +12,12 @@ pub(crate) fn count(reason: LossReason) {
         unsafe { atomic::add(counter, 1) };
     }
 }
+
+/// As [`count`], for a reason that went through a global function as its number.
+#[inline(always)]
+pub(crate) fn count_number(reason: u32) {
+    if let Some(counter) = LOSS.get_ptr_mut(reason) {
+        // SAFETY: as above.
+        unsafe { atomic::add(counter, 1) };
+    }
+}

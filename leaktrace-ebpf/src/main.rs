@@ -14,6 +14,7 @@ mod ledger;
 mod loss;
 mod maps;
 mod stack;
+mod table;
 mod user;
 
 /// Helpers that the kernel lends to GPL-compatible programs only are used.

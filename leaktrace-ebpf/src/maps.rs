@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
-    AllocKey, CacheName, Config, InFlight, LossReason, Outstanding, RcuLayout, SiteKey, SiteRecord,
+    Bucket, CacheName, Config, InFlight, LossReason, Outstanding, RcuLayout, SiteKey, SiteRecord,
     StackRecord, Target, TextMap, TextMapping,
 };
 
@@ -32,6 +32,8 @@ pub(crate) static CONFIG: Config = Config {
     cache_name_offset: 0,
     cache_object_size_offset: 0,
     gfp_cache_mask: 0,
+    buckets: 1,
+    zero: 0,
     task_tgid_offset: 0,
     task_mm_offset: 0,
     rcu: RcuLayout {
@@ -57,10 +59,15 @@ macro_rules! config {
 }
 pub(crate) use config;
 
-/// Live blocks; written by the ledger; `--max-outstanding`; when full, allocations are counted
-/// as missed.
+/// Live blocks; written by the table alone, but for images that the loader forgets;
+/// `--max-outstanding`.
 #[map]
-pub(crate) static OUTSTANDING: HashMap<AllocKey, Outstanding> = HashMap::with_max_entries(1, 0);
+pub(crate) static BLOCKS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Live blocks that found both their buckets full, by [`leaktrace_common::BlockWord`]; written
+/// as `BLOCKS`; when full, allocations are counted as missed.
+#[map]
+pub(crate) static OVERFLOW: HashMap<u64, Outstanding> = HashMap::with_max_entries(1, 0);
 
 /// Index of a call site in [`SITES`]; written by the ledger; as many as `SITES` holds.
 #[map]
@@ -86,9 +93,9 @@ pub(crate) static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(
 pub(crate) static LOSS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(LossReason::COUNT as u32, 0);
 
-/// 0: next slot in [`SITES`]; 1: last space given to a process image.
+/// 0: next slot in [`SITES`]; 1: last space given to a process image; 2: blocks in [`OVERFLOW`].
 #[map]
-pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(2, 0);
+pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(3, 0);
 
 /// Names of slab caches by address; written by the ledger once a call site is new.
 #[map]

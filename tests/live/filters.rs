@@ -16,11 +16,17 @@ fn a_full_table_says_how_many_were_missed() {
     leaker.advance("holding");
     let ended = traced.interrupt();
     let report = ended.final_report();
-    assert_eq!(report.loss("missed_allocs"), 9000, "loss: {}", report.value["loss"]);
-    assert_eq!(report.value["loss"]["complete"], false, "loss: {}", report.value["loss"]);
     let got = report.sum_in(leaker.pid(), "site_many");
-    assert_eq!(got.outstanding_count, 1000, "blocks there was room for:\n{}", report.outline());
-    assert_eq!(got.outstanding_bytes, 1000 * 113, "their bytes:\n{}", report.outline());
+    // There is room for at least so many, and for not many more.
+    assert!((1000..2000).contains(&got.outstanding_count), "blocks:\n{}", report.outline());
+    assert_eq!(got.outstanding_bytes, got.outstanding_count * 113, "{}", report.outline());
+    assert_eq!(
+        report.loss("missed_allocs"),
+        10_000 - got.outstanding_count,
+        "{}",
+        report.outline()
+    );
+    assert_eq!(report.value["loss"]["complete"], false, "loss: {}", report.value["loss"]);
     leaker.end();
 }
 

@@ -1,11 +1,14 @@
 //! Typed handles of the maps; see `leaktrace_common` for what each holds.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use leaktrace_common::{
-    AllocKey, CacheName, LossReason, Outstanding, SiteRecord, StackRecord, Target, TextMap,
-    TextMapping,
+    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, CacheName, LossReason, Outstanding, SiteRecord,
+    StackRecord, Target, TextMap, TextMapping,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -13,9 +16,10 @@ use crate::error::Error;
 
 /// The maps of a loaded object.
 pub struct Maps {
-    outstanding: HashMap<MapData, AllocKey, Outstanding>,
+    blocks: MappedArray<Bucket>,
+    overflow: HashMap<MapData, u64, Outstanding>,
     /// The same map, for batches.
-    outstanding_fd: OwnedFd,
+    overflow_fd: OwnedFd,
     stacks: HashMap<MapData, u64, StackRecord>,
     caches: HashMap<MapData, u64, CacheName>,
     loss: PerCpuArray<MapData, u64>,
@@ -35,19 +39,19 @@ impl Loaded {
     /// [`Error::Kernel`] when the object lacks a map (a defect) or a map cannot be mapped.
     pub fn maps(&mut self) -> Result<Maps, Error> {
         let sites = MappedArray::new("SITES", self.take("SITES")?)?;
-        let outstanding = self.take("OUTSTANDING")?;
-        let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
-            Error::kernel("map OUTSTANDING", error)
-        };
-        let outstanding_fd = super::object::map_data(&outstanding)
+        let overflow = self.take("OVERFLOW")?;
+        let fail =
+            |error: Box<dyn std::error::Error + Send + Sync>| Error::kernel("map OVERFLOW", error);
+        let overflow_fd = super::object::map_data(&overflow)
             .ok_or_else(|| fail("is no hash map".into()))?
             .fd()
             .as_fd()
             .try_clone_to_owned()
             .map_err(|error| fail(error.into()))?;
         Ok(Maps {
-            outstanding: HashMap::try_from(outstanding).map_err(|error| fail(error.into()))?,
-            outstanding_fd,
+            blocks: MappedArray::new("BLOCKS", self.take("BLOCKS")?)?,
+            overflow: HashMap::try_from(overflow).map_err(|error| fail(error.into()))?,
+            overflow_fd,
             stacks: self.typed("STACKS")?,
             caches: self.typed("CACHES")?,
             loss: self.typed("LOSS")?,
@@ -89,23 +93,73 @@ impl Loaded {
 }
 
 impl Maps {
-    /// Visits every outstanding block.
+    /// Visits every outstanding block; those that come and go meanwhile are seen or not.
     ///
     /// # Errors
     ///
-    /// What the kernel says to `BPF_MAP_LOOKUP_BATCH`.
+    /// What the kernel says to reading the map of blocks that found no room in the table.
     pub fn read_outstanding(
         &self,
-        visit: impl FnMut(&AllocKey, &Outstanding),
+        mut visit: impl FnMut(&AllocKey, &Outstanding),
     ) -> Result<(), Error> {
-        sys::read_all(self.outstanding_fd.as_fd(), visit)
-            .map_err(|error| Error::kernel("cannot read the outstanding blocks", error))
+        for index in 0..self.blocks.len() {
+            let bucket = self.blocks.read(index);
+            if bucket.keys.iter().all(|word| *word <= BlockWord::CLAIMED) {
+                continue;
+            }
+            // A block was there all the time if its key is there before and after.
+            let after = self.blocks.read(index).keys;
+            for ((word, block), after) in bucket.keys.iter().zip(&bucket.blocks).zip(after) {
+                if *word > BlockWord::CLAIMED && *word == after {
+                    visit(&BlockWord::key(*word), block);
+                }
+            }
+        }
+        sys::read_all(self.overflow_fd.as_fd(), |word: &u64, block| {
+            visit(&BlockWord::key(*word), block);
+        })
+        .map_err(|error| Error::kernel("cannot read the outstanding blocks", error))
     }
 
-    /// Forgets a block.
-    pub fn forget(&mut self, key: &AllocKey) {
-        // A block that is gone already was freed meanwhile.
-        let _ = self.outstanding.remove(key);
+    /// Forgets the blocks of a process image whose memory is gone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Maps::read_outstanding`].
+    pub fn forget_space(&mut self, space: u32) -> Result<(), Error> {
+        let is_of = |word: u64| word > BlockWord::CLAIMED && BlockWord::key(word).space == space;
+        for index in 0..self.blocks.len() {
+            self.blocks.with(index, |bucket| {
+                for slot in 0..BUCKET_SLOTS as usize {
+                    // SAFETY: `bucket` lies in the mapping, and an array of integers is valid
+                    // as atomic ones; the programs that write it do so atomically.
+                    let word =
+                        unsafe { AtomicU64::from_ptr((&raw mut (*bucket).keys[slot]).cast()) };
+                    let found = word.load(Ordering::Relaxed);
+                    if is_of(found) {
+                        // One that is gone already was freed meanwhile.
+                        let _ = word.compare_exchange(
+                            found,
+                            BlockWord::FREE,
+                            Ordering::SeqCst,
+                            Ordering::Relaxed,
+                        );
+                    }
+                }
+            });
+        }
+        let mut gone = Vec::new();
+        sys::read_all(self.overflow_fd.as_fd(), |word: &u64, _: &Outstanding| {
+            if is_of(*word) {
+                gone.push(*word);
+            }
+        })
+        .map_err(|error| Error::kernel("cannot read the outstanding blocks", error))?;
+        for word in gone {
+            // As above. The programs' count of them is then too high, which costs them looks.
+            let _ = self.overflow.remove(&word);
+        }
+        Ok(())
     }
 
     /// The stack with this id.

@@ -15,7 +15,7 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
-use leaktrace_common::Config;
+use leaktrace_common::{BlockWord, Config};
 
 use crate::error::Error;
 
@@ -71,10 +71,12 @@ impl Loaded {
     /// [`Error::Host`] when this binary holds no BPF object, or the kernel refuses the maps.
     pub fn load(config: &Config, sizes: Sizes) -> Result<Self, Error> {
         let object = object()?;
-        let config = Config { max_sites: sizes.sites, ..*config };
+        let buckets = BlockWord::buckets_for(sizes.outstanding);
+        let config = Config { max_sites: sizes.sites, buckets, ..*config };
         let ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
-            .map_max_entries("OUTSTANDING", sizes.outstanding)
+            .map_max_entries("BLOCKS", buckets)
+            .map_max_entries("OVERFLOW", BlockWord::overflow_for(sizes.outstanding))
             .map_max_entries("SITE_INDEX", sizes.sites)
             .map_max_entries("SITES", sizes.sites)
             .map_max_entries("STACKS", sizes.stacks)

@@ -12,7 +12,7 @@ use crate::{
     units::{parse_bytes, parse_duration},
 };
 
-/// Most blocks that `--max-outstanding` allows: some 5 GB of kernel memory.
+/// Most blocks that `--max-outstanding` allows: some 2.6 GB of kernel memory.
 const MOST_OUTSTANDING: i64 = 50_000_000;
 
 /// Flags of every tracing verb.
@@ -45,7 +45,7 @@ pub(super) struct CommonArgs {
     /// List the outstanding blocks of each call site [default: off]
     #[arg(short = 'a', long)]
     show_allocs: bool,
-    /// Room for this many outstanding blocks, 1 to 50000000; bounds the kernel memory that is used
+    /// Room for at least this many outstanding blocks, 1 to 50000000; bounds the kernel memory that is used
     #[arg(long, value_name = "N", default_value_t = 1_000_000,
           value_parser = clap::value_parser!(u32).range(1..=MOST_OUTSTANDING))]
     max_outstanding: u32,

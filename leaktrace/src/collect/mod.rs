@@ -137,23 +137,14 @@ impl Collector {
 
     /// Forgets a process image that was replaced: its memory is gone, and no leak.
     ///
-    /// Reads all outstanding blocks, which takes some 10 ms for a large table.
+    /// Looks at all outstanding blocks, which takes some 10 ms for a large table.
     ///
     /// # Errors
     ///
     /// What the kernel says to reading the blocks.
     pub fn forget_image(&mut self, space: u32) -> Result<(), Error> {
         self.processes.remove(&space);
-        let mut gone: Vec<AllocKey> = Vec::new();
-        self.maps.read_outstanding(|key, _| {
-            if key.space == space {
-                gone.push(*key);
-            }
-        })?;
-        for key in gone {
-            self.maps.forget(&key);
-        }
-        Ok(())
+        self.maps.forget_space(space)
     }
 
     /// The traced process images.

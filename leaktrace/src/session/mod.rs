@@ -434,6 +434,8 @@ fn config(spec: &Spec) -> Config {
         cache_name_offset: 0,
         cache_object_size_offset: 0,
         gfp_cache_mask: 0,
+        buckets: 0,
+        zero: 0,
         task_tgid_offset: 0,
         task_mm_offset: 0,
         rcu: RcuLayout::default(),
