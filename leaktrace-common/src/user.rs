@@ -121,8 +121,9 @@ pub struct Event {
     pub tgid: u32,
     /// [`EventKind::Exec`]: the space that ended. [`EventKind::Forked`]: the parent's.
     pub old_space: u32,
-    /// The present space. [`EventKind::Forked`]: the parent's own if both share their memory
-    /// (vfork), 0 if there was no room for another process.
+    /// The present space; 0 if there is none left, and the process is not traced any more.
+    /// [`EventKind::Forked`]: the parent's own if both share their memory (vfork), 0 if there was
+    /// no room for another process.
     pub new_space: u32,
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use leaktrace_common::{Event, EventKind, LossReason, Target};
+use leaktrace_common::{BlockWord, Event, EventKind, LossReason, Target};
 
 use crate::{
     atomic, loss,
@@ -20,23 +20,28 @@ use crate::{
 pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let Some(target) = TARGETS.get_ptr_mut(tgid) else { return 0 };
-    let Some(new_space) = next_space() else { return 0 };
+    let new_space = next_space();
     // SAFETY: a live map value; an exec has ended every other thread of the process.
     let old_space = unsafe {
         let old_space = (*target).space;
         (*target).space = new_space;
         old_space
     };
+    if new_space == 0 {
+        // One that is not there needs no removal.
+        let _ = TARGETS.remove(tgid);
+    }
     tell(Event { kind: EventKind::Exec as u32, tgid, old_space, new_space });
     0
 }
 
-/// A space that no process image has had.
+/// A space that no process image has had; 0 when all have been given.
 #[inline(always)]
-fn next_space() -> Option<u32> {
-    let cursor = CURSORS.get_ptr_mut(1)?;
+fn next_space() -> u32 {
+    let Some(cursor) = CURSORS.get_ptr_mut(1) else { return 0 };
     // SAFETY: a live map value.
-    Some(unsafe { atomic::fetch_add(cursor, 1) } as u32 + 1)
+    let space = unsafe { atomic::fetch_add(cursor, 1) } + 1;
+    if space < u64::from(BlockWord::SPACES) { space as u32 } else { 0 }
 }
 
 #[inline(always)]
@@ -71,10 +76,10 @@ pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
     let old_space = unsafe { (*target).space };
     let mut new_space = old_space;
     if !shares_memory {
-        new_space = next_space().unwrap_or(0);
+        new_space = next_space();
     }
     let entry = Target { space: new_space, zero: 0 };
-    if TARGETS.insert(tgid, entry, u64::from(BPF_ANY)).is_err() {
+    if new_space != 0 && TARGETS.insert(tgid, entry, u64::from(BPF_ANY)).is_err() {
         new_space = 0;
     }
     tell(Event { kind: EventKind::Forked as u32, tgid, old_space, new_space });

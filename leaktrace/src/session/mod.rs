@@ -383,6 +383,12 @@ impl Session {
                 {
                     self.pidfds.push((event.tgid, pidfd));
                 }
+            } else if event.kind == EventKind::Exec as u32 && event.new_space == 0 {
+                processes.ended(event.tgid, &mut self.collector);
+                self.unseen.push(format!(
+                    "process {}: traced until its exec only, as there were too many execs",
+                    event.tgid
+                ));
             } else if event.kind == EventKind::Exec as u32 {
                 let process = processes::describe(event.tgid, String::new());
                 self.collector.add_process(event.new_space, process);
