@@ -28,7 +28,7 @@ pub(crate) const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
-const TEST_PACKAGES: [&str; 3] = ["g++", "python3", "gdb"];
+const TEST_PACKAGES: [&str; 6] = ["g++", "python3", "gdb", "sqlite3", "git", "redis-server"];
 /// The clippy of Debian's compiler: the only one that can read leaktrace-ebpf with it.
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
