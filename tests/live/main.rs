@@ -3,6 +3,7 @@
 
 mod exact;
 mod filters;
+mod gdb;
 mod kernel;
 mod lifecycle;
 mod processes;

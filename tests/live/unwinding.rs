@@ -6,11 +6,11 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf, process::Command};
 
 use leaktrace_tests::{
-    LATE, SOON,
+    SOON,
     binary::{require_root, workspace},
-    child::Child,
     kernel::verified_instructions,
     leaker::Leaker,
+    oracle::Oracle,
     program::build_library,
     report::{Report, Site},
     traced::Traced,
@@ -87,46 +87,20 @@ fn sites_by_size(report: &Report) -> BTreeMap<u64, Site<'_>> {
     sites
 }
 
-/// gdb on a process, with a breakpoint at its malloc.
-struct Oracle(Child);
+fn attach_oracle(leaker: &Leaker) -> Oracle {
+    Oracle::attach(leaker.pid(), hex(&leaker.stage().line["malloc"]), None)
+}
 
-impl Oracle {
-    fn attach(leaker: &Leaker) -> Self {
-        let malloc = leaker.stage().line["malloc"].as_str().unwrap_or_default();
-        let mut command = Command::new("gdb");
-        command.args(["-nx", "-batch", "-p", &leaker.pid_arg(), "-x"]);
-        command.arg(programs("oracle.py")).env("ORACLE_MALLOC", malloc);
-        let mut oracle = Self(Child::start(&mut command));
-        assert_eq!(oracle.next()["ready"], true, "what gdb says first");
-        oracle
-    }
-
-    fn next(&mut self) -> Value {
-        loop {
-            let line = self.0.next_line(LATE);
-            if let Some(json) = line.strip_prefix("oracle ") {
-                return serde_json::from_str(json)
-                    .unwrap_or_else(|error| panic!("{error}: {line:?}"));
-            }
+/// The stacks of a process that has ended; of each size the last.
+fn stacks_of(oracle: Oracle) -> Stacks {
+    let mut stacks = Stacks::new();
+    for event in oracle.into_lines() {
+        if let Some(size) = event["size"].as_u64() {
+            let addresses = array(&event["frames"]).iter().map(hex).collect();
+            stacks.insert(size, Stack { addresses, truncated: None });
         }
     }
-
-    /// The stacks of a process that has ended; of each size the last.
-    fn into_stacks(mut self) -> Stacks {
-        let code = self.0.wait(LATE);
-        let (stdout, stderr) = self.0.into_output();
-        assert_eq!(code, 0, "exit code of gdb\n{stdout}\n{stderr}");
-        let mut stacks = Stacks::new();
-        for line in stdout.lines().filter_map(|line| line.strip_prefix("oracle ")) {
-            let event: Value =
-                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-            if let Some(size) = event["size"].as_u64() {
-                let addresses = array(&event["frames"]).iter().map(hex).collect();
-                stacks.insert(size, Stack { addresses, truncated: None });
-            }
-        }
-        stacks
-    }
+    stacks
 }
 
 /// Both sides' frames of a stack, in two columns; leaktrace's with its names.
@@ -199,13 +173,13 @@ fn check(mut leaker: Leaker, stages: &[&str], options: &[&str], stacks: usize) {
     leaker.advance("traced");
     let report = traced.interrupt().final_report().clone();
 
-    let oracle = Oracle::attach(&leaker);
+    let oracle = attach_oracle(&leaker);
     for stage in stages {
         leaker.advance(stage);
     }
     leaker.advance("checked");
     leaker.end();
-    compare(&report, &oracle.into_stacks(), stacks);
+    compare(&report, &stacks_of(oracle), stacks);
 }
 
 fn start_chain() -> Leaker {

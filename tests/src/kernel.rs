@@ -10,18 +10,18 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 /// `struct { __u32 start_id; __u32 next_id; __u32 open_flags; }` of `union bpf_attr`.
 #[repr(C)]
 #[derive(Default)]
-struct IdAttr {
-    id: u32,
-    next_id: u32,
-    open_flags: u32,
+pub(crate) struct IdAttr {
+    pub(crate) id: u32,
+    pub(crate) next_id: u32,
+    pub(crate) open_flags: u32,
 }
 
 /// `struct { __u32 bpf_fd; __u32 info_len; __u64 info; }` of `union bpf_attr`.
 #[repr(C)]
-struct InfoAttr {
-    fd: u32,
-    info_len: u32,
-    info: u64,
+pub(crate) struct InfoAttr {
+    pub(crate) fd: u32,
+    pub(crate) info_len: u32,
+    pub(crate) info: u64,
 }
 
 /// The start of `struct bpf_prog_info`, up to its name (offset 64).
@@ -31,10 +31,10 @@ struct ProgramInfo {
     name: [u8; 16],
 }
 
-fn bpf<T>(command: libc::c_int, attr: &mut T) -> std::io::Result<i32> {
+pub(crate) fn bpf<T>(command: libc::c_int, attr: &mut T) -> std::io::Result<i32> {
     // SAFETY: attr is a live, initialized prefix of union bpf_attr of the size given; the kernel
-    // reads the rest as zero. The only pointer in it (`InfoAttr::info`) points to a live
-    // `ProgramInfo` of the length given.
+    // reads the rest as zero. The only pointers in it point to live values of the length given
+    // (`InfoAttr::info`), or of the map's sizes (`ElementAttr`).
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     match i32::try_from(result) {
@@ -88,22 +88,32 @@ pub fn loaded_programs() -> BTreeMap<u32, String> {
 ///
 /// When not root, or when the process has ended.
 pub fn verified_instructions(pid: u32) -> Vec<(String, u64)> {
-    let folder = format!("/proc/{pid}/fdinfo");
-    let entries =
-        std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {folder}: {error}"));
     let mut programs = Vec::new();
-    for entry in entries.flatten() {
-        // A descriptor may be closed meanwhile.
-        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-        let field = |name| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|value| value.trim().parse::<u64>().ok())
-        };
+    for text in descriptors(pid) {
         // Links have a `prog_id:` too, but not the other.
-        if let (Some(id), Some(count)) = (field("prog_id:"), field("verified_insns:")) {
+        let fields = (field(&text, "prog_id:"), field(&text, "verified_insns:"));
+        if let (Some(id), Some(count)) = fields {
             let id = u32::try_from(id).unwrap_or_else(|error| panic!("{error}"));
             programs.extend(program_name(id).map(|name| (name, count)));
         }
     }
     programs
+}
+
+/// A field of all descriptors of a process that have it.
+pub(crate) fn descriptor_fields(pid: u32, name: &str) -> Vec<u64> {
+    descriptors(pid).iter().filter_map(|text| field(text, name)).collect()
+}
+
+/// What the kernel tells of each descriptor of a process.
+fn descriptors(pid: u32) -> Vec<String> {
+    let folder = format!("/proc/{pid}/fdinfo");
+    let entries =
+        std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("cannot read {folder}: {error}"));
+    // A descriptor may be closed meanwhile.
+    entries.flatten().filter_map(|entry| std::fs::read_to_string(entry.path()).ok()).collect()
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }

@@ -140,7 +140,7 @@ mod tests {
     fn every_program_runs_to_its_end() {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 13] = [
+        let runs: [(&str, &[&str], &[&str]); 16] = [
             ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
             ("cpp", &[], &["traced", "checked"]),
             ("deep", &["300"], &["holding"]),
@@ -152,6 +152,9 @@ mod tests {
             ("longjmp", &[], &["holding"]),
             ("many", &[], &["holding"]),
             ("many-static", &[], &["holding"]),
+            ("maze-c", &[&library], &["running", "done"]),
+            ("maze-cpp", &[], &["running", "done"]),
+            ("maze-rust", &[], &["running", "done"]),
             ("pipeloop", &["0.05"], &["done"]),
             ("semantics", &[], &["holding"]),
         ];

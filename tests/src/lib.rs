@@ -8,6 +8,9 @@
 //! | [`traced`] | runs leaktrace until interrupted or done: [`traced::Traced`] |
 //! | [`report`] | questions to a report: [`report::Report`] |
 //! | [`kernel`] | the BPF programs that the kernel has loaded |
+//! | [`maps`] | what leaktrace's BPF maps hold of a call |
+//! | [`oracle`] | gdb: backtraces of sampled malloc calls |
+//! | [`samples`] | compares these with leaktrace's stacks of the same calls |
 //! | [`child`] | a child process whose output is read line by line, with deadlines |
 //!
 //! Nothing here sleeps in the hope that something has happened by then: each wait has a condition
@@ -17,8 +20,11 @@ pub mod binary;
 pub mod child;
 pub mod kernel;
 pub mod leaker;
+pub mod maps;
+pub mod oracle;
 pub mod program;
 pub mod report;
+pub mod samples;
 pub mod traced;
 
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@ use std::{path::Path, path::PathBuf, process::Command, time::SystemTime};
 
 use crate::binary::{target_dir, workspace};
 
-/// Flags of every program: frames that a frame-pointer walk sees whole, and each call a call.
+/// Flags of every program in C and C++: frames that a frame-pointer walk sees whole, and each call a call.
 const COMMON_FLAGS: &[&str] = &[
     "-g",
     "-O1",
@@ -43,6 +43,9 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "many", source: "many.c", flags: &[] },
     // No libc to be found in its mappings; its own malloc is in the executable.
     Recipe { name: "many-static", source: "many.c", flags: &["-static", "-s"] },
+    Recipe { name: "maze-c", source: "maze.c", flags: UNWIND_FLAGS },
+    Recipe { name: "maze-cpp", source: "maze.cpp", flags: UNWIND_FLAGS },
+    Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
 ];
@@ -101,18 +104,28 @@ fn build(recipes: &[Recipe], name: &str) -> PathBuf {
 
     // Two test binaries may build at once: each links under a name of its own.
     let scratch = folder.join(format!("{name}.{}", std::process::id()));
-    let compiler = if recipe.source.ends_with(".c") { "gcc" } else { "g++" };
-    let mut command = Command::new(compiler);
-    command.args(COMMON_FLAGS).args(recipe.flags).arg(sources.join(recipe.source));
+    let (compiler, common) = match recipe.source.rsplit('.').next() {
+        Some("rs") => (rustc(), &[][..]),
+        Some("cpp") => ("g++".into(), COMMON_FLAGS),
+        _ => ("gcc".into(), COMMON_FLAGS),
+    };
+    let mut command = Command::new(&compiler);
+    command.args(common).args(recipe.flags).arg(sources.join(recipe.source));
     command.arg("-o").arg(&scratch);
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("cannot start {compiler} (is it installed?): {error}"));
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("cannot start {} (is it installed?): {error}", compiler.display())
+    });
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{command:?}\n{}\n{said}", output.status);
     std::fs::rename(&scratch, &program)
         .unwrap_or_else(|error| panic!("cannot rename {}: {error}", scratch.display()));
     program
+}
+
+/// The compiler beside the cargo that built this, which need not be the first in PATH.
+fn rustc() -> PathBuf {
+    let beside = Path::new(env!("CARGO")).with_file_name("rustc");
+    if beside.is_file() { beside } else { "rustc".into() }
 }
 
 /// When a file was last written; the beginning of time if it is not there.

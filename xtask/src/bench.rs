@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "the table is this task's result")]
 
+mod stacks;
+
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -78,6 +80,9 @@ pub(crate) fn bench(only: &[String]) -> Result<()> {
     setup::ensure(Need::Tests)?;
     crate::bpf::build()?;
     let leaktrace = build::leaktrace(Profile::Release)?;
+    if only.is_empty() || only.iter().any(|name| name == "stacks") {
+        stacks::bench(&leaktrace)?;
+    }
     let wanted =
         |workload: &&Workload| only.is_empty() || only.iter().any(|name| name == workload.program);
     for workload in WORKLOADS.iter().filter(wanted) {
@@ -224,12 +229,17 @@ fn stop(tracer: &mut Child) -> Result<()> {
 }
 
 fn compile(name: &str) -> Result<PathBuf> {
+    compile_with(name, "-fno-omit-frame-pointer")
+}
+
+/// Compiles a program of tests/programs with one more flag.
+fn compile_with(name: &str, flag: &str) -> Result<PathBuf> {
     let folder = crate::workspace::target_dir()?.join("bench");
     std::fs::create_dir_all(&folder)?;
-    let program = folder.join(name);
+    let program = folder.join(format!("{name}{}", flag.strip_prefix("-fno").unwrap_or_default()));
     let source = crate::workspace::root()?.join("tests/programs").join(format!("{name}.c"));
     let status = Command::new("gcc")
-        .args(["-O1", "-g", "-fno-omit-frame-pointer", "-fno-builtin", "-pthread", "-o"])
+        .args(["-O1", "-g", flag, "-fno-builtin", "-fno-optimize-sibling-calls", "-pthread", "-o"])
         .args([&program, &source])
         .status()
         .context("cannot run gcc")?;

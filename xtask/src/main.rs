@@ -62,7 +62,7 @@ enum Task {
     },
     /// Measure what tracing costs, as ratios within one run (some minutes).
     Bench {
-        /// Only the workloads of these programs: hotloop, pipeloop.
+        /// Only these: hotloop, pipeloop, stacks.
         only: Vec<String>,
     },
     /// Check formatting and run clippy, warnings being errors.

@@ -28,7 +28,7 @@ pub(crate) const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
-const TEST_PACKAGES: [&str; 3] = ["g++", "python3", "gdb"];
+const TEST_PACKAGES: [&str; 6] = ["g++", "python3", "gdb", "sqlite3", "git", "redis-server"];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 3] = ["qemu-system-x86", "busybox-static", "cpio"];
 /// The clippy of Debian's compiler: the only one that can read leaktrace-ebpf with it.
@@ -107,6 +107,8 @@ fn install_packages(packages: &[&str]) -> Result<()> {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // A server among the packages is not started (invoke-rc.d(8)).
+    command.env("RUNLEVEL", "1");
     // apt-get's progress is no result of ours, and a task's stdout may be read by a program.
     command.stdout(io::stderr());
     command

@@ -15,7 +15,7 @@ const MAX_SECTION_BYTES: u64 = 128 << 20;
 pub struct CompiledObject {
     /// Sorted by address; empty where the object has no call frame information.
     pub rows: Vec<UnwindRow>,
-    /// Its loadable segments.
+    /// Its segments of code.
     pub segments: Vec<Segment>,
 }
 
@@ -31,15 +31,20 @@ pub struct Segment {
 }
 
 impl CompiledObject {
-    /// The virtual address of an offset in the file.
+    /// The virtual address at which an executable mapping from an offset in the file on begins.
+    ///
+    /// Segments may share a page of the file, which is then mapped once for each of them (lld
+    /// does not pad, and is rustc's default linker): among those that have the page, it is the
+    /// last that begins there.
     pub fn address_of(&self, file_offset: u64) -> Option<u64> {
-        self.segments.iter().find_map(|segment| {
+        let found = self.segments.iter().filter_map(|segment| {
             // A mapping starts at a page, before its segment.
             let start = segment.file_offset & !0xfff;
             let within = file_offset.checked_sub(start)?;
             (within < segment.file_bytes + (segment.file_offset - start))
-                .then(|| (segment.address & !0xfff) + within)
-        })
+                .then(|| (start, (segment.address & !0xfff) + within))
+        });
+        found.max_by_key(|(start, _)| *start).map(|(_, address)| address)
     }
 }
 
@@ -81,6 +86,7 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
     });
     let segments = elf
         .segments()
+        .filter(|segment| segment.permissions().executable())
         .map(|segment| {
             let (file_offset, file_bytes) = segment.file_range();
             Segment { file_offset, file_bytes, address: segment.address() }
@@ -141,6 +147,33 @@ mod tests {
             .filter(|row| row.rule == leaktrace_common::CfaRule::Unsupported)
             .count();
         assert!(unsupported * 1000 < compiled.rows.len(), "{unsupported} unsupported rows");
+    }
+
+    /// The segments of a Rust program that lld linked: the headers end, and the code begins, in
+    /// the page of the file at 0x18000.
+    #[test]
+    fn a_page_that_two_segments_share_is_the_later_ones() {
+        let headers = Segment { file_offset: 0, file_bytes: 0x185e0, address: 0 };
+        let code = Segment { file_offset: 0x185e0, file_bytes: 0x4c130, address: 0x195e0 };
+        let rows = Vec::new();
+        let object = CompiledObject { rows, segments: vec![headers, code] };
+        assert_eq!(object.address_of(0x18000), Some(0x19000));
+        assert_eq!(object.address_of(0x17000), Some(0x17000));
+        assert_eq!(object.address_of(0x64000), Some(0x65000));
+        assert_eq!(object.address_of(0x65000), None);
+    }
+
+    /// This test program is position-independent: its address 0 is where its file is mapped from.
+    #[test]
+    fn the_code_of_this_program_lies_where_it_was_mapped() {
+        let exe = std::fs::read_link("/proc/self/exe").unwrap();
+        let mappings = crate::host::proc::mappings(std::process::id()).unwrap();
+        let mut own = mappings.iter().filter(|mapping| exe.to_str() == mapping.path.as_deref());
+        let first = own.next().unwrap();
+        assert_eq!(first.file_offset, 0);
+        let code = own.find(|mapping| mapping.executable).unwrap();
+        let compiled = compile_file(&File::open(&exe).unwrap()).unwrap();
+        assert_eq!(compiled.address_of(code.file_offset), Some(code.start - first.start));
     }
 
     #[test]

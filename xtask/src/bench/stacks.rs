@@ -5,17 +5,17 @@
 //! Debian's bpftrace uses, one with them, as it sees nothing else.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Lines, Write as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::stop;
-use crate::workspace;
 
 /// Frames from malloc's caller to `_start`.
 const DEPTHS: [u32; 4] = [7, 19, 35, 123];
@@ -32,8 +32,6 @@ struct Way {
     flags: &'static str,
     with_stack: &'static [&'static str],
     without: &'static [&'static str],
-    /// Program whose time counts.
-    program: &'static str,
 }
 
 const WAYS: [Way; 2] = [
@@ -42,14 +40,12 @@ const WAYS: [Way; 2] = [
         flags: "-fomit-frame-pointer",
         with_stack: &["leaktrace", "user", "-p", "PID", "--stacks", "all"],
         without: &["leaktrace", "user", "-p", "PID", "--stacks", "site"],
-        program: "lt_session",
     },
     Way {
         name: "bpf_get_stackid",
         flags: "-fno-omit-frame-pointer",
         with_stack: &["bpftrace", "-p", "PID", "-e", "uprobe:LIBC:malloc { @[ustack(127)] = count(); }"],
         without: &["bpftrace", "-p", "PID", "-e", "uprobe:LIBC:malloc { @ = count(); }"],
-        program: "",
     },
 ];
 
@@ -64,8 +60,8 @@ pub(super) fn bench(leaktrace: &Path) -> Result<()> {
         for _ in 0..ROUNDS {
             for (way, least) in WAYS.iter().zip(&mut least) {
                 for (words, least) in [way.with_stack, way.without].into_iter().zip(least) {
-                    let program = compile(way.flags)?;
-                    *least = least.min(one(way, words, &program, depth, leaktrace)?);
+                    let program = super::compile_with("stairs", way.flags)?;
+                    *least = least.min(one(words, &program, depth, leaktrace)?);
                 }
             }
         }
@@ -75,13 +71,14 @@ pub(super) fn bench(leaktrace: &Path) -> Result<()> {
     Ok(())
 }
 
-/// ns of the program for each call of malloc.
-fn one(way: &Way, words: &[&str], program: &Path, depth: u32, leaktrace: &Path) -> Result<f64> {
-    let mut traced = Traced::start(program, depth - OTHER_FRAMES)?;
-    let pid = traced.child.id();
-    let mut words = words.iter().map(|word| {
-        word.replace("PID", &pid.to_string()).replace("LIBC", &libc_of(pid).unwrap_or_default())
-    });
+/// ns of all the tracer's programs for each call of malloc.
+fn one(words: &[&str], program: &Path, depth: u32, leaktrace: &Path) -> Result<f64> {
+    let mut program = Program::start(program, depth - OTHER_FRAMES)?;
+    let pid = program.child.id();
+    let library = library_of(pid)?;
+    let mut words = words
+        .iter()
+        .map(|word| word.replace("PID", &pid.to_string()).replace("LIBC", &library));
     let name = words.next().context("no command")?;
     let path = if name == "leaktrace" { leaktrace.to_owned() } else { PathBuf::from(name) };
     let mut tracer = Command::new(&path)
@@ -91,49 +88,115 @@ fn one(way: &Way, words: &[&str], program: &Path, depth: u32, leaktrace: &Path) 
         .stderr(Stdio::null())
         .spawn()
         .with_context(|| format!("cannot start {}", path.display()))?;
-    let result = (|| {
-        // The probes are on once a stage is seen by the program.
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while run_time(tracer.id(), way.program)?.is_none() {
-            ensure!(tracer.try_wait()?.is_none(), "{} ended", path.display());
-            ensure!(Instant::now() < deadline, "{} did not start", path.display());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        std::thread::sleep(Duration::from_millis(700));
-        traced.advance("warm")?;
-        let (before_ns, before_runs) = run_time(tracer.id(), way.program)?.unwrap_or_default();
-        traced.advance("done")?;
-        let (after_ns, after_runs) = run_time(tracer.id(), way.program)?.unwrap_or_default();
-        let runs = after_runs - before_runs;
-        ensure!(runs >= CALLS && runs % CALLS == 0, "{runs} runs for {CALLS} calls: not all were seen");
-        Ok((after_ns - before_ns) as f64 / CALLS as f64)
-    })();
+    let result = measure(&mut program, &mut tracer);
     stop(&mut tracer)?;
-    result
+    result.with_context(|| format!("under {}", path.display()))
 }
 
-/// ns and runs of a tracer's program, from its descriptors; the sum of all for an empty name.
-fn run_time(pid: u32, program: &str) -> Result<Option<(u64, u64)>> {
-    let mut found = None;
+fn measure(program: &mut Program, tracer: &mut Child) -> Result<f64> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // Both attach at once after they have loaded their programs.
+    let mut settled = 0;
+    while settled < 5 {
+        ensure!(tracer.try_wait()?.is_none(), "it ended");
+        ensure!(Instant::now() < deadline, "it did not start");
+        settled = if run_time(tracer.id())?.is_some() { settled + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    program.advance()?;
+    let before = run_time(tracer.id())?.context("it has no program")?;
+    program.advance()?;
+    let after = run_time(tracer.id())?.context("it has no program")?;
+    let runs = after.1 - before.1;
+    ensure!(runs >= CALLS, "its programs ran {runs} times for {CALLS} calls");
+    Ok((after.0 - before.0) as f64 / CALLS as f64)
+}
+
+/// ns and runs of all the programs that a process holds.
+fn run_time(pid: u32) -> Result<Option<(u64, u64)>> {
+    let mut programs = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         let field = |name: &str| -> Option<u64> {
             text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
         };
-        let (Some(ns), Some(runs)) = (field("run_time_ns:"), field("run_cnt:")) else { continue };
-        // The name is not told there; lt_session is the program that runs twice a call, and the
-        // others of leaktrace are looked up by what bpftool would say.
-        if !program.is_empty() && !is_named(field("prog_id:"), program) {
-            continue;
+        // A program may have several descriptors.
+        if let (Some(id), Some(ns), Some(runs)) =
+            (field("prog_id:"), field("run_time_ns:"), field("run_cnt:"))
+        {
+            programs.insert(id, (ns, runs));
         }
-        let (all_ns, all_runs) = found.unwrap_or((0, 0));
-        found = Some((all_ns + ns, all_runs + runs));
     }
-    Ok(found)
+    let sum = programs.values().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    Ok((!programs.is_empty()).then_some(sum))
 }
 
-fn is_named(id: Option<u64>, name: &str) -> bool {
-    let Some(id) = id else { return false };
-    let output = Command::new("bpftool").args(["prog", "show", "id", &id.to_string()]).output();
-    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(name))
+/// The C library that a process maps.
+fn library_of(pid: u32) -> Result<String> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    maps.lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .find(|path| path.contains("libc.so"))
+        .map(str::to_owned)
+        .context("the program maps no C library")
+}
+
+/// tests/programs/stairs.c, led through its stages; ends with this value.
+struct Program {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    fn start(path: &Path, depth: u32) -> Result<Self> {
+        let mut child = Command::new(path)
+            .arg(depth.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", path.display()))?;
+        let stdin = child.stdin.take().context("no input")?;
+        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        lines.next().context("the program ended at once")??;
+        Ok(Self { child, stdin, lines })
+    }
+
+    /// On to the next stage.
+    fn advance(&mut self) -> Result<()> {
+        self.stdin.write_all(b"x")?;
+        self.lines.next().context("the program ended early")??;
+        Ok(())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It fails only if the program has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The kernel's statistics of BPF programs; as they were before when dropped.
+struct Statistics {
+    before: String,
+}
+
+const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+impl Statistics {
+    fn on() -> Result<Self> {
+        let before = fs::read_to_string(STATISTICS).context(STATISTICS)?;
+        fs::write(STATISTICS, "1").context(STATISTICS)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Statistics {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(STATISTICS, &self.before) {
+            eprintln!("xtask: {STATISTICS} stays on: {error}");
+        }
+    }
 }
