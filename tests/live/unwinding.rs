@@ -227,6 +227,43 @@ fn stacks_of_python_are_those_of_gdb() {
     check(Leaker::launch(&mut command), &[], &[], 4);
 }
 
+/// Thirty-two threads take stacks of 32 depths at once: each stack has its own depth and count.
+/// Where the kernel is preemptible, walks meet on one CPU: one that finds no free scratch slot is
+/// counted, and its block is still there.
+#[test]
+fn threads_that_allocate_at_once_have_their_own_stacks() {
+    const THREADS: u64 = 32;
+    const BLOCKS: u64 = 2000;
+    let mut leaker = Leaker::start("crowd", &[&THREADS.to_string()]);
+    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    let mut by_depth = BTreeMap::<u64, u64>::new();
+    let mut without = 0;
+    for site in report.sites() {
+        let count = site.value["outstanding_count"].as_u64().unwrap_or_default();
+        let symbols = site.symbols();
+        let depth = symbols.iter().filter(|symbol| **symbol == "descend").count() as u64;
+        if depth > 0 {
+            assert_eq!(site.value["truncated"], false, "{}", report.outline());
+            assert_eq!(symbols.first(), Some(&"site_crowd"), "{}", report.outline());
+            *by_depth.entry(depth).or_default() += count;
+        } else if symbols.contains(&"site_crowd") {
+            without += count;
+        }
+    }
+    assert_eq!(without, report.loss("stacks_lost"), "{}", report.outline());
+    assert_eq!(by_depth.values().sum::<u64>() + without, THREADS * BLOCKS, "{}", report.outline());
+    let depths: Vec<u64> = by_depth.keys().copied().collect();
+    assert_eq!(depths, (1..=THREADS).collect::<Vec<_>>(), "{}", report.outline());
+    assert!(by_depth.values().all(|count| *count <= BLOCKS), "{by_depth:?}");
+    if without == 0 {
+        report.assert_complete();
+    }
+    leaker.end();
+}
+
 /// The verifier looks at each path; a harmless edit can multiply them, up to its limit of a million.
 #[test]
 fn the_verifier_has_little_work() {

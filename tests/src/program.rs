@@ -33,6 +33,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "chain", source: "chain.c", flags: UNWIND_FLAGS },
     Recipe { name: "children", source: "children.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "cpp", source: "cpp.cpp", flags: UNWIND_FLAGS },
+    Recipe { name: "crowd", source: "crowd.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "deep", source: "deep.c", flags: &[] },
     Recipe { name: "exact", source: "exact.c", flags: &[] },
     Recipe { name: "execer", source: "execer.c", flags: &[] },

@@ -44,7 +44,13 @@ const WAYS: [Way; 2] = [
     Way {
         name: "bpf_get_stackid",
         flags: "-fno-omit-frame-pointer",
-        with_stack: &["bpftrace", "-p", "PID", "-e", "uprobe:LIBC:malloc { @[ustack(127)] = count(); }"],
+        with_stack: &[
+            "bpftrace",
+            "-p",
+            "PID",
+            "-e",
+            "uprobe:LIBC:malloc { @[ustack(127)] = count(); }",
+        ],
         without: &["bpftrace", "-p", "PID", "-e", "uprobe:LIBC:malloc { @ = count(); }"],
     },
 ];
@@ -76,9 +82,8 @@ fn one(words: &[&str], program: &Path, depth: u32, leaktrace: &Path) -> Result<f
     let mut program = Program::start(program, depth - OTHER_FRAMES)?;
     let pid = program.child.id();
     let library = library_of(pid)?;
-    let mut words = words
-        .iter()
-        .map(|word| word.replace("PID", &pid.to_string()).replace("LIBC", &library));
+    let mut words =
+        words.iter().map(|word| word.replace("PID", &pid.to_string()).replace("LIBC", &library));
     let name = words.next().context("no command")?;
     let path = if name == "leaktrace" { leaktrace.to_owned() } else { PathBuf::from(name) };
     let mut tracer = Command::new(&path)

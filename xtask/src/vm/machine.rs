@@ -46,7 +46,7 @@ pub(super) fn run(kernel: &Kernel, job: &Job<'_>) -> Result<u8> {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"])
         .args(["-nographic", "-no-reboot", "-monitor", "none", "-nic", "none", "-vga", "none"])
-        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .args(["-append", "console=ttyS0 quiet panic=-1 preempt=full"])
         .arg("-kernel")
         .arg(kernel.image())
         .arg("-initrd")
