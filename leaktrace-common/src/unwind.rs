@@ -108,6 +108,9 @@ pub enum Unwinding {
     Pending = 2,
     /// It has no table and frame pointers are not wanted.
     Nothing = 3,
+    /// By its table, and by frame pointers where that has no row: most of its code was compiled
+    /// without call frame information.
+    Mixed = 4,
 }
 
 /// One executable mapping of a process, in `MAPPINGS`.

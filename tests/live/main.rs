@@ -4,6 +4,7 @@
 mod exact;
 mod filters;
 mod gdb;
+mod hostile;
 mod kernel;
 mod lifecycle;
 mod processes;

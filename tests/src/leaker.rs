@@ -140,9 +140,11 @@ mod tests {
     fn every_program_runs_to_its_end() {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 16] = [
+        let runs: [(&str, &[&str], &[&str]); 19] = [
             ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
+            ("children", &[], &["made", "holding"]),
             ("cpp", &[], &["traced", "checked"]),
+            ("crowd", &["32"], &["holding"]),
             ("deep", &["300"], &["holding"]),
             ("exact", &[], &["holding", "freed"]),
             ("execer", &[], &["before", "after"]),
@@ -151,6 +153,7 @@ mod tests {
             ("kobjects", &[], &["holding", "closed"]),
             ("longjmp", &[], &["holding"]),
             ("many", &[], &["holding"]),
+            ("many-bare", &[], &["holding"]),
             ("many-static", &[], &["holding"]),
             ("maze-c", &[&library], &["running", "done"]),
             ("maze-cpp", &[], &["running", "done"]),

@@ -42,6 +42,12 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "kobjects", source: "kobjects.c", flags: &[] },
     Recipe { name: "longjmp", source: "longjmp.c", flags: &[] },
     Recipe { name: "many", source: "many.c", flags: &[] },
+    // Frame pointers, and no call frame information but that of the C library's start files.
+    Recipe {
+        name: "many-bare",
+        source: "many.c",
+        flags: &["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"],
+    },
     // No libc to be found in its mappings; its own malloc is in the executable.
     Recipe { name: "many-static", source: "many.c", flags: &["-static", "-s"] },
     Recipe { name: "maze-c", source: "maze.c", flags: UNWIND_FLAGS },

@@ -47,7 +47,8 @@ pub(crate) struct Walk {
     last_mapping: u32,
     /// Index of this slot.
     slot: u32,
-    zero: u32,
+    /// Whether the step before was by frame pointer.
+    by_frame_pointer: u32,
     /// Address of the first word of `window`.
     window_start: u64,
     /// Words in `window` that hold stack contents.
@@ -116,6 +117,7 @@ pub extern "C" fn leaktrace_walk(
         (*walk).window_words = 0;
         (*walk).last_mapping = NO_MAPPING;
         (*walk).slot = slot;
+        (*walk).by_frame_pointer = 0;
         (*walk).hash = StackId::mix(StackId::SEED, caller);
         (*walk).record.count = 1;
         (*walk).record.frames[0] = caller;
@@ -273,6 +275,7 @@ unsafe fn step_by_row(walk: *mut Walk, row: UnwindRow) -> u32 {
             return StackEnd::Complete as u32;
         }
         (*walk).stack_pointer = cfa;
+        (*walk).by_frame_pointer = 0;
         (*walk).address = address.wrapping_sub(1);
         push(walk, address)
     }
@@ -310,8 +313,11 @@ unsafe fn step_by_frame_pointer(walk: *mut Walk) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         let frame_pointer = (*walk).frame_pointer;
+        // Code with frame pointers has one in each frame, and the outermost caller's is 0. One
+        // that is 0 where the walk came by other means belongs to code without them.
         if frame_pointer == 0 {
-            return StackEnd::Complete as u32;
+            let end = (*walk).by_frame_pointer != 0;
+            return if end { StackEnd::Complete } else { StackEnd::NoFramePointer } as u32;
         }
         // A frame lies above the one before, is aligned, and not absurdly large.
         let above = frame_pointer.wrapping_sub((*walk).stack_pointer);
@@ -330,6 +336,7 @@ unsafe fn step_by_frame_pointer(walk: *mut Walk) -> u32 {
         }
         (*walk).stack_pointer = frame_pointer.wrapping_add(16);
         (*walk).frame_pointer = next;
+        (*walk).by_frame_pointer = 1;
         (*walk).address = address.wrapping_sub(1);
         push(walk, address)
     }
@@ -425,21 +432,26 @@ pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
         const TABLE: u32 = Unwinding::Table as u32;
         const FRAME_POINTER: u32 = Unwinding::FramePointer as u32;
         const PENDING: u32 = Unwinding::Pending as u32;
+        const MIXED: u32 = Unwinding::Mixed as u32;
         match mapping.unwinding {
-            TABLE => {}
+            TABLE | MIXED => {}
             FRAME_POINTER => return BY_FRAME_POINTER,
             PENDING => return no_rule(StackEnd::TablePending),
             _ => return no_rule(StackEnd::NoTable),
         }
         let pc = address.wrapping_sub(mapping.bias);
         let page = (pc / TEXT_PAGE_BYTES).wrapping_sub(u64::from(mapping.page_base));
-        if page >= u64::from(mapping.page_count) {
-            return no_rule(StackEnd::NoRow);
+        let mut rule = no_rule(StackEnd::NoRow);
+        if page < u64::from(mapping.page_count)
+            && let Some(range) = PAGES.get(mapping.first_page.wrapping_add(page as u32))
+        {
+            rule = leaktrace_find_row(*range as u32, (*range >> 32) as u32, pc as u32);
         }
-        let Some(range) = PAGES.get(mapping.first_page.wrapping_add(page as u32)) else {
-            return no_rule(StackEnd::NoRow);
-        };
-        leaktrace_find_row(*range as u32, (*range >> 32) as u32, pc as u32)
+        // CfaRule::Gap is 0.
+        if mapping.unwinding == MIXED && (rule & NO_RULE != 0 || rule as u32 & 7 == 0) {
+            return BY_FRAME_POINTER;
+        }
+        rule
     }
 }
 

@@ -3,12 +3,10 @@
 use std::fs::File;
 
 use leaktrace_common::AllocFunction;
-use object::{
-    Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _, SymbolKind,
-};
+use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadRef as _, SymbolKind};
 
 use super::placement;
-use crate::session::spec::ProbeAt;
+use crate::{host::elf::ElfBytes, session::spec::ProbeAt};
 
 /// The allocator functions of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,8 +25,8 @@ pub struct Allocator {
 ///
 /// Why the file cannot be read as an ELF object.
 pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object::Error> {
-    let cache = ReadCache::new(file);
-    let elf = object::File::parse(&cache)?;
+    let bytes = ElfBytes::new(file);
+    let elf = object::File::parse(&bytes)?;
     let mut found: Vec<(AllocFunction, u64, u64)> = Vec::new();
     for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
         if symbol.kind() != SymbolKind::Text || symbol.is_undefined() {
@@ -54,7 +52,7 @@ pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object:
         let Some(start) = file_offset(&elf, address) else { continue };
         // Without a size, the first bytes do.
         let length = if size == 0 { 64 } else { size.min(4096) };
-        let code = (&cache).read_bytes_at(start, length).unwrap_or(&[]);
+        let code = (&bytes).read_bytes_at(start, length).unwrap_or(&[]);
         let frees = function == AllocFunction::Free;
         let probe = match probe_at {
             ProbeAt::Entry => start,
@@ -75,7 +73,7 @@ fn file_offset<'data>(elf: &impl object::Object<'data>, address: u64) -> Option<
     elf.segments().find_map(|segment| {
         let (offset, length) = segment.file_range();
         let within = address.checked_sub(segment.address())?;
-        (within < length).then_some(offset + within)
+        (within < length).then_some(offset.wrapping_add(within))
     })
 }
 
@@ -104,5 +102,22 @@ mod tests {
     fn an_object_without_malloc_has_none() {
         let file = File::open("/proc/self/exe").unwrap();
         assert_eq!(find(&file, ProbeAt::Cheapest).unwrap(), None);
+    }
+
+    /// Each two bytes of a small library in turn say something absurd.
+    #[test]
+    fn an_object_that_lies_has_none() {
+        use std::os::unix::fs::FileExt as _;
+
+        let image = include_bytes!("../unwind/corpus/tiny.elf");
+        let file = tempfile::tempfile().unwrap();
+        for at in 0..image.len() - 2 {
+            let mut damaged = image.to_vec();
+            damaged[at..at + 2].fill(0xff);
+            file.write_all_at(&damaged, 0).unwrap();
+            if let Ok(found) = find(&file, ProbeAt::Cheapest) {
+                assert_eq!(found, None, "byte {at}");
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod attempts;
 pub mod btf;
 pub mod doctor;
+pub mod elf;
 pub mod features;
 pub mod kallsyms;
 pub mod layout;

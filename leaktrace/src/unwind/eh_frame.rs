@@ -17,6 +17,8 @@ const PADDING_BYTES: u64 = 16;
 const MAX_CIE_BYTES: usize = 4096;
 /// Most rows of one object (64 MiB of table).
 const MAX_ROWS: usize = 8 << 20;
+/// Bytes of CIEs that are run, at most, for each byte of the section: compilers' sections need 2.
+const CIE_BYTES_PER_BYTE: usize = 16;
 
 /// An object's sections that unwinding needs, with their virtual addresses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,12 +43,12 @@ pub fn compile(sections: &Sections<'_>) -> Vec<UnwindRow> {
         bases = bases.set_eh_frame(address);
         let mut section = EhFrame::new(data, LittleEndian);
         section.set_address_size(8);
-        compiler.section(&section, &bases);
+        compiler.section(&section, data.len(), &bases);
     }
     if let Some((_, data)) = sections.debug_frame.filter(|_| compiler.functions.is_empty()) {
         let mut section = DebugFrame::new(data, LittleEndian);
         section.set_address_size(8);
-        compiler.section(&section, &bases);
+        compiler.section(&section, data.len(), &bases);
     }
     compiler.finish()
 }
@@ -61,12 +63,13 @@ struct Compiler {
 }
 
 impl Compiler {
-    fn section<'data, S>(&mut self, section: &S, bases: &BaseAddresses)
+    fn section<'data, S>(&mut self, section: &S, size: usize, bases: &BaseAddresses)
     where
         S: UnwindSection<Data<'data>>,
         S::Offset: UnwindOffset<usize>,
     {
         let mut context = UnwindContext::new();
+        let mut cie_bytes = 64 * 1024 + CIE_BYTES_PER_BYTE.saturating_mul(size);
         let mut entries = section.entries(bases);
         while let Ok(Some(entry)) = entries.next() {
             if self.rows.len() > MAX_ROWS {
@@ -81,6 +84,8 @@ impl Compiler {
             if fde.cie().entry_len() > MAX_CIE_BYTES {
                 continue;
             }
+            let Some(left) = cie_bytes.checked_sub(fde.cie().entry_len()) else { return };
+            cie_bytes = left;
             let first = self.rows.len();
             let is_signal = fde.is_signal_trampoline();
             let encoding = fde.cie().encoding();

@@ -4,5 +4,7 @@
 //! object whose rows find no room is unwound no further, and its stacks say so.
 
 pub mod eh_frame;
+#[cfg(test)]
+mod hostile;
 pub mod object;
 pub mod tables;

@@ -1,11 +1,12 @@
 //! Reads of an object what unwinding needs: its sections and where its segments lie.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::fs::File;
 
-use leaktrace_common::UnwindRow;
-use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadCache, ReadRef};
+use leaktrace_common::{CfaRule, UnwindRow};
+use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadRef};
 
 use super::eh_frame::{self, Sections};
+use crate::host::elf::ElfBytes;
 
 /// Largest section that is read; larger ones are taken for corrupt.
 const MAX_SECTION_BYTES: u64 = 128 << 20;
@@ -17,7 +18,13 @@ pub struct CompiledObject {
     pub rows: Vec<UnwindRow>,
     /// Its segments of code.
     pub segments: Vec<Segment>,
+    /// Bytes of its sections of code.
+    pub code_bytes: u64,
 }
+
+/// Objects whose rows cover less than this part of their code were compiled without call frame
+/// information, but for what the C library's start files bring along.
+const LEAST_COVERED_PERCENT: u64 = 50;
 
 /// Part of a file and the virtual address that it is linked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +38,18 @@ pub struct Segment {
 }
 
 impl CompiledObject {
+    /// Whether most of its code has no rows.
+    pub fn is_mostly_bare(&self) -> bool {
+        let covered: u64 = self
+            .rows
+            .iter()
+            .zip(self.rows.iter().skip(1))
+            .filter(|(row, _)| row.rule != CfaRule::Gap)
+            .map(|(row, next)| u64::from(next.pc - row.pc))
+            .sum();
+        covered < self.code_bytes / 100 * LEAST_COVERED_PERCENT
+    }
+
     /// The virtual address at which an executable mapping from an offset in the file on begins.
     ///
     /// Segments may share a page of the file, which is then mapped once for each of them (lld
@@ -41,8 +60,8 @@ impl CompiledObject {
             // A mapping starts at a page, before its segment.
             let start = segment.file_offset & !0xfff;
             let within = file_offset.checked_sub(start)?;
-            (within < segment.file_bytes + (segment.file_offset - start))
-                .then(|| (start, (segment.address & !0xfff) + within))
+            let file_bytes = segment.file_bytes.saturating_add(segment.file_offset - start);
+            (within < file_bytes).then(|| (start, (segment.address & !0xfff).wrapping_add(within)))
         });
         found.max_by_key(|(start, _)| *start).map(|(_, address)| address)
     }
@@ -54,8 +73,7 @@ impl CompiledObject {
 ///
 /// Why the file is no ELF object that can be read.
 pub fn compile_file(file: &File) -> Result<CompiledObject, object::Error> {
-    let cache = ReadCache::new(FileAt { file, position: 0 });
-    compile(&cache)
+    compile(&ElfBytes::new(file))
 }
 
 /// Compiles an object in memory (the vdso).
@@ -74,7 +92,12 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
         if section.size() > MAX_SECTION_BYTES {
             return None;
         }
-        Some((section.address(), section.uncompressed_data().ok()?))
+        let data = section.compressed_data().ok()?;
+        // What it claims is allocated before it is seen to be true.
+        if data.uncompressed_size > MAX_SECTION_BYTES {
+            return None;
+        }
+        Some((section.address(), data.decompress().ok()?))
     };
     let address = |name: &str| elf.section_by_name(name).map_or(0, |section| section.address());
     let (eh_frame, debug_frame) = (read(".eh_frame"), read(".debug_frame"));
@@ -92,34 +115,9 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
             Segment { file_offset, file_bytes, address: segment.address() }
         })
         .collect();
-    Ok(CompiledObject { rows, segments })
-}
-
-/// Reads a shared file at its own position, so that nobody else's reads move it.
-struct FileAt<'file> {
-    file: &'file File,
-    position: u64,
-}
-
-impl io::Read for FileAt<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(buffer, self.position)?;
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
-impl io::Seek for FileAt<'_> {
-    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            io::SeekFrom::Start(offset) => Some(offset),
-            io::SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            io::SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
-        };
-        self.position = position
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
-        Ok(self.position)
-    }
+    let code = elf.sections().filter(|section| section.kind() == object::SectionKind::Text);
+    let code_bytes = code.fold(0_u64, |sum, section| sum.saturating_add(section.size()));
+    Ok(CompiledObject { rows, segments, code_bytes })
 }
 
 #[cfg(test)]
@@ -156,7 +154,7 @@ mod tests {
         let headers = Segment { file_offset: 0, file_bytes: 0x185e0, address: 0 };
         let code = Segment { file_offset: 0x185e0, file_bytes: 0x4c130, address: 0x195e0 };
         let rows = Vec::new();
-        let object = CompiledObject { rows, segments: vec![headers, code] };
+        let object = CompiledObject { rows, segments: vec![headers, code], code_bytes: 0 };
         assert_eq!(object.address_of(0x18000), Some(0x19000));
         assert_eq!(object.address_of(0x17000), Some(0x17000));
         assert_eq!(object.address_of(0x64000), Some(0x65000));

@@ -90,6 +90,9 @@ impl Tables {
         if compiled.rows.is_empty() {
             placed.unwinding = self.without_table();
         } else if fits {
+            if self.unwind == Unwind::Auto && compiled.is_mostly_bare() {
+                placed.unwinding = Unwinding::Mixed;
+            }
             for (slot, row) in (self.next_row..).zip(&compiled.rows) {
                 self.maps.rows.write(slot, row.packed());
             }
@@ -154,7 +157,7 @@ impl Tables {
             (false, None, _) => self.without_table(),
             (false, Some(_), None) => Unwinding::Pending,
             (false, Some(_), Some((placed, segments))) => {
-                let object = CompiledObject { rows: Vec::new(), segments: segments.clone() };
+                let object = CompiledObject { segments: segments.clone(), ..Default::default() };
                 match object.address_of(mapping.file_offset) {
                     Some(address) => {
                         text.bias = mapping.start.wrapping_sub(address);

@@ -1,0 +1,144 @@
+//! Processes whose files are gone, replaced, damaged or out of sight.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use leaktrace_tests::{
+    binary::run,
+    leaker::Leaker,
+    program::build_program,
+    report::{Report, Site},
+    traced::Traced,
+};
+use tempfile::TempDir;
+
+/// A folder with a copy of the program, which is not shared with other tests.
+fn copy_of(name: &str) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap_or_else(|error| panic!("{error}"));
+    let copy = folder.path().join(name);
+    let source = build_program(name);
+    fs::copy(&source, &copy).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    (folder, copy)
+}
+
+/// Traces a program through its stage `holding`; gives the final report, which has its account.
+fn trace(mut leaker: Leaker) -> Report {
+    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report().clone();
+    let (expected, pid) = (leaker.stage().sites(), leaker.pid());
+    report.assert_sites(pid, &expected);
+    leaker.end();
+    report
+}
+
+/// The site that holds the program's blocks.
+fn biggest(report: &Report) -> Site<'_> {
+    let Some(site) = report.sites().into_iter().next() else { panic!("no site") };
+    site
+}
+
+fn assert_whole(report: &Report) {
+    let site = biggest(report);
+    assert!(site.has_frame("site_many") && site.has_frame("main"), "{}", report.outline());
+    assert_eq!(site.value["truncated"], false, "{}", report.outline());
+    report.assert_complete();
+}
+
+/// The stack says that it is cut, and why; what it has is right.
+fn assert_cut(report: &Report) {
+    let site = biggest(report);
+    assert_eq!(site.value["truncated"], true, "{}", report.outline());
+    assert!(site.value["truncated_reason"].is_string(), "{}", report.outline());
+    assert_eq!(site.symbols().first(), Some(&"site_many"), "{}", report.outline());
+    assert!(report.loss("stacks_truncated") > 0, "{}", report.outline());
+}
+
+/// Changes a section of a program with objcopy.
+fn objcopy(program: &Path, arguments: &[&str]) {
+    let finished = run(Command::new("objcopy").args(arguments).arg(program));
+    assert_eq!(finished.code, 0, "objcopy {arguments:?}: {}", finished.stderr);
+}
+
+#[test]
+fn a_deleted_program_is_traced_with_its_names() {
+    let (_folder, copy) = copy_of("many");
+    let leaker = Leaker::launch(&mut Command::new(&copy));
+    fs::remove_file(&copy).unwrap_or_else(|error| panic!("{error}"));
+    assert_whole(&trace(leaker));
+}
+
+/// Another program lies where the process' own was: nothing of it gets into the report.
+#[test]
+fn a_replaced_program_is_traced_as_it_runs() {
+    let (folder, copy) = copy_of("many");
+    let leaker = Leaker::launch(&mut Command::new(&copy));
+    let other = folder.path().join("other");
+    fs::copy(build_program("hotloop"), &other).unwrap_or_else(|error| panic!("{error}"));
+    fs::rename(&other, &copy).unwrap_or_else(|error| panic!("{error}"));
+    assert_whole(&trace(leaker));
+}
+
+#[test]
+fn a_program_in_another_mount_namespace_is_traced() {
+    let (folder, copy) = copy_of("many");
+    let hidden = folder.path().join("hidden");
+    fs::create_dir(&hidden).unwrap_or_else(|error| panic!("{error}"));
+    let script = "mount -t tmpfs none \"$1\" && cp \"$0\" \"$1/many\" && exec \"$1/many\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(&copy).arg(&hidden);
+    let leaker = Leaker::launch(&mut command);
+    assert!(!hidden.join("many").exists(), "the program can be seen from here");
+    assert_whole(&trace(leaker));
+}
+
+/// With frame pointers, a program needs no call frame information.
+#[test]
+fn a_program_without_call_frame_information_is_walked_by_frame_pointers() {
+    assert_whole(&trace(Leaker::start("many-bare", &[])));
+}
+
+/// Nothing says where its frames are, and what stands in rbp must not be taken for an answer.
+#[test]
+fn a_program_without_both_is_cut_after_its_caller() {
+    let (_folder, copy) = copy_of("crowd");
+    objcopy(&copy, &["--remove-section", ".eh_frame", "--remove-section", ".eh_frame_hdr"]);
+    let report = trace(Leaker::launch(Command::new(&copy).arg("3")));
+    let site = biggest(&report);
+    assert_eq!(site.symbols().first(), Some(&"site_crowd"), "{}", report.outline());
+    assert_eq!(site.value["truncated"], true, "{}", report.outline());
+    assert!(report.loss("stacks_truncated") > 0, "{}", report.outline());
+}
+
+#[test]
+fn without_call_frame_information_and_frame_pointers_allowed_a_stack_is_cut() {
+    let mut leaker = Leaker::start("many-bare", &[]);
+    let pid = leaker.pid_arg();
+    let traced = Traced::start(&["user", "-p", &pid, "--unwind", "dwarf", "--interval", "1h"]);
+    leaker.advance("holding");
+    assert_cut(traced.interrupt().final_report());
+    leaker.end();
+}
+
+/// Rules that leaktrace has no row for.
+#[test]
+fn damaged_call_frame_information_cuts_stacks_with_a_reason() {
+    let (folder, copy) = copy_of("many");
+    let section = folder.path().join("eh_frame");
+    let path = section.display().to_string();
+    objcopy(&copy, &["--dump-section", &format!(".eh_frame={path}")]);
+    let mut bytes = fs::read(&section).unwrap_or_else(|error| panic!("{error}"));
+    // DW_CFA_def_cfa_register: frames are found by rbx, which nobody knows.
+    for at in 1..bytes.len() {
+        if bytes[at - 1..=at] == [0x0d, 6] {
+            bytes[at] = 3;
+        }
+    }
+    fs::write(&section, bytes).unwrap_or_else(|error| panic!("{error}"));
+    objcopy(&copy, &["--update-section", &format!(".eh_frame={path}")]);
+    assert_cut(&trace(Leaker::launch(&mut Command::new(&copy))));
+}
