@@ -1,4 +1,4 @@
-//! Processes whose files are gone, replaced, damaged or out of sight.
+//! Processes whose files are gone, replaced, copied, damaged or out of sight.
 
 use std::{
     fs,
@@ -141,4 +141,31 @@ fn damaged_call_frame_information_cuts_stacks_with_a_reason() {
     fs::write(&section, bytes).unwrap_or_else(|error| panic!("{error}"));
     objcopy(&copy, &["--update-section", &format!(".eh_frame={path}")]);
     assert_cut(&trace(Leaker::launch(&mut Command::new(&copy))));
+}
+
+/// Images of containers hold the same library in many files: one table does for all of them.
+#[test]
+fn copies_of_a_program_share_their_table() {
+    let copies = [copy_of("many"), copy_of("many")];
+    let mut leakers = copies.each_ref().map(|(_, copy)| Leaker::launch(&mut Command::new(copy)));
+    let [first, second] = leakers.each_ref().map(Leaker::pid_arg);
+    let args = ["user", "-p", &first, "-p", &second, "--interval", "1h", "--verbose"];
+    let traced = Traced::start(&args);
+    for leaker in &mut leakers {
+        leaker.advance("holding");
+    }
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    let has_table = |copy: &Path| {
+        ended.finished.stderr.contains(&format!("unwind table of {}", copy.display()))
+    };
+    let tables = copies.iter().filter(|(_, copy)| has_table(copy)).count();
+    assert_eq!(tables, 1, "tables of the two copies:\n{}", ended.finished.stderr);
+    for leaker in &leakers {
+        report.assert_sites(leaker.pid(), &leaker.stage().sites());
+    }
+    assert_eq!(report.loss("stacks_truncated"), 0, "{}", report.outline());
+    for leaker in leakers {
+        leaker.end();
+    }
 }

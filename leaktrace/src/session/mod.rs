@@ -91,6 +91,12 @@ pub fn run(
         let mut signals = Signals::new()?;
         let mut session = Session::start(spec, facts, note)?;
         let outcome = session.follow(spec, &mut signals, sink, note).await;
+        if spec.output.verbose > 0
+            && let Some(processes) = &session.processes
+        {
+            // With what has come since the start.
+            note_tables(processes, note);
+        }
         session.end();
         outcome
     })

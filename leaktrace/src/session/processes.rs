@@ -302,6 +302,13 @@ impl Processes {
             if self.tables.has(id) {
                 continue;
             }
+            let file = collector.objects.get(id).and_then(|object| object.file.as_ref().ok());
+            if file
+                .and_then(|file| object::build_id(file))
+                .is_some_and(|build_id| self.tables.share(id, &build_id))
+            {
+                continue;
+            }
             let compiled = match (vdso, collector.objects.get(id).map(|object| &object.file)) {
                 (Some((vdso, start, end)), _) if vdso == id => read_memory(pid, start, end)
                     .ok()

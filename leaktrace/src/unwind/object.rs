@@ -67,6 +67,24 @@ impl CompiledObject {
     }
 }
 
+/// What makes two files the same code: the linker's build ID, and the length of the file.
+///
+/// Images of containers hold the same library in many files. The length stands against a forged
+/// ID: a file that pretends to be another one has to be as long.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BuildId {
+    id: Vec<u8>,
+    file_bytes: u64,
+}
+
+/// The build ID of a file, if it has one.
+pub fn build_id(file: &File) -> Option<BuildId> {
+    let bytes = ElfBytes::new(file);
+    let elf = object::File::parse(&bytes).ok()?;
+    let id = elf.build_id().ok()??.to_vec();
+    Some(BuildId { id, file_bytes: file.metadata().ok()?.len() })
+}
+
 /// Compiles an object of a file.
 ///
 /// # Errors
@@ -178,5 +196,34 @@ mod tests {
     fn garbage_is_an_error() {
         assert!(compile_bytes(b"no ELF at all").is_err());
         assert!(compile_bytes(&[]).is_err());
+    }
+
+    /// Prints the figures of docs/performance.md for the files in LEAKTRACE_OBJECTS (paths with
+    /// colons between them), or for the C library.
+    #[test]
+    #[ignore = "prints figures; run it with --release, --ignored and --nocapture"]
+    fn figures_of_tables() {
+        let paths = std::env::var("LEAKTRACE_OBJECTS").unwrap_or_default();
+        let named = paths
+            .split(':')
+            .filter(|path| !path.is_empty())
+            .map(|path| (path.to_owned(), File::open(path).unwrap()));
+        for (name, file) in std::iter::once(("C library".to_owned(), libc())).chain(named) {
+            let mut times = Vec::new();
+            let mut compiled = CompiledObject::default();
+            for _ in 0..5 {
+                let start = std::time::Instant::now();
+                compiled = compile_file(&file).unwrap();
+                times.push(start.elapsed());
+            }
+            let rows = compiled.rows.len();
+            let is = |row: &&UnwindRow| row.rule == CfaRule::Unsupported;
+            let unsupported = compiled.rows.iter().filter(is).count();
+            let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+            eprintln!(
+                "{name}: {rows} rows, {} KiB, {unsupported} unsupported, {least:?} to {most:?}",
+                rows * 8 / 1024
+            );
+        }
     }
 }

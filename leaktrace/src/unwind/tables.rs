@@ -6,7 +6,7 @@ use leaktrace_common::{
     MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow, Unwinding,
 };
 
-use super::object::CompiledObject;
+use super::object::{BuildId, CompiledObject};
 use crate::{bpf::maps::UnwindMaps, error::Error, host::objects::ObjectId, session::spec::Unwind};
 
 /// Where an object's table lies in the maps.
@@ -48,6 +48,8 @@ pub struct TableUse {
 pub struct Tables {
     maps: UnwindMaps,
     objects: HashMap<ObjectId, (Placed, Vec<super::object::Segment>)>,
+    /// The first object with each build ID.
+    by_build_id: HashMap<BuildId, ObjectId>,
     next_row: usize,
     next_page: usize,
     next_mapping: usize,
@@ -62,6 +64,7 @@ impl Tables {
         Self {
             maps,
             objects: HashMap::new(),
+            by_build_id: HashMap::new(),
             next_row: 0,
             next_page: 0,
             next_mapping: 0,
@@ -74,6 +77,14 @@ impl Tables {
     /// Whether an object has been placed.
     pub fn has(&self, object: ObjectId) -> bool {
         self.unwind == Unwind::FramePointers || self.objects.contains_key(&object)
+    }
+
+    /// Gives an object the table of another one with the same build ID, if there is one.
+    pub fn share(&mut self, id: ObjectId, build_id: &BuildId) -> bool {
+        let first = *self.by_build_id.entry(build_id.clone()).or_insert(id);
+        let Some(known) = self.objects.get(&first).cloned() else { return false };
+        self.objects.insert(id, known);
+        true
     }
 
     /// Puts an object's rows into the maps; once for each object.
