@@ -2,6 +2,8 @@
 
 /// The [`AllocKey::space`] of kernel memory; processes count from 1.
 pub const KERNEL_SPACE: u32 = 0;
+/// The [`AllocKey::space`] of percpu memory, whose pointers are no addresses.
+pub const PERCPU_SPACE: u32 = u32::MAX;
 
 /// Identity of a live allocation.
 ///
@@ -61,25 +63,40 @@ impl BlockWord {
     pub const FREE: u64 = 0;
     /// A block is being written to the slot.
     pub const CLAIMED: u64 = 1;
-    /// Bits of an address in a process (4-level paging, Documentation/arch/x86/x86_64/mm.rst).
+    /// Bits of an address in a process; more are given only to a process that asks for them
+    /// (Documentation/arch/x86/x86_64/5level-paging.rst).
     const ADDRESS_BITS: u32 = 47;
-    /// Spaces are below this: kernel addresses, whose upper bits are ones, are their own words.
-    pub const SPACES: u32 = (1 << (64 - Self::ADDRESS_BITS)) - 1;
+    /// Set in the word of every kernel address, and in no other: they are their own words.
+    const KERNEL: u64 = 1 << 63;
+    /// Not set in the word of a percpu block, whose pointer may look like any other kernel
+    /// address or be a small number; set in every kernel address, with 4 levels of pages or 5.
+    const NO_PERCPU: u64 = 1 << 62;
+    /// Spaces are below this.
+    pub const SPACES: u32 = 1 << (63 - Self::ADDRESS_BITS);
 
     /// The word of a key.
     #[inline(always)]
     pub const fn of(key: AllocKey) -> u64 {
-        key.address ^ ((key.space as u64) << Self::ADDRESS_BITS)
+        match key.space {
+            PERCPU_SPACE => (key.address | Self::KERNEL) & !Self::NO_PERCPU,
+            space => key.address ^ ((space as u64) << Self::ADDRESS_BITS),
+        }
     }
 
     /// The key of a word.
     #[inline(always)]
     pub const fn key(word: u64) -> AllocKey {
-        let space = (word >> Self::ADDRESS_BITS) as u32;
-        if space == Self::SPACES {
+        if word & Self::KERNEL == 0 {
+            let space = (word >> Self::ADDRESS_BITS) as u32;
+            return AllocKey::new(space, word & ((1 << Self::ADDRESS_BITS) - 1));
+        }
+        if word & Self::NO_PERCPU != 0 {
             return AllocKey::new(KERNEL_SPACE, word);
         }
-        AllocKey::new(space, word & ((1 << Self::ADDRESS_BITS) - 1))
+        // A small number has no other high bit.
+        let is_small = word & (Self::NO_PERCPU >> 1) == 0;
+        let address = if is_small { word & !Self::KERNEL } else { word | Self::NO_PERCPU };
+        AllocKey::new(PERCPU_SPACE, address)
     }
 
     /// The two buckets, of so many, in which a block may lie.
@@ -118,6 +135,9 @@ mod tests {
     fn keys_survive_their_word() {
         for key in [
             AllocKey::new(KERNEL_SPACE, 0xffff_8880_0123_4560),
+            AllocKey::new(KERNEL_SPACE, 0xff11_0000_0123_4560),
+            AllocKey::new(PERCPU_SPACE, 0xffff_e8ff_0123_4560),
+            AllocKey::new(PERCPU_SPACE, 0x0000_607f_8a01_2340),
             AllocKey::new(1, 0x7fff_ffff_f000),
             AllocKey::new(BlockWord::SPACES - 1, 16),
         ] {

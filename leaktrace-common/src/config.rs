@@ -46,8 +46,8 @@ pub struct Config {
     pub gfp_cache_mask: u32,
     /// Buckets in `BLOCKS`.
     pub buckets: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// 1: the second argument of `kvfree_call_rcu` is the offset of its first in the object.
+    pub rcu_call_offset: u32,
     /// Offset of `tgid` in `struct task_struct`; 0: children are not traced.
     pub task_tgid_offset: u32,
     /// Offset of `mm` in `struct task_struct`.

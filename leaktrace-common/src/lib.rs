@@ -28,7 +28,9 @@ mod stack;
 mod unwind;
 mod user;
 
-pub use alloc::{AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding};
+pub use alloc::{
+    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
+};
 pub use config::{Config, RcuLayout, StackMode};
 pub use loss::LossReason;
 pub use site::{CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, lifetime_bucket};

@@ -33,7 +33,7 @@ pub(crate) static CONFIG: Config = Config {
     cache_object_size_offset: 0,
     gfp_cache_mask: 0,
     buckets: 1,
-    zero: 0,
+    rcu_call_offset: 0,
     task_tgid_offset: 0,
     task_mm_offset: 0,
     rcu: RcuLayout {

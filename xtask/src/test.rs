@@ -112,11 +112,9 @@ fn run(cargo: &mut Command) -> Result<bool> {
 const SERIAL: [&str; 1] = ["--test-threads=1"];
 
 /// Live tests that do not run in the machine, with the reason.
-const NOT_IN_MACHINE: [&str; 2] = [
+const NOT_IN_MACHINE: [&str; 1] = [
     // A thousand backtraces each: too slow in an emulated machine. Those of `unwinding` run there.
     "gdb::",
-    // 6.1: frees by kfree_rcu are not seen, and the report says so.
-    "kernel::nothing_is_left_after_close",
 ];
 
 /// Runs the live tests on Debian's kernel; gives whether they passed.

@@ -1,4 +1,5 @@
 //! Kernel allocations.
 
+mod bulk;
 mod rcu;
 mod slab;

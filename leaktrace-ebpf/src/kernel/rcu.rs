@@ -8,19 +8,15 @@
 //! in between.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
-    macros::raw_tracepoint,
+    EbpfContext as _, helpers::bpf_probe_read_kernel, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use leaktrace_common::{AllocKey, KERNEL_SPACE};
 
-use crate::{ledger, maps::config};
+use super::bulk;
+use crate::maps::config;
 
 /// Pages followed in one list; 128 of them hold some 64,000 objects.
 const MAX_PAGES: u32 = 128;
-/// Pointers in a page (`KVFREE_BULK_MAX_ENTR`: a 4 KiB page less its header), rounded up.
-const MAX_RECORDS: u64 = 512;
 
 /// workqueue:workqueue_execute_start (struct work_struct *work)
 #[raw_tracepoint(tracepoint = "workqueue_execute_start")]
@@ -60,26 +56,7 @@ pub extern "C" fn leaktrace_rcu_page(page: u64) -> u32 {
     let Some(count) = read(page.wrapping_add(u64::from(config!(rcu.count_offset)))) else {
         return 0;
     };
-    let records = page.wrapping_add(u64::from(config!(rcu.records_offset)));
-    for index in 0..MAX_RECORDS {
-        if index >= count {
-            break;
-        }
-        if let Some(address) = read(records.wrapping_add(index * 8)) {
-            leaktrace_rcu_object(address);
-        }
-    }
-    0
-}
-
-/// Counts one object as freed, if it is outstanding. Global as [`leaktrace_rcu_page`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_rcu_object(address: u64) -> u32 {
-    let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, address)) else { return 0 };
-    // SAFETY: the helper has no preconditions.
-    ledger::count_free(&block, unsafe { bpf_ktime_get_ns() });
-    1
+    bulk::leaktrace_free_all(page.wrapping_add(u64::from(config!(rcu.records_offset))), count)
 }
 
 /// One word of kernel memory.

@@ -1,11 +1,32 @@
 //! Kernel probes: raw tracepoints of the slab allocators.
 
+use std::collections::BTreeMap;
+
 use leaktrace_common::Config;
 
 use crate::{
-    bpf::{Loaded, object::KernelProgram},
+    bpf::{
+        Loaded,
+        object::{FunctionProgram, KernelProgram},
+    },
     error::Error,
 };
+
+/// Pairs of programs on one tracepoint: what one of them was refused, the other has seen.
+const PAIRS: [(&str, &str); 2] = [("lt_kfree", "lt_kfree_2"), ("lt_cache_free", "lt_cache_free_2")];
+
+/// Of the runs that the kernel refused ([`Loaded::recursion_misses`]), those that may have been
+/// refused to both programs of a pair: at most as many as to the one with fewer.
+pub fn unhealed(mut misses: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    for (first, second) in PAIRS {
+        let (one, other) = (misses.remove(first), misses.remove(second));
+        let both = one.unwrap_or(0).min(other.unwrap_or(0));
+        if both > 0 {
+            misses.insert(first.to_owned(), both);
+        }
+    }
+    misses
+}
 
 /// Attaches the slab tracepoints; they stay while `loaded` lives. Gives what they cannot see,
 /// for the report's `unseen`.
@@ -28,21 +49,28 @@ pub fn attach(
                 .into(),
         ));
     }
-    let mut unseen = vec![
-        "kmem_cache_free_bulk: no tracepoint fires; objects freed through it still look \
-         outstanding"
-            .to_owned(),
-    ];
-    let refused = |cause: &str| {
-        format!("kfree_rcu: {cause}; objects freed through it still look outstanding")
-    };
-    if config.rcu.work_function == 0 {
-        unseen.push(refused("this kernel gathers them in a way that leaktrace does not know"));
-    } else if let Err(error) = loaded.attach_tracepoint(KernelProgram::RcuWork) {
-        unseen.push(refused(&error.to_string()));
+    let btf = aya::Btf::from_sys_fs().ok();
+    let mut unseen = Vec::new();
+    let still = "objects freed through it still look outstanding";
+    if let Err(refusal) = loaded.attach_function(FunctionProgram::FreeBulk, btf.as_ref()) {
+        unseen.push(format!("kmem_cache_free_bulk: {refusal}; {still}"));
     }
-    // Frees first: an allocation seen without its free would look like a leak.
-    for program in [KernelProgram::Kfree, KernelProgram::KmemCacheFree] {
+    if let Err(refusal) = loaded.attach_function(FunctionProgram::RcuCall, btf.as_ref()) {
+        // The next best: when the kernel's own work items pass what was gathered.
+        if config.rcu.work_function == 0 {
+            unseen.push(format!("kfree_rcu: {refusal}, unknown lists; {still}"));
+        } else if let Err(error) = loaded.attach_tracepoint(KernelProgram::RcuWork) {
+            unseen.push(format!("kfree_rcu: {refusal}, {error}; {still}"));
+        }
+    }
+    // Frees first: an allocation seen without its free would look like a leak. Those that look
+    // again come second: programs of a tracepoint run in the order of their attachment.
+    for program in [
+        KernelProgram::Kfree,
+        KernelProgram::KmemCacheFree,
+        KernelProgram::KfreeAgain,
+        KernelProgram::KmemCacheFreeAgain,
+    ] {
         loaded.attach_tracepoint(program)?;
     }
     for program in [KernelProgram::Kmalloc, KernelProgram::KmemCacheAlloc] {
@@ -54,4 +82,19 @@ pub fn attach(
         }
     }
     Ok(unseen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_of_a_pair_has_seen_is_not_missed() {
+        let misses = |list: &[(&str, u64)]| -> BTreeMap<String, u64> {
+            list.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+        };
+        let refused =
+            [("lt_kfree", 7), ("lt_cache_free", 200), ("lt_cache_free_2", 3), ("lt_x", 1)];
+        assert_eq!(unhealed(misses(&refused)), misses(&[("lt_cache_free", 3), ("lt_x", 1)]));
+    }
 }

@@ -11,7 +11,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::Map,
     programs::{
-        RawTracePoint, UProbe,
+        FEntry, KProbe, ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
@@ -124,6 +124,10 @@ pub enum KernelProgram {
     Mapped,
     /// workqueue:workqueue_execute_start
     RcuWork,
+    /// kmem:kfree, a second look
+    KfreeAgain,
+    /// kmem:kmem_cache_free, a second look
+    KmemCacheFreeAgain,
 }
 
 impl KernelProgram {
@@ -140,8 +144,38 @@ impl KernelProgram {
             Self::Fork => ("lt_fork", "sched_process_fork"),
             Self::Mapped => ("lt_mapped", "vm_unmapped_area"),
             Self::RcuWork => ("lt_rcu_work", "workqueue_execute_start"),
+            Self::KfreeAgain => ("lt_kfree_2", "kfree"),
+            Self::KmemCacheFreeAgain => ("lt_cache_free_2", "kmem_cache_free"),
         }
     }
+}
+
+/// A program at the entry of a kernel function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FunctionProgram {
+    /// `kvfree_call_rcu`
+    RcuCall,
+    /// `kmem_cache_free_bulk`
+    FreeBulk,
+}
+
+impl FunctionProgram {
+    /// Names of the fentry and of the kprobe program in the object, and of the function.
+    const fn names(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::RcuCall => ("lt_rcu_call", "lt_rcu_call_k", "kvfree_call_rcu"),
+            Self::FreeBulk => ("lt_free_bulk", "lt_free_bulk_k", "kmem_cache_free_bulk"),
+        }
+    }
+}
+
+/// The innermost cause of an error: what the kernel said.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 impl Loaded {
@@ -163,6 +197,50 @@ impl Loaded {
             .map_err(fail)?;
         program.load().map_err(fail)?;
         program.attach(tracepoint).map_err(fail)?;
+        Ok(())
+    }
+
+    /// Loads a program and attaches it to the entry of its kernel function, until `self` is
+    /// dropped: by fentry, else by kprobe.
+    ///
+    /// # Errors
+    ///
+    /// Why the kernel refuses both, in one line.
+    pub fn attach_function(
+        &mut self,
+        program: FunctionProgram,
+        btf: Option<&aya::Btf>,
+    ) -> Result<(), String> {
+        let (fentry, kprobe, function) = program.names();
+        let refusal = match btf {
+            Some(btf) => match self.attach_fentry(fentry, function, btf) {
+                Ok(()) => return Ok(()),
+                Err(error) => format!("fentry: {}", root_cause(&error)),
+            },
+            None => "fentry: the kernel has no BTF".to_owned(),
+        };
+        self.attach_kprobe(kprobe, function)
+            .map_err(|error| format!("{refusal}, kprobe: {}", root_cause(&error)))
+    }
+
+    fn attach_fentry(
+        &mut self,
+        name: &str,
+        function: &str,
+        btf: &aya::Btf,
+    ) -> Result<(), ProgramError> {
+        let program: &mut FEntry =
+            self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load(function, btf)?;
+        program.attach()?;
+        Ok(())
+    }
+
+    fn attach_kprobe(&mut self, name: &str, function: &str) -> Result<(), ProgramError> {
+        let program: &mut KProbe =
+            self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load()?;
+        program.attach(function, 0)?;
         Ok(())
     }
 

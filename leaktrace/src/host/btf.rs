@@ -28,6 +28,7 @@ mod kind {
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
     pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNC: u32 = 12;
     pub(super) const FUNC_PROTO: u32 = 13;
     pub(super) const VAR: u32 = 14;
     pub(super) const DATASEC: u32 = 15;
@@ -120,13 +121,23 @@ impl Btf {
     pub fn tracepoint(&self, name: &str) -> Option<Vec<Param>> {
         let typedef = self.find(kind::TYPEDEF, &format!("btf_trace_{name}"))?;
         let pointer = self.target(typedef)?;
-        let function = self.target(pointer)?;
+        self.params(self.target(pointer)?, 1)
+    }
+
+    /// The parameters of the kernel function `name`.
+    pub fn function(&self, name: &str) -> Option<Vec<Param>> {
+        self.params(self.target(self.find(kind::FUNC, name)?)?, 0)
+    }
+
+    /// The parameters of a function type from the one with this index on.
+    fn params(&self, function: u32, first: u32) -> Option<Vec<Param>> {
         let at = self.at(function)?;
         let info = word(&self.data, at + 4)?;
         if kind_of(info) != kind::FUNC_PROTO {
             return None;
         }
-        (1..count_of(info))
+        let first = first as usize;
+        (first..count_of(info))
             .map(|index| Some(self.param(word(&self.data, at + 12 + 8 * index + 4)?)))
             .collect()
     }

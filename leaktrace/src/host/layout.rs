@@ -31,6 +31,8 @@ pub struct KernelLayout {
     pub gfp_account: u32,
     /// Where `kfree_rcu` keeps what it gathers, if this kernel does it in a way we know.
     pub rcu: Option<RcuLayout>,
+    /// Whether the second argument of `kvfree_call_rcu` is an offset: up to 6.3.
+    pub rcu_call_offset: bool,
 }
 
 /// Positions of arguments, counted as a raw tracepoint program counts them.
@@ -117,6 +119,9 @@ impl KernelLayout {
             gfp_reclaimable: gfp("___GFP_RECLAIMABLE_BIT", 0x10),
             gfp_account: gfp("___GFP_ACCOUNT_BIT", 0x40_0000),
             rcu: rcu_layout(&btf),
+            rcu_call_offset: btf.function("kvfree_call_rcu").is_some_and(|params| {
+                params.get(1) == Some(&Param::Typedef("rcu_callback_t".into()))
+            }),
         })
     }
 }

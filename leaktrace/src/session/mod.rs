@@ -161,6 +161,7 @@ impl Session {
             cache_arg: layout.slab.cache.unwrap_or(0),
             cache_size_arg: layout.slab.cache_size.unwrap_or(0),
             rcu: layout.rcu.unwrap_or_default(),
+            rcu_call_offset: u32::from(layout.rcu_call_offset),
             cache_name_offset: layout.cache_name_offset,
             cache_object_size_offset: layout.cache_object_size_offset,
             gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
@@ -355,7 +356,7 @@ impl Session {
         // What has happened to the processes up to now, whatever the order of the events.
         self.drain_ring()?;
         self.look(Instant::now() + LONGEST_WAIT);
-        let mut misses: BTreeMap<String, u64> = self.loaded.recursion_misses();
+        let mut misses: BTreeMap<String, u64> = kernel::unhealed(self.loaded.recursion_misses());
         let mut unseen = self.unseen.clone();
         if let Some(processes) = &self.processes {
             misses.extend(processes.recursion_misses());
@@ -447,7 +448,7 @@ fn config(spec: &Spec) -> Config {
         cache_object_size_offset: 0,
         gfp_cache_mask: 0,
         buckets: 0,
-        zero: 0,
+        rcu_call_offset: 0,
         task_tgid_offset: 0,
         task_mm_offset: 0,
         rcu: RcuLayout::default(),

@@ -1,0 +1,99 @@
+//! Frees that no kmem tracepoint tells: `kfree_rcu` and `kmem_cache_free_bulk`.
+//!
+//! Each by fentry, and by kprobe where the kernel permits no fentry. An object handed to
+//! `kfree_rcu` was let go by its owner, so it counts as freed at once.
+
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
+};
+use leaktrace_common::{AllocKey, KERNEL_SPACE};
+
+use crate::{ledger, maps::config};
+
+/// Pointers in one call of [`leaktrace_free_all`].
+const MAX_POINTERS: u64 = 512;
+/// Such calls for one bulk free: callers keep below 512 objects (`KVFREE_BULK_MAX_ENTR`,
+/// kernel/rcu/tree.c, 6.1).
+const MAX_PARTS: u64 = 8;
+
+/// `kvfree_call_rcu(struct rcu_head *head, void *ptr)`; up to 6.3 the second argument is the
+/// offset of the head in its object, or the object if there is no head.
+#[fentry(function = "kvfree_call_rcu")]
+pub(crate) fn lt_rcu_call(ctx: FEntryContext) -> i32 {
+    // The arguments' types differ between kernels: plain words.
+    rcu_call(ctx.arg::<u64>(0), ctx.arg::<u64>(1));
+    0
+}
+
+/// As [`lt_rcu_call`].
+#[kprobe]
+pub(crate) fn lt_rcu_call_k(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context is a live pt_regs.
+    let regs = unsafe { &*ctx.regs };
+    rcu_call(regs.rdi, regs.rsi);
+    0
+}
+
+#[inline(always)]
+fn rcu_call(head: u64, second: u64) {
+    let is_offset = config!(rcu_call_offset) != 0 && head != 0;
+    leaktrace_free_one(if is_offset { head.wrapping_sub(second) } else { second });
+}
+
+/// `kmem_cache_free_bulk(struct kmem_cache *s, size_t size, void **p)`, which is `kfree_bulk` as
+/// well.
+#[fentry(function = "kmem_cache_free_bulk")]
+pub(crate) fn lt_free_bulk(ctx: FEntryContext) -> i32 {
+    free_bulk(ctx.arg::<u64>(1), ctx.arg::<u64>(2));
+    0
+}
+
+/// As [`lt_free_bulk`].
+#[kprobe]
+pub(crate) fn lt_free_bulk_k(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context is a live pt_regs.
+    let regs = unsafe { &*ctx.regs };
+    free_bulk(regs.rsi, regs.rdx);
+    0
+}
+
+#[inline(always)]
+fn free_bulk(count: u64, pointers: u64) {
+    for part in 0..MAX_PARTS {
+        let done = part * MAX_POINTERS;
+        if done >= count {
+            break;
+        }
+        leaktrace_free_all(pointers.wrapping_add(done * 8), count - done);
+    }
+}
+
+/// Counts as freed what the first [`MAX_POINTERS`] of `count` pointers point to, as far as it is
+/// outstanding. Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_free_all(pointers: u64, count: u64) -> u32 {
+    for index in 0..MAX_POINTERS {
+        if index >= count {
+            break;
+        }
+        let at = pointers.wrapping_add(index * 8) as *const u64;
+        // SAFETY: the helper checks the address.
+        if let Ok(address) = unsafe { bpf_probe_read_kernel(at) } {
+            leaktrace_free_one(address);
+        }
+    }
+    0
+}
+
+/// Counts one object as freed, if it is outstanding. Global as [`leaktrace_free_all`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_free_one(address: u64) -> u32 {
+    let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, address)) else { return 0 };
+    // SAFETY: the helper has no preconditions.
+    ledger::count_free(&block, unsafe { bpf_ktime_get_ns() });
+    1
+}
