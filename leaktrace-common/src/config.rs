@@ -48,6 +48,10 @@ pub struct Config {
     pub buckets: u32,
     /// 1: the second argument of `kvfree_call_rcu` is the offset of its first in the object.
     pub rcu_call_offset: u32,
+    /// Index of the `size` argument of `percpu_alloc_percpu`.
+    pub percpu_size_arg: u32,
+    /// CPUs that may ever come.
+    pub possible_cpus: u32,
     /// Offset of `tgid` in `struct task_struct`; 0: children are not traced.
     pub task_tgid_offset: u32,
     /// Offset of `mm` in `struct task_struct`.
@@ -80,4 +84,4 @@ pub struct RcuLayout {
 }
 
 const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
-const _: () = assert!(size_of::<Config>() == 2 * 8 + 16 * 4 + size_of::<RcuLayout>());
+const _: () = assert!(size_of::<Config>() == 2 * 8 + 18 * 4 + size_of::<RcuLayout>());

@@ -10,6 +10,10 @@ pub enum Kind {
     KmemCache = 2,
     /// `malloc` and its relatives in a process.
     Malloc = 3,
+    /// `vmalloc` and its relatives.
+    Vmalloc = 4,
+    /// `alloc_percpu` and its relatives.
+    Percpu = 5,
 }
 
 impl Kind {
@@ -19,6 +23,8 @@ impl Kind {
             1 => Some(Self::Kmalloc),
             2 => Some(Self::KmemCache),
             3 => Some(Self::Malloc),
+            4 => Some(Self::Vmalloc),
+            5 => Some(Self::Percpu),
             _ => None,
         }
     }
@@ -36,7 +42,7 @@ pub struct SiteKey {
     /// `kmalloc`: bytes of the slab object, with the GFP flags that choose the cache above bit 32.
     /// `malloc`: the [`crate::AllocFunction`].
     pub detail: u64,
-    /// Return address of the allocating call.
+    /// Return address of the allocating call; 0 where the kernel does not tell it.
     pub call_site: u64,
     /// A [`crate::StackId`], [`crate::StackId::NOT_TAKEN`] or [`crate::StackId::LOST`].
     pub stack: u64,
@@ -116,7 +122,7 @@ mod tests {
 
     #[test]
     fn kinds_survive_their_number() {
-        for kind in [Kind::Kmalloc, Kind::KmemCache, Kind::Malloc] {
+        for kind in [Kind::Kmalloc, Kind::KmemCache, Kind::Malloc, Kind::Vmalloc, Kind::Percpu] {
             assert_eq!(Kind::from_u32(kind as u32), Some(kind));
         }
         assert_eq!(Kind::from_u32(0), None);

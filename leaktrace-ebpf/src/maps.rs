@@ -34,6 +34,8 @@ pub(crate) static CONFIG: Config = Config {
     gfp_cache_mask: 0,
     buckets: 1,
     rcu_call_offset: 0,
+    percpu_size_arg: 0,
+    possible_cpus: 1,
     task_tgid_offset: 0,
     task_mm_offset: 0,
     rcu: RcuLayout {
@@ -108,6 +110,10 @@ pub(crate) static FILTER_TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(10
 /// Commands whose kernel allocations are wanted; written by the loader (`--comm`).
 #[map]
 pub(crate) static FILTER_COMMS: HashMap<[u8; 16], u32> = HashMap::with_max_entries(256, 0);
+
+/// The vmalloc in flight by thread; written by its entry and its return.
+#[map]
+pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, Outstanding> = HashMap::with_max_entries(4096, 0);
 
 /// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU.
 #[map]

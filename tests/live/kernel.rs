@@ -5,7 +5,7 @@
 //! two files; an eventfd or timerfd its context, a dentry and a file.
 
 use leaktrace_tests::{
-    SOON,
+    LATE, SOON,
     leaker::Leaker,
     report::{Report, Site, number},
     traced::Traced,
@@ -238,4 +238,34 @@ fn slab_caches_have_their_names() {
     assert_eq!(got, [2000, 1500, 500], "filp, dentry, inode_cache:\n{}", report.outline());
     leaker.advance("closed");
     leaker.end();
+}
+
+/// Mounts have a percpu counter each, and socket filters a page by vmalloc: exactly as many, and
+/// none once they are gone.
+#[test]
+fn percpu_memory_and_vmalloc_are_counted() {
+    let folder = tempfile::TempDir::new().unwrap_or_else(|error| panic!("{error}"));
+    let mut program = Leaker::start("kmaps", &[&folder.path().display().to_string()]);
+    let pid = program.pid_arg();
+    let args = ["kernel", "-p", &pid, "--kind", "vmalloc,percpu", "--interval", "300ms"];
+    let mut traced = Traced::start(&[&args[..], &["--stacks", "all"]].concat());
+    let held = |report: &Report| {
+        let count = |kind: &str, function: &str| -> u64 {
+            let sites = report.sites().into_iter();
+            sites
+                .filter(|site| site.kind() == kind && site.has_frame(function))
+                .map(|site| number(site.value, "outstanding_count"))
+                .sum()
+        };
+        (count("percpu", "alloc_vfsmnt"), count("vmalloc", "bpf_prog_alloc_no_stats"))
+    };
+    let stage = program.advance("holding").line.clone();
+    let expected = (number(&stage, "mounts"), number(&stage, "sockets"));
+    traced.wait_report("they are held", SOON, |report| held(report) == expected);
+    program.advance("closed");
+    traced.wait_report("none is held", LATE, |report| held(report) == (0, 0));
+    let ended = traced.interrupt();
+    let kinds: Vec<&str> = ended.final_report().sites().into_iter().map(Site::kind).collect();
+    assert!(!kinds.contains(&"kmalloc") && !kinds.contains(&"kmem_cache"), "{kinds:?}");
+    program.end();
 }

@@ -140,7 +140,7 @@ mod tests {
     fn every_program_runs_to_its_end() {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 19] = [
+        let runs: [(&str, &[&str], &[&str]); 20] = [
             ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
             ("children", &[], &["made", "holding"]),
             ("cpp", &[], &["traced", "checked"]),
@@ -150,6 +150,7 @@ mod tests {
             ("execer", &[], &["before", "after"]),
             ("forker", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
+            ("kmaps", &["/mnt"], &["holding", "closed"]),
             ("kobjects", &[], &["holding", "closed"]),
             ("longjmp", &[], &["holding"]),
             ("many", &[], &["holding"]),

@@ -39,6 +39,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "execer", source: "execer.c", flags: &[] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
+    Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "kobjects", source: "kobjects.c", flags: &[] },
     Recipe { name: "longjmp", source: "longjmp.c", flags: &[] },
     Recipe { name: "many", source: "many.c", flags: &[] },

@@ -1,5 +1,7 @@
 //! Kernel allocations.
 
 mod bulk;
+mod percpu;
 mod rcu;
 mod slab;
+mod vmalloc;

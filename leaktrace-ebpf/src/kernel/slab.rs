@@ -16,7 +16,7 @@
 //! cost and under the same recursion guard, so there is one program for both.
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::BPF_NOEXIST,
     helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str},
     macros::raw_tracepoint,
@@ -36,14 +36,18 @@ use crate::{
 const ZERO_SIZE_PTR: u64 = 16;
 
 /// An allocation as its tracepoint tells it.
-struct Allocation {
-    kind: Kind,
-    call_site: u64,
-    address: u64,
+pub(super) struct Allocation {
+    pub(super) kind: Kind,
+    /// 0 if it is not told: then there is always a stack.
+    pub(super) call_site: u64,
+    pub(super) address: u64,
+    /// See [`AllocKey::space`].
+    pub(super) space: u32,
     /// 0 if it is not passed, as by `kmem_cache_alloc` from 6.1 on: the cache knows it. (An
     /// Option would have LLVM spill its undefined half, which the verifier refuses.)
-    size_bytes: u64,
-    detail: u64,
+    pub(super) size_bytes: u64,
+    /// See [`SiteKey::detail`].
+    pub(super) detail: u64,
 }
 
 /// kmem:kmalloc
@@ -114,6 +118,7 @@ macro_rules! arg {
         value
     }};
 }
+pub(super) use arg;
 
 #[inline(always)]
 fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
@@ -130,6 +135,7 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
             kind: Kind::Kmalloc,
             call_site: arg!(ctx, 0),
             address: arg!(ctx, 1),
+            space: KERNEL_SPACE,
             size_bytes,
             detail: u64::from(cache_flags) << 32 | object_bytes & 0xffff_ffff,
         },
@@ -153,6 +159,7 @@ fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
             kind: Kind::KmemCache,
             call_site: arg!(ctx, 0),
             address: arg!(ctx, 1),
+            space: KERNEL_SPACE,
             size_bytes,
             detail: cache,
         },
@@ -167,8 +174,9 @@ fn object_size(cache: u64) -> u64 {
     unsafe { bpf_probe_read_kernel(at as *const u32) }.map_or(0, u64::from)
 }
 
+/// Records an allocation.
 #[inline(always)]
-fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> i32 {
+pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> i32 {
     if allocation.address <= ZERO_SIZE_PTR {
         return 0;
     }
@@ -176,19 +184,7 @@ fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> 
         return 0;
     }
     let Some(tgid) = filter::wanted_tgid() else { return 0 };
-    let mut key = SiteKey {
-        kind: allocation.kind as u32,
-        space: KERNEL_SPACE,
-        detail: allocation.detail,
-        call_site: allocation.call_site,
-        stack: StackId::NOT_TAKEN,
-    };
-    let learn = || {
-        if matches!(allocation.kind, Kind::KmemCache) {
-            learn_cache_name(allocation.detail);
-        }
-    };
-    let Some(base) = ledger::site_index_or(&key, learn) else { return 0 };
+    let Some(base) = base_of(allocation) else { return 0 };
     let size_bytes = match allocation.size_bytes {
         size_bytes @ 1.. => size_bytes,
         0 => {
@@ -203,16 +199,9 @@ fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> 
             size_bytes
         }
     };
-    let mut site = base;
-    if ledger::wants_stack(base) {
-        key.stack = stack::take_kernel(ctx, slot);
-        match ledger::site_index(&key) {
-            Some(index) => site = index,
-            None => return 0,
-        }
-    }
+    let Some(site) = with_stack(ctx, slot, allocation, base) else { return 0 };
     ledger::on_alloc(
-        AllocKey::new(KERNEL_SPACE, allocation.address),
+        AllocKey::new(allocation.space, allocation.address),
         Outstanding {
             size_bytes,
             // SAFETY: the helper has no preconditions.
@@ -222,6 +211,47 @@ fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> 
         },
     );
     0
+}
+
+/// The site of an allocation, with its stack if one is wanted.
+#[inline(always)]
+pub(super) fn site_of<C: EbpfContext>(ctx: &C, slot: u32, allocation: &Allocation) -> Option<u32> {
+    let base = base_of(allocation)?;
+    with_stack(ctx, slot, allocation, base)
+}
+
+#[inline(always)]
+fn key_of(allocation: &Allocation, stack: u64) -> SiteKey {
+    SiteKey {
+        kind: allocation.kind as u32,
+        space: KERNEL_SPACE,
+        detail: allocation.detail,
+        call_site: allocation.call_site,
+        stack,
+    }
+}
+
+/// The call site's record without stack.
+#[inline(always)]
+fn base_of(allocation: &Allocation) -> Option<u32> {
+    ledger::site_index_or(&key_of(allocation, StackId::NOT_TAKEN), || {
+        if matches!(allocation.kind, Kind::KmemCache) {
+            learn_cache_name(allocation.detail);
+        }
+    })
+}
+
+#[inline(always)]
+fn with_stack<C: EbpfContext>(
+    ctx: &C,
+    slot: u32,
+    allocation: &Allocation,
+    base: u32,
+) -> Option<u32> {
+    if allocation.call_site != 0 && !ledger::wants_stack(base) {
+        return Some(base);
+    }
+    ledger::site_index(&key_of(allocation, stack::take_kernel(ctx, slot)))
 }
 
 /// Stores a cache's name when its call site is new; userspace cannot read kernel memory.

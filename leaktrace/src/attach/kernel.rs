@@ -10,6 +10,8 @@ use crate::{
         object::{FunctionProgram, KernelProgram},
     },
     error::Error,
+    host::layout::KernelLayout,
+    session::spec::KernelKind,
 };
 
 /// Pairs of programs on one tracepoint: what one of them was refused, the other has seen.
@@ -28,8 +30,8 @@ pub fn unhealed(mut misses: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     misses
 }
 
-/// Attaches the slab tracepoints; they stay while `loaded` lives. Gives what they cannot see,
-/// for the report's `unseen`.
+/// Attaches to the allocators asked for; the probes stay while `loaded` lives. Gives what they
+/// cannot see, for the report's `unseen`.
 ///
 /// # Errors
 ///
@@ -37,9 +39,30 @@ pub fn unhealed(mut misses: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
 /// [`Error::Kernel`] when it refuses a program.
 pub fn attach(
     loaded: &mut Loaded,
+    kinds: &[KernelKind],
     config: &Config,
-    node_variants: bool,
+    layout: &KernelLayout,
 ) -> Result<Vec<String>, Error> {
+    let btf = aya::Btf::from_sys_fs().ok();
+    let mut unseen = Vec::new();
+    for kind in kinds {
+        match kind {
+            KernelKind::Slab => attach_slab(loaded, config, layout, btf.as_ref(), &mut unseen)?,
+            KernelKind::Vmalloc => attach_vmalloc(loaded, layout, btf.as_ref(), &mut unseen),
+            KernelKind::Percpu => attach_percpu(loaded, layout, &mut unseen),
+        }
+    }
+    Ok(unseen)
+}
+
+/// kmalloc and slab caches; what cannot be seen goes to `unseen`.
+fn attach_slab(
+    loaded: &mut Loaded,
+    config: &Config,
+    layout: &KernelLayout,
+    btf: Option<&aya::Btf>,
+    unseen: &mut Vec<String>,
+) -> Result<(), Error> {
     let known_shape = matches!(config.kmalloc_size_arg, 2 | 3)
         && matches!((config.cache_arg, config.cache_size_arg), (0, 2) | (2, 0) | (2, 3));
     if !known_shape {
@@ -49,13 +72,11 @@ pub fn attach(
                 .into(),
         ));
     }
-    let btf = aya::Btf::from_sys_fs().ok();
-    let mut unseen = Vec::new();
     let still = "objects freed through it still look outstanding";
-    if let Err(refusal) = loaded.attach_function(FunctionProgram::FreeBulk, btf.as_ref()) {
+    if let Err(refusal) = loaded.attach_function(FunctionProgram::FreeBulk, btf) {
         unseen.push(format!("kmem_cache_free_bulk: {refusal}; {still}"));
     }
-    if let Err(refusal) = loaded.attach_function(FunctionProgram::RcuCall, btf.as_ref()) {
+    if let Err(refusal) = loaded.attach_function(FunctionProgram::RcuCall, btf) {
         // The next best: when the kernel's own work items pass what was gathered.
         if config.rcu.work_function == 0 {
             unseen.push(format!("kfree_rcu: {refusal}, unknown lists; {still}"));
@@ -76,12 +97,51 @@ pub fn attach(
     for program in [KernelProgram::Kmalloc, KernelProgram::KmemCacheAlloc] {
         loaded.attach_tracepoint(program)?;
     }
-    if node_variants {
+    if layout.slab.node_variants {
         for program in [KernelProgram::KmallocNode, KernelProgram::KmemCacheAllocNode] {
             loaded.attach_tracepoint(program)?;
         }
     }
-    Ok(unseen)
+    Ok(())
+}
+
+/// Percpu memory; what cannot be seen goes to `unseen`.
+fn attach_percpu(loaded: &mut Loaded, layout: &KernelLayout, unseen: &mut Vec<String>) {
+    let attached = match layout.percpu_size {
+        None => Err("its tracepoint has arguments that leaktrace does not know".to_owned()),
+        Some(_) => [KernelProgram::PercpuFree, KernelProgram::PercpuAlloc]
+            .into_iter()
+            .try_for_each(|program| loaded.attach_tracepoint(program))
+            .map_err(|error| error.to_string()),
+    };
+    if let Err(cause) = attached {
+        unseen.push(format!("percpu memory: {cause}"));
+    }
+}
+
+/// vmalloc: by probes on its functions, else by tracepoints; what cannot be seen goes to
+/// `unseen`.
+fn attach_vmalloc(
+    loaded: &mut Loaded,
+    layout: &KernelLayout,
+    btf: Option<&aya::Btf>,
+    unseen: &mut Vec<String>,
+) {
+    let by_function = match layout.vmalloc {
+        None => Err("its function has arguments that leaktrace does not know".to_owned()),
+        // The allocating side last: if it is refused, the frees see nothing, which does no harm.
+        Some(function) => [FunctionProgram::Vfree, FunctionProgram::VfreeAtomic]
+            .into_iter()
+            .try_for_each(|program| loaded.attach_function(program, btf))
+            .and_then(|()| loaded.attach_vmalloc(function)),
+    };
+    let Err(refusal) = by_function else { return };
+    let by_tracepoint = [KernelProgram::AreaFree, KernelProgram::AreaAlloc]
+        .into_iter()
+        .try_for_each(|program| loaded.attach_tracepoint(program));
+    if let Err(error) = by_tracepoint {
+        unseen.push(format!("vmalloc: {refusal}, {error}"));
+    }
 }
 
 #[cfg(test)]

@@ -128,6 +128,14 @@ pub enum KernelProgram {
     KfreeAgain,
     /// kmem:kmem_cache_free, a second look
     KmemCacheFreeAgain,
+    /// percpu:percpu_alloc_percpu
+    PercpuAlloc,
+    /// percpu:percpu_free_percpu
+    PercpuFree,
+    /// vmap:alloc_vmap_area, from 6.2
+    AreaAlloc,
+    /// vmap:free_vmap_area_noflush, from 6.2
+    AreaFree,
 }
 
 impl KernelProgram {
@@ -146,6 +154,10 @@ impl KernelProgram {
             Self::RcuWork => ("lt_rcu_work", "workqueue_execute_start"),
             Self::KfreeAgain => ("lt_kfree_2", "kfree"),
             Self::KmemCacheFreeAgain => ("lt_cache_free_2", "kmem_cache_free"),
+            Self::PercpuAlloc => ("lt_percpu_alloc", "percpu_alloc_percpu"),
+            Self::PercpuFree => ("lt_percpu_free", "percpu_free_percpu"),
+            Self::AreaAlloc => ("lt_area_alloc", "alloc_vmap_area"),
+            Self::AreaFree => ("lt_area_free", "free_vmap_area_noflush"),
         }
     }
 }
@@ -157,6 +169,10 @@ pub enum FunctionProgram {
     RcuCall,
     /// `kmem_cache_free_bulk`
     FreeBulk,
+    /// `vfree`
+    Vfree,
+    /// `vfree_atomic`
+    VfreeAtomic,
 }
 
 impl FunctionProgram {
@@ -165,6 +181,8 @@ impl FunctionProgram {
         match self {
             Self::RcuCall => ("lt_rcu_call", "lt_rcu_call_k", "kvfree_call_rcu"),
             Self::FreeBulk => ("lt_free_bulk", "lt_free_bulk_k", "kmem_cache_free_bulk"),
+            Self::Vfree => ("lt_vfree", "lt_vfree_k", "vfree"),
+            Self::VfreeAtomic => ("lt_vfree_atomic", "lt_vfree_atomic_k", "vfree_atomic"),
         }
     }
 }
@@ -221,6 +239,19 @@ impl Loaded {
         };
         self.attach_kprobe(kprobe, function)
             .map_err(|error| format!("{refusal}, kprobe: {}", root_cause(&error)))
+    }
+
+    /// Loads the two programs of vmalloc's entry and return and attaches them by kprobe.
+    ///
+    /// # Errors
+    ///
+    /// Why the kernel refuses, in one line.
+    pub fn attach_vmalloc(&mut self, function: &str) -> Result<(), String> {
+        // The return first, so that no call is entered whose return is not watched.
+        ["lt_vmalloc_return", "lt_vmalloc"].into_iter().try_for_each(|name| {
+            self.attach_kprobe(name, function)
+                .map_err(|error| format!("kprobe: {}", root_cause(&error)))
+        })
     }
 
     fn attach_fentry(
@@ -325,6 +356,6 @@ pub(super) fn map_data(map: &Map) -> Option<&aya::maps::MapData> {
 }
 
 /// Number of CPUs that can ever be present.
-fn possible_cpus() -> u32 {
+pub fn possible_cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |count| count as u32)
 }

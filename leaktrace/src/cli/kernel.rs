@@ -1,13 +1,15 @@
 //! `leaktrace kernel`
 
+use clap::ValueEnum as _;
+
 use crate::{
     error::Error,
-    session::spec::{Spec, StackMode, Target},
+    session::spec::{KernelKind, Spec, StackMode, Target},
 };
 
 use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
 
-/// Trace kernel allocations: kmalloc and slab caches.
+/// Trace kernel allocations: kmalloc and slab caches, vmalloc, percpu memory.
 ///
 /// Every allocation and free is counted by call site. Stacks are dear in the kernel (3 to 5
 /// microseconds), so by default they are taken for the first allocations of a call site, for one
@@ -27,8 +29,34 @@ pub(super) struct Args {
     /// [default: all]
     #[arg(long = "comm", value_name = "NAME")]
     comms: Vec<String>,
+    /// Only these allocators, as --kind slab,vmalloc [default: all]
+    #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
+    kinds: Vec<KindArg>,
     #[command(flatten)]
     common: CommonArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum KindArg {
+    Slab,
+    Vmalloc,
+    Percpu,
+}
+
+/// The allocators asked for, or all.
+fn kinds(asked: &[KindArg]) -> Vec<KernelKind> {
+    let asked = if asked.is_empty() { KindArg::value_variants() } else { asked };
+    let mut kinds: Vec<KernelKind> = asked
+        .iter()
+        .map(|kind| match kind {
+            KindArg::Slab => KernelKind::Slab,
+            KindArg::Vmalloc => KernelKind::Vmalloc,
+            KindArg::Percpu => KernelKind::Percpu,
+        })
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
 }
 
 impl Args {
@@ -45,7 +73,11 @@ impl Args {
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
             view: self.common.view()?,
             output: self.common.output(),
-            target: Target::Kernel { pids: self.pids, comms: self.comms },
+            target: Target::Kernel {
+                kinds: kinds(&self.kinds),
+                pids: self.pids,
+                comms: self.comms,
+            },
         })
     }
 }

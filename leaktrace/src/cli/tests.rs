@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::session::spec::{Format, ProbeAt, Sort, StackMode, Target, Unwind};
+use crate::session::spec::{Format, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind};
 
 fn parse_line(line: &str) -> Result<Parsed, Error> {
     parse(line.split_whitespace().map(OsString::from))
@@ -31,7 +31,8 @@ fn refused(line: &str, expected: &str) {
 #[test]
 fn defaults_of_each_verb() {
     let kernel = spec("leaktrace kernel");
-    assert_eq!(kernel.target, Target::Kernel { pids: vec![], comms: vec![] });
+    let all = vec![KernelKind::Slab, KernelKind::Vmalloc, KernelKind::Percpu];
+    assert_eq!(kernel.target, Target::Kernel { kinds: all, pids: vec![], comms: vec![] });
     assert_eq!(kernel.trace.stacks, StackMode::Adaptive);
     assert_eq!(kernel.schedule.interval, Some(Duration::from_secs(5)));
     let user = spec("leaktrace user -p 7 -p 5 -p 7");

@@ -269,11 +269,11 @@ impl Collector {
             cache: match kind {
                 Kind::Kmalloc => Some(self.kmalloc_names.name(key.detail)),
                 Kind::KmemCache => self.maps.cache_name(key.detail),
-                Kind::Malloc => None,
+                Kind::Malloc | Kind::Vmalloc | Kind::Percpu => None,
             },
             function: match kind {
                 Kind::Malloc => AllocFunction::from_u64(key.detail),
-                Kind::Kmalloc | Kind::KmemCache => None,
+                Kind::Kmalloc | Kind::KmemCache | Kind::Vmalloc | Kind::Percpu => None,
             },
             call_site,
             stack,

@@ -33,6 +33,10 @@ pub struct KernelLayout {
     pub rcu: Option<RcuLayout>,
     /// Whether the second argument of `kvfree_call_rcu` is an offset: up to 6.3.
     pub rcu_call_offset: bool,
+    /// percpu_alloc_percpu: `size`, if the tracepoint has a known shape.
+    pub percpu_size: Option<u32>,
+    /// The function that every vmalloc comes to, if its arguments are known.
+    pub vmalloc: Option<&'static str>,
 }
 
 /// Positions of arguments, counted as a raw tracepoint program counts them.
@@ -119,6 +123,14 @@ impl KernelLayout {
             gfp_reclaimable: gfp("___GFP_RECLAIMABLE_BIT", 0x10),
             gfp_account: gfp("___GFP_ACCOUNT_BIT", 0x40_0000),
             rcu: rcu_layout(&btf),
+            percpu_size: btf
+                .tracepoint("percpu_alloc_percpu")
+                .and_then(|params| percpu_size(&params)),
+            // From 6.10 on the functions that allocate have another name. The caller is the
+            // last of nine arguments.
+            vmalloc: ["__vmalloc_node_range_noprof", "__vmalloc_node_range"]
+                .into_iter()
+                .find(|name| btf.function(name).is_some_and(|params| params.len() == 9)),
             rcu_call_offset: btf.function("kvfree_call_rcu").is_some_and(|params| {
                 params.get(1) == Some(&Param::Typedef("rcu_callback_t".into()))
             }),
@@ -158,6 +170,12 @@ fn slab_arguments(
         cache_size: cache_size.map(|at| at as u32),
         node_variants,
     })
+}
+
+/// Position of `size`: see the table in leaktrace-ebpf's percpu module for the shapes.
+fn percpu_size(params: &[Param]) -> Option<u32> {
+    let size = params.iter().position(|param| *param == Param::Typedef("size_t".into()))?;
+    matches!((size, params.len()), (2, 7) | (3, 10)).then_some(size as u32)
 }
 
 /// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.

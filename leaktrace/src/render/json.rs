@@ -198,6 +198,8 @@ fn site(row: &Row) -> WireSite<'_> {
             Kind::Kmalloc => "kmalloc",
             Kind::KmemCache => "kmem_cache",
             Kind::Malloc => "malloc",
+            Kind::Vmalloc => "vmalloc",
+            Kind::Percpu => "percpu",
         },
         cache: row.cache.as_deref(),
         module: row.module.as_deref(),

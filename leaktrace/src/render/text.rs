@@ -183,6 +183,8 @@ fn what(row: &Row) -> String {
         (Kind::Malloc, None) => "malloc",
         (Kind::Kmalloc, _) => "kmalloc",
         (Kind::KmemCache, _) => "kmem_cache_alloc",
+        (Kind::Vmalloc, _) => "vmalloc",
+        (Kind::Percpu, _) => "percpu",
     };
     let mut text = interface.to_owned();
     if let Some(cache) = &row.cache {

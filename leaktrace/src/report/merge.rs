@@ -163,19 +163,27 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         Some(stack) if !stack.frames.is_empty() => &stack.frames,
         _ => std::slice::from_ref(&site.call_site),
     };
-    let stack: Vec<FrameView> = frames.iter().flat_map(|frame| resolve(frame, names)).collect();
+    let mut stack: Vec<FrameView> = frames.iter().flat_map(|frame| resolve(frame, names)).collect();
+    if site.call_site.address == 0 {
+        // The stack begins in the tracing program itself.
+        let own = stack.iter().take_while(|frame| is_tracing(frame)).count();
+        if own < stack.len() {
+            stack.drain(..own);
+        }
+    }
     let stack_taken = site.stack != StackRef::NotTaken;
     let truncated = match known {
         Some(stack) => stack.end.reason(),
         None if stack_taken => Some("the stack was lost"),
         None => None,
     };
+    let identified: Vec<FrameIdentity> = stack.iter().map(identify).collect();
     let identity = Identity {
         kind: site.kind,
         space: site.space,
         cache: site.cache.clone(),
         function: site.function,
-        stack: stack.iter().map(identify).collect(),
+        stack: identified.clone(),
         end: known.map(|stack| stack.end),
         stack_taken,
     };
@@ -205,9 +213,20 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         holders: site.holders.clone(),
         blocks: site.blocks.clone(),
         space: site.space,
-        call_site: resolve(&site.call_site, names).iter().map(identify).collect(),
+        // Where the kernel does not tell the call, stacks tell call sites apart.
+        call_site: match site.call_site.address {
+            0 => identified,
+            _ => resolve(&site.call_site, names).iter().map(identify).collect(),
+        },
     };
     (row, identity)
+}
+
+/// Whether a kernel frame belongs to a BPF program or to what runs it at a tracepoint.
+fn is_tracing(frame: &FrameView) -> bool {
+    frame.symbol.as_deref().is_some_and(|symbol| {
+        ["bpf_prog_", "bpf_trace_run", "__bpf_trace_"].iter().any(|own| symbol.starts_with(own))
+    })
 }
 
 fn identify(frame: &FrameView) -> FrameIdentity {

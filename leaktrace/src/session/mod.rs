@@ -20,7 +20,7 @@ use tokio::{
 use self::{
     launch::{Child, Ended, Suspended},
     processes::{LONGEST_WAIT, Processes},
-    spec::{Spec, Target},
+    spec::{KernelKind, Spec, Target},
 };
 use crate::{
     attach::{kernel, user::Way},
@@ -132,7 +132,9 @@ impl AsFd for Ring {
 impl Session {
     fn start(spec: &Spec, facts: &HostFacts, note: &mut dyn FnMut(&str)) -> Result<Self, Error> {
         match &spec.target {
-            Target::Kernel { pids, comms } => Self::start_kernel(spec, pids, comms, note),
+            Target::Kernel { kinds, pids, comms } => {
+                Self::start_kernel(spec, kinds, pids, comms, note)
+            }
             Target::Processes { pids } => {
                 for pid in pids {
                     proc::check_traceable(*pid)?;
@@ -149,6 +151,7 @@ impl Session {
 
     fn start_kernel(
         spec: &Spec,
+        kinds: &[KernelKind],
         pids: &[u32],
         comms: &[String],
         note: &mut dyn FnMut(&str),
@@ -162,6 +165,8 @@ impl Session {
             cache_size_arg: layout.slab.cache_size.unwrap_or(0),
             rcu: layout.rcu.unwrap_or_default(),
             rcu_call_offset: u32::from(layout.rcu_call_offset),
+            percpu_size_arg: layout.percpu_size.unwrap_or(0),
+            possible_cpus: crate::bpf::object::possible_cpus(),
             cache_name_offset: layout.cache_name_offset,
             cache_object_size_offset: layout.cache_object_size_offset,
             gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
@@ -185,10 +190,12 @@ impl Session {
                 account: layout.gfp_account,
             },
         );
-        let unseen = kernel::attach(&mut loaded, &config, layout.slab.node_variants)?;
+        let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
         collector.start();
         note_memory(map_bytes, spec, note);
-        note("tracing kernel allocations (kmalloc, slab caches); Ctrl-C ends with a report");
+        let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+        let kinds = kinds.join(", ");
+        note(&format!("tracing kernel allocations ({kinds}); Ctrl-C ends with a report"));
         Ok(Self {
             processes: None,
             loaded,
@@ -449,6 +456,8 @@ fn config(spec: &Spec) -> Config {
         gfp_cache_mask: 0,
         buckets: 0,
         rcu_call_offset: 0,
+        percpu_size_arg: 0,
+        possible_cpus: 1,
         task_tgid_offset: 0,
         task_mm_offset: 0,
         rcu: RcuLayout::default(),

@@ -24,6 +24,8 @@ pub struct Spec {
 pub enum Target {
     /// Kernel allocations of the whole host, or of some processes and commands.
     Kernel {
+        /// By these allocators; never empty.
+        kinds: Vec<KernelKind>,
         /// Only allocations made while one of these processes runs; empty: all.
         pids: Vec<u32>,
         /// Only allocations made while a process of this command name runs; empty: all.
@@ -41,6 +43,28 @@ pub enum Target {
         /// Exit code to return when blocks are outstanding at its end.
         error_exitcode: Option<u8>,
     },
+}
+
+/// An allocator of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KernelKind {
+    /// kmalloc and slab caches.
+    Slab,
+    /// vmalloc and its relatives.
+    Vmalloc,
+    /// Percpu memory.
+    Percpu,
+}
+
+impl KernelKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slab => "slab",
+            Self::Vmalloc => "vmalloc",
+            Self::Percpu => "percpu",
+        }
+    }
 }
 
 /// How allocations are traced.

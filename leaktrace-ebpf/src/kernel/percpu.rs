@@ -1,0 +1,52 @@
+//! Percpu memory: alloc_percpu and its relatives, free_percpu.
+//!
+//! Raw tracepoint arguments, include/trace/events/percpu.h:
+//!
+//! | tracepoint | kernel | arguments |
+//! |---|---|---|
+//! | percpu_alloc_percpu | to 5.17 | reserved, is_atomic, size, align, base_addr, off, ptr |
+//! | percpu_alloc_percpu | from 5.18 | call_site, and those, bytes_alloc, gfp_flags |
+//! | percpu_free_percpu | all | base_addr, off, ptr |
+
+use aya_ebpf::{
+    EbpfContext as _, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use leaktrace_common::{AllocKey, Kind, LossReason, PERCPU_SPACE};
+
+use super::slab::{Allocation, allocated, arg};
+use crate::{filter, ledger, loss, maps::config};
+
+/// percpu:percpu_alloc_percpu
+#[raw_tracepoint(tracepoint = "percpu_alloc_percpu")]
+pub(crate) fn lt_percpu_alloc(ctx: RawTracePointContext) -> i32 {
+    let (call_site, size_bytes, pointer) = if config!(percpu_size_arg) == 3 {
+        (arg!(&ctx, 0), arg!(&ctx, 3), arg!(&ctx, 7))
+    } else {
+        (0, arg!(&ctx, 2), arg!(&ctx, 6))
+    };
+    allocated(
+        &ctx,
+        4,
+        &Allocation {
+            kind: Kind::Percpu,
+            call_site,
+            address: pointer,
+            space: PERCPU_SPACE,
+            // One for each CPU that may ever come.
+            size_bytes: size_bytes * u64::from(config!(possible_cpus)),
+            detail: 0,
+        },
+    )
+}
+
+/// percpu:percpu_free_percpu
+#[raw_tracepoint(tracepoint = "percpu_free_percpu")]
+pub(crate) fn lt_percpu_free(ctx: RawTracePointContext) -> i32 {
+    let key = AllocKey::new(PERCPU_SPACE, arg!(&ctx, 2));
+    // SAFETY: the helper has no preconditions.
+    if !ledger::on_free(key, unsafe { bpf_ktime_get_ns() }) && !filter::is_own() {
+        loss::count(LossReason::UntrackedFree);
+    }
+    0
+}
