@@ -107,8 +107,16 @@ fn a_program_without_call_frame_information_is_walked_by_frame_pointers() {
 fn a_program_without_both_is_cut_after_its_caller() {
     let (_folder, copy) = copy_of("crowd");
     objcopy(&copy, &["--remove-section", ".eh_frame", "--remove-section", ".eh_frame_hdr"]);
-    let report = trace(Leaker::launch(Command::new(&copy).arg("3")));
-    let site = biggest(&report);
+    let mut leaker = Leaker::launch(Command::new(&copy).args(["1", "3"]));
+    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    leaker.end();
+    let mut sites = report.sites().into_iter();
+    let Some(site) = sites.find(|site| site.has_frame("site_crowd")) else {
+        panic!("{}", report.outline());
+    };
     assert_eq!(site.symbols().first(), Some(&"site_crowd"), "{}", report.outline());
     assert_eq!(site.value["truncated"], true, "{}", report.outline());
     assert!(report.loss("stacks_truncated") > 0, "{}", report.outline());

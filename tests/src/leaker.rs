@@ -144,7 +144,7 @@ mod tests {
             ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
             ("children", &[], &["made", "holding"]),
             ("cpp", &[], &["traced", "checked"]),
-            ("crowd", &["32"], &["holding"]),
+            ("crowd", &["8", "100"], &["holding"]),
             ("deep", &["300"], &["holding"]),
             ("exact", &[], &["holding", "freed"]),
             ("execer", &[], &["before", "after"]),

@@ -239,7 +239,7 @@ fn compile_with(name: &str, flag: &str) -> Result<PathBuf> {
     let program = folder.join(format!("{name}{}", flag.strip_prefix("-fno").unwrap_or_default()));
     let source = crate::workspace::root()?.join("tests/programs").join(format!("{name}.c"));
     let status = Command::new("gcc")
-        .args(["-O1", "-g", flag, "-fno-builtin", "-fno-optimize-sibling-calls", "-pthread", "-o"])
+        .args(["-O2", "-g", flag, "-fno-builtin", "-fno-optimize-sibling-calls", "-pthread", "-o"])
         .args([&program, &source])
         .status()
         .context("cannot run gcc")?;

@@ -30,7 +30,7 @@ const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
 const TEST_PACKAGES: [&str; 6] = ["g++", "python3", "gdb", "sqlite3", "git", "redis-server"];
 /// What boots and feeds a virtual machine.
-const MACHINE_PACKAGES: [&str; 3] = ["qemu-system-x86", "busybox-static", "cpio"];
+const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];
 /// The clippy of Debian's compiler: the only one that can read leaktrace-ebpf with it.
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 

@@ -3,6 +3,7 @@
 pub mod launch;
 mod processes;
 pub mod spec;
+mod wait;
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,6 @@ use aya::maps::{MapData, RingBuf};
 use leaktrace_common::{Config, Event as BpfEvent, EventKind, RcuLayout};
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, Interval, MissedTickBehavior},
 };
 
@@ -21,6 +21,7 @@ use self::{
     launch::{Child, Ended, Suspended},
     processes::{LONGEST_WAIT, Processes},
     spec::{KernelKind, Spec, Target},
+    wait::{Signals, wait_for_child, wait_for_exit, wait_for_ring, wait_for_tick, wait_until},
 };
 use crate::{
     attach::{kernel, user::Way},
@@ -518,84 +519,4 @@ fn describe(collector: &Collector) -> String {
         .collect();
     let noun = if names.len() == 1 { "process" } else { "processes" };
     format!("{noun} {}", names.join(", "))
-}
-
-/// The signals that end a session.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    quit: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Error> {
-        let watch =
-            |kind| signal(kind).map_err(|error| Error::kernel("cannot watch for signals", error));
-        Ok(Self {
-            interrupt: watch(SignalKind::interrupt())?,
-            terminate: watch(SignalKind::terminate())?,
-            hangup: watch(SignalKind::hangup())?,
-            quit: watch(SignalKind::quit())?,
-        })
-    }
-
-    async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.interrupt.recv() => libc::SIGINT,
-            _ = self.terminate.recv() => libc::SIGTERM,
-            _ = self.hangup.recv() => libc::SIGHUP,
-            _ = self.quit.recv() => libc::SIGQUIT,
-        }
-    }
-}
-
-async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, Error> {
-    match child {
-        Some(child) => child.ended().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for the end of any of the processes; gives its process ID.
-async fn wait_for_exit(pidfds: &[(u32, AsyncFd<OwnedFd>)]) -> u32 {
-    if pidfds.is_empty() {
-        return std::future::pending().await;
-    }
-    std::future::poll_fn(|context| {
-        for (pid, fd) in pidfds {
-            if fd.poll_read_ready(context).is_ready() {
-                return std::task::Poll::Ready(*pid);
-            }
-        }
-        std::task::Poll::Pending
-    })
-    .await
-}
-
-async fn wait_for_ring(ring: Option<&AsyncFd<Ring>>) {
-    match ring {
-        Some(ring) => match ring.readable().await {
-            // What is there is read right after; the next poll finds it empty.
-            Ok(mut guard) => guard.clear_ready(),
-            Err(_) => std::future::pending().await,
-        },
-        None => std::future::pending().await,
-    }
-}
-
-async fn wait_for_tick(ticks: Option<&mut Interval>) {
-    match ticks {
-        Some(ticks) => {
-            ticks.tick().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-async fn wait_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }

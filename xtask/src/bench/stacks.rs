@@ -1,14 +1,16 @@
 //! `cargo xtask bench stacks`: what one user stack costs, by depth, beside `bpf_get_stackid`.
 //!
-//! From the kernel's own account of each program's time (`kernel.bpf_stats_enabled`, which is on
-//! while this runs). leaktrace walks a program without frame pointers; `bpf_get_stackid`, which
-//! Debian's bpftrace uses, one with them, as it sees nothing else.
+//! From the kernel's own account of each program's time. leaktrace walks a program without frame
+//! pointers; `bpf_get_stackid`, in a program of its own (`stackid.py`), one with them, as it sees
+//! nothing else.
+
+#![allow(clippy::print_stdout, reason = "the table is this task's result")]
 
 use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader, Lines, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -44,37 +46,62 @@ const WAYS: [Way; 2] = [
     Way {
         name: "bpf_get_stackid",
         flags: "-fno-omit-frame-pointer",
-        with_stack: &[
-            "bpftrace",
-            "-p",
-            "PID",
-            "-e",
-            "uprobe:LIBC:malloc { @[ustack(127)] = count(); }",
-        ],
-        without: &["bpftrace", "-p", "PID", "-e", "uprobe:LIBC:malloc { @ = count(); }"],
+        with_stack: &["stackid.py", "PID", "LIBC", "stack"],
+        without: &["stackid.py", "PID", "LIBC", "bare"],
     },
 ];
 
 /// Prints the table.
 pub(super) fn bench(leaktrace: &Path) -> Result<()> {
-    let _statistics = Statistics::on()?;
-    println!("\none stack, ns by the kernel's account ({ROUNDS} rounds, in turns, minima)");
-    println!("  {:>6} {:>18} {:>18} {:>8}", "frames", WAYS[0].name, WAYS[1].name, "ratio");
+    let mut statistics = peer()?.arg("statistics").spawn().context("cannot run python3")?;
+    let result = table(leaktrace);
+    stop(&mut statistics)?;
+    result
+}
+
+fn table(leaktrace: &Path) -> Result<()> {
+    println!("\none stack, ns by the kernel's account ({ROUNDS} rounds, in turns)");
+    println!("(whole program, less the same without a stack = the stack: minima; medians)");
     for depth in DEPTHS {
         // [way][with, without]
-        let mut least = [[f64::INFINITY; 2]; WAYS.len()];
+        let mut all: [[Vec<f64>; 2]; WAYS.len()] = Default::default();
         for _ in 0..ROUNDS {
-            for (way, least) in WAYS.iter().zip(&mut least) {
-                for (words, least) in [way.with_stack, way.without].into_iter().zip(least) {
-                    let program = super::compile_with("stairs", way.flags)?;
-                    *least = least.min(one(words, &program, depth, leaktrace)?);
+            for (way, times) in WAYS.iter().zip(&mut all) {
+                let program = super::compile_with("stairs", way.flags)?;
+                for (words, times) in [way.with_stack, way.without].into_iter().zip(times) {
+                    times.push(one(words, &program, depth, leaktrace)?);
                 }
             }
         }
-        let [ours, theirs] = least.map(|[with, without]| with - without);
-        println!("  {depth:>6} {ours:>18.0} {theirs:>18.0} {:>8.2}", ours / theirs);
+        println!("  {depth} frames");
+        let mut prices = Vec::new();
+        for (way, [with, without]) in WAYS.iter().zip(&all) {
+            let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+            let (min_with, min_without) = (least(with), least(without));
+            let middle = |times: &[f64]| super::median(times).unwrap_or_default();
+            let (mid_with, mid_without) = (middle(with), middle(without));
+            println!(
+                "    {:<16} {min_with:>6.0} - {min_without:>5.0} = {:>6.0}; \
+                 {mid_with:>6.0} - {mid_without:>5.0} = {:>6.0}",
+                way.name,
+                min_with - min_without,
+                mid_with - mid_without
+            );
+            prices.push((min_with - min_without, mid_with - mid_without));
+        }
+        if let [ours, theirs] = prices[..] {
+            println!("    ratio {:.2}; {:.2}", ours.0 / theirs.0, ours.1 / theirs.1);
+        }
     }
     Ok(())
+}
+
+/// The peer, without its arguments.
+fn peer() -> Result<Command> {
+    let mut command = Command::new("python3");
+    command.arg(crate::workspace::root()?.join("xtask/src/bench/stackid.py"));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(command)
 }
 
 /// ns of all the tracer's programs for each call of malloc.
@@ -85,17 +112,17 @@ fn one(words: &[&str], program: &Path, depth: u32, leaktrace: &Path) -> Result<f
     let mut words =
         words.iter().map(|word| word.replace("PID", &pid.to_string()).replace("LIBC", &library));
     let name = words.next().context("no command")?;
-    let path = if name == "leaktrace" { leaktrace.to_owned() } else { PathBuf::from(name) };
-    let mut tracer = Command::new(&path)
+    let mut command = if name == "leaktrace" { Command::new(leaktrace) } else { peer()? };
+    let mut tracer = command
         .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .with_context(|| format!("cannot start {}", path.display()))?;
+        .with_context(|| format!("cannot start {name}"))?;
     let result = measure(&mut program, &mut tracer);
     stop(&mut tracer)?;
-    result.with_context(|| format!("under {}", path.display()))
+    result.with_context(|| format!("under {name}"))
 }
 
 fn measure(program: &mut Program, tracer: &mut Child) -> Result<f64> {
@@ -113,7 +140,13 @@ fn measure(program: &mut Program, tracer: &mut Child) -> Result<f64> {
     program.advance()?;
     let after = run_time(tracer.id())?.context("it has no program")?;
     let runs = after.1 - before.1;
-    ensure!(runs >= CALLS, "its programs ran {runs} times for {CALLS} calls");
+    // One run at malloc's entry, one at its return, one at free; the peer has the first alone.
+    // A few more come with what the stage itself does.
+    let rest = runs % CALLS;
+    ensure!(
+        (CALLS..CALLS * 4).contains(&runs) && rest < CALLS / 10,
+        "its programs ran {runs} times for {CALLS} calls: something else was traced"
+    );
     Ok((after.0 - before.0) as f64 / CALLS as f64)
 }
 
@@ -180,28 +213,5 @@ impl Drop for Program {
         // It fails only if the program has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// The kernel's statistics of BPF programs; as they were before when dropped.
-struct Statistics {
-    before: String,
-}
-
-const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-impl Statistics {
-    fn on() -> Result<Self> {
-        let before = fs::read_to_string(STATISTICS).context(STATISTICS)?;
-        fs::write(STATISTICS, "1").context(STATISTICS)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(STATISTICS, &self.before) {
-            eprintln!("xtask: {STATISTICS} stays on: {error}");
-        }
     }
 }

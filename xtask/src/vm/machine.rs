@@ -139,11 +139,19 @@ fn initramfs(folder: &Path, kernel: &Kernel, shares: &[Share]) -> Result<PathBuf
     for module in MODULES {
         let from = kernel.modules().join(format!("{module}.ko"));
         let Some(name) = from.file_name() else { continue };
-        // What is built in has no file.
-        if from.exists() {
-            fs::copy(&from, root.join("modules").join(name))?;
-            insmod += &format!("insmod /modules/{}\n", name.display());
+        let to = root.join("modules").join(name);
+        let packed = from.with_extension("ko.xz");
+        if packed.exists() {
+            // From 6.12 on.
+            let file = fs::File::create(&to)?;
+            command::run(Command::new("xz").arg("-dc").arg(&packed).stdout(file))?;
+        } else if from.exists() {
+            fs::copy(&from, &to)?;
+        } else {
+            // What is built in has no file.
+            continue;
         }
+        insmod += &format!("insmod /modules/{}\n", name.display());
     }
     let mut mounts = String::new();
     for share in shares {

@@ -25,8 +25,11 @@ use crate::{bpf, build, command, setup, test, workspace};
 pub(crate) enum Flavour {
     /// `linux-image-amd64`
     Amd64,
-    /// `linux-image-rt-amd64`: a fully preemptible one
+    /// `linux-image-rt-amd64`: with real-time preemption
     RtAmd64,
+    /// `linux-image-6.12-amd64`
+    #[value(name = "6.12-amd64")]
+    Newer,
 }
 
 impl Flavour {
@@ -34,6 +37,7 @@ impl Flavour {
         match self {
             Self::Amd64 => "amd64",
             Self::RtAmd64 => "rt-amd64",
+            Self::Newer => "6.12-amd64",
         }
     }
 }
