@@ -36,10 +36,16 @@ pub(crate) fn find(flavour: Flavour) -> Result<Kernel> {
     if let Some(kernel) = unpacked(&folder, flavour)? {
         return Ok(kernel);
     }
-    let package = package(flavour)?;
+    let package = match package(flavour) {
+        Ok(package) => package,
+        // The package lists may be old, or not there at all.
+        Err(_) => {
+            command::run(Command::new("apt-get").args(["-qq", "update"]))?;
+            package(flavour)?
+        }
+    };
     eprintln!("xtask: downloading {package} (70 MB)");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // apt-get reads the package lists that are there; refreshed if it finds none.
     let download = || {
         let mut apt_get = Command::new("apt-get");
         apt_get.args(["-qq", "download", &package]).current_dir(&folder);
@@ -47,7 +53,11 @@ pub(crate) fn find(flavour: Flavour) -> Result<Kernel> {
         apt_get.args(["-o", "APT::Sandbox::User=root"]);
         command::run(&mut apt_get)
     };
-    download()?;
+    if download().is_err() {
+        // What the lists say may be gone from the mirror.
+        command::run(Command::new("apt-get").args(["-qq", "update"]))?;
+        download()?;
+    }
     let archive = entries(&folder)?
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
