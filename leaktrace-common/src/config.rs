@@ -32,6 +32,10 @@ pub struct Config {
     pub filter_tgids: u32,
     /// 1: kernel allocations of the commands in `FILTER_COMMS` only.
     pub filter_comms: u32,
+    /// 1: kernel allocations from the caches in `FILTER_CACHES` and `FILTER_KMALLOC` only.
+    pub filter_caches: u32,
+    /// Always zero.
+    pub zero: u32,
     /// Index of the `bytes_req` argument of the `kmalloc` tracepoint.
     pub kmalloc_size_arg: u32,
     /// Index of the `struct kmem_cache *` argument of `kmem_cache_alloc`, 0 if there is none.
@@ -84,4 +88,4 @@ pub struct RcuLayout {
 }
 
 const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
-const _: () = assert!(size_of::<Config>() == 2 * 8 + 18 * 4 + size_of::<RcuLayout>());
+const _: () = assert!(size_of::<Config>() == 2 * 8 + 20 * 4 + size_of::<RcuLayout>());

@@ -33,7 +33,9 @@ pub use alloc::{
 };
 pub use config::{Config, RcuLayout, StackMode};
 pub use loss::LossReason;
-pub use site::{CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, lifetime_bucket};
+pub use site::{
+    CacheName, CacheVerdict, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, lifetime_bucket,
+};
 pub use stack::{MAX_FRAMES, StackEnd, StackId, StackRecord};
 pub use unwind::{
     CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,

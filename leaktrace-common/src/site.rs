@@ -91,8 +91,24 @@ pub struct SiteRecord {
     pub suspect: u32,
     /// Allocations of this call site seen by the stack policy; wraps.
     pub calls: u32,
+    /// A [`CacheVerdict`].
+    pub verdict: u32,
+    /// Always zero.
+    pub zero: u32,
     /// Freed blocks by age, see [`lifetime_bucket`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
+}
+
+/// Whether a call site's slab cache is asked for (`--cache`).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheVerdict {
+    /// Nobody has looked yet.
+    Unknown = 0,
+    /// It is.
+    Wanted = 1,
+    /// It is not.
+    Unwanted = 2,
 }
 
 /// Name of a slab cache, NUL-padded.
@@ -104,7 +120,7 @@ pub struct CacheName {
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 32);
-const _: () = assert!(size_of::<SiteRecord>() == 32 + 6 * 8 + 2 * 4 + LIFETIME_BUCKETS * 8);
+const _: () = assert!(size_of::<SiteRecord>() == 32 + 6 * 8 + 4 * 4 + LIFETIME_BUCKETS * 8);
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,8 @@ pub(crate) static CONFIG: Config = Config {
     own_tgid: 0,
     filter_tgids: 0,
     filter_comms: 0,
+    filter_caches: 0,
+    zero: 0,
     kmalloc_size_arg: 0,
     cache_arg: 0,
     cache_size_arg: 0,
@@ -110,6 +112,14 @@ pub(crate) static FILTER_TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(10
 /// Commands whose kernel allocations are wanted; written by the loader (`--comm`).
 #[map]
 pub(crate) static FILTER_COMMS: HashMap<[u8; 16], u32> = HashMap::with_max_entries(256, 0);
+
+/// Slab caches that are wanted, by name; written by the loader (`--cache`).
+#[map]
+pub(crate) static FILTER_CACHES: HashMap<[u8; 32], u32> = HashMap::with_max_entries(256, 0);
+
+/// kmalloc caches that are wanted, by [`SiteKey::detail`]; written by the loader (`--cache`).
+#[map]
+pub(crate) static FILTER_KMALLOC: HashMap<u64, u32> = HashMap::with_max_entries(1024, 0);
 
 /// The vmalloc in flight by thread; written by its entry and its return.
 #[map]

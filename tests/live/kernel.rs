@@ -269,3 +269,36 @@ fn percpu_memory_and_vmalloc_are_counted() {
     assert!(!kinds.contains(&"kmalloc") && !kinds.contains(&"kmem_cache"), "{kinds:?}");
     program.end();
 }
+
+/// A cache of kmalloc and one of its own: what is asked for is all there, and nothing else.
+#[test]
+fn a_cache_filter_leaves_out_all_other_caches() {
+    let mut program = Leaker::start("kobjects", &[]);
+    let traced = Traced::start(&["kernel", "--stacks", "all", "--interval", "1h"]);
+    program.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    let sites = report.sites().into_iter();
+    let mut caches = sites.filter(|site| is(call_site(*site), EVENTFD)).map(Site::cache);
+    let Some(kmalloc) = caches.next() else { panic!("no eventfd:\n{}", report.outline()) };
+    program.end_after("closed");
+
+    let mut program = Leaker::start("kobjects", &[]);
+    let args = ["kernel", "--cache", kmalloc, "--cache", "filp", "--stacks", "all"];
+    let traced = Traced::start(&[&args[..], &["--interval", "1h"]].concat());
+    program.advance("holding");
+    let pid = program.pid();
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_eq!(held_from(report, pid, EVENTFD), 500, "{}", outline_of(report, pid));
+    assert_eq!(held_from(report, pid, FILE), 2000, "{}", outline_of(report, pid));
+    assert_eq!(held_from(report, pid, DENTRY), 0, "{}", outline_of(report, pid));
+    let others: Vec<&str> = report
+        .sites()
+        .into_iter()
+        .map(Site::cache)
+        .filter(|cache| ![kmalloc, "filp"].contains(cache))
+        .collect();
+    assert!(others.is_empty(), "{others:?}");
+    program.end_after("closed");
+}

@@ -118,6 +118,16 @@ impl Leaker {
         &self.stage
     }
 
+    /// Lets it go on through one more stage to its end.
+    ///
+    /// # Panics
+    ///
+    /// As [`Leaker::advance`] and [`Leaker::end`].
+    pub fn end_after(mut self, name: &str) {
+        self.advance(name);
+        self.end();
+    }
+
     /// Lets it go on from its last stage to its end.
     ///
     /// # Panics

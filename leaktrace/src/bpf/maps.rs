@@ -27,6 +27,8 @@ pub struct Maps {
     targets: HashMap<MapData, u32, Target>,
     filter_tgids: HashMap<MapData, u32, u32>,
     filter_comms: HashMap<MapData, [u8; 16], u32>,
+    filter_caches: HashMap<MapData, [u8; 32], u32>,
+    filter_kmalloc: HashMap<MapData, u64, u32>,
     sites: MappedArray<SiteRecord>,
     events: Option<RingBuf<MapData>>,
 }
@@ -59,6 +61,8 @@ impl Loaded {
             targets: self.typed("TARGETS")?,
             filter_tgids: self.typed("FILTER_TGIDS")?,
             filter_comms: self.typed("FILTER_COMMS")?,
+            filter_caches: self.typed("FILTER_CACHES")?,
+            filter_kmalloc: self.typed("FILTER_KMALLOC")?,
             sites,
             events: Some(self.typed("EVENTS")?),
         })
@@ -234,6 +238,27 @@ impl Maps {
                 *to = from;
             }
             self.filter_comms.insert(key, 1, 0).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Restricts kernel allocations to slab caches: by name, and for those of kmalloc by
+    /// [`leaktrace_common::SiteKey::detail`]; as for [`Maps::set_filters`].
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to the map updates.
+    pub fn set_cache_filters(&mut self, names: &[String], kmalloc: &[u64]) -> Result<(), Error> {
+        let fail = |error| Error::kernel("cannot set the filters", error);
+        for name in names {
+            let mut key = [0u8; 32];
+            for (to, from) in key.iter_mut().zip(name.bytes().take(31)) {
+                *to = from;
+            }
+            self.filter_caches.insert(key, 1, 0).map_err(fail)?;
+        }
+        for detail in kmalloc {
+            self.filter_kmalloc.insert(detail, 1, 0).map_err(fail)?;
         }
         Ok(())
     }

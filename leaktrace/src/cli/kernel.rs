@@ -19,6 +19,7 @@ use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
 Examples:
   leaktrace kernel                            a report every 5 s until Ctrl-C
   leaktrace kernel -d 60s -o 30s              what is older than 30 s after a minute
+  leaktrace kernel --cache kmalloc-64         who allocates from this cache
   leaktrace kernel --comm modprobe --stacks all
   leaktrace kernel -d 10s -f json -w leak.json")]
 pub(super) struct Args {
@@ -29,6 +30,10 @@ pub(super) struct Args {
     /// [default: all]
     #[arg(long = "comm", value_name = "NAME")]
     comms: Vec<String>,
+    /// Only objects of this slab cache, as kmalloc-64 or dentry (see /proc/slabinfo); repeatable
+    /// [default: all]
+    #[arg(long = "cache", value_name = "NAME")]
+    caches: Vec<String>,
     /// Only these allocators, as --kind slab,vmalloc [default: all]
     #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<KindArg>,
@@ -68,6 +73,12 @@ impl Args {
                  (see `ps -o comm`)"
             )));
         }
+        if let Some(cache) = self.caches.iter().find(|name| name.is_empty() || name.len() > 31) {
+            return Err(Error::Usage(format!(
+                "--cache `{cache}` names no slab cache that leaktrace can find: 1 to 31 bytes \
+                 (see /proc/slabinfo)"
+            )));
+        }
         Ok(Spec {
             trace: self.common.trace(None, StackMode::Adaptive)?,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
@@ -75,6 +86,7 @@ impl Args {
             output: self.common.output(),
             target: Target::Kernel {
                 kinds: kinds(&self.kinds),
+                caches: self.caches,
                 pids: self.pids,
                 comms: self.comms,
             },

@@ -32,7 +32,10 @@ fn refused(line: &str, expected: &str) {
 fn defaults_of_each_verb() {
     let kernel = spec("leaktrace kernel");
     let all = vec![KernelKind::Slab, KernelKind::Vmalloc, KernelKind::Percpu];
-    assert_eq!(kernel.target, Target::Kernel { kinds: all, pids: vec![], comms: vec![] });
+    assert_eq!(
+        kernel.target,
+        Target::Kernel { kinds: all, caches: vec![], pids: vec![], comms: vec![] }
+    );
     assert_eq!(kernel.trace.stacks, StackMode::Adaptive);
     assert_eq!(kernel.schedule.interval, Some(Duration::from_secs(5)));
     let user = spec("leaktrace user -p 7 -p 5 -p 7");

@@ -3,6 +3,7 @@
 //! Totals come from the sites' counters; single blocks are read only where ages, holders or the
 //! blocks themselves are wanted. Knows no names of functions, no verdicts, no formats.
 
+pub mod kmalloc;
 pub mod mappings;
 pub mod suspects;
 
@@ -17,7 +18,7 @@ use leaktrace_common::{
     StackEnd, StackId, StackMode,
 };
 
-use self::{mappings::Mappings, suspects::Suspects};
+use self::{kmalloc::KmallocNames, mappings::Mappings, suspects::Suspects};
 use crate::{
     bpf::Maps,
     error::Error,
@@ -69,7 +70,7 @@ pub struct Collector {
 }
 
 /// What does not change during a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CollectorOptions {
     /// What is being traced.
     pub mode: Mode,
@@ -79,19 +80,8 @@ pub struct CollectorOptions {
     pub max_outstanding: u64,
     /// Whether no filter leaves out allocations.
     pub unfiltered: bool,
-    /// GFP flags by which kmalloc chooses a cache.
-    pub gfp: GfpFlags,
-}
-
-/// The GFP flags by which kmalloc chooses a cache (kmalloc_type(), include/linux/slab.h).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct GfpFlags {
-    /// `__GFP_DMA`
-    pub dma: u32,
-    /// `__GFP_RECLAIMABLE`
-    pub reclaimable: u32,
-    /// `__GFP_ACCOUNT`
-    pub account: u32,
+    /// Names of kmalloc's caches.
+    pub kmalloc_names: KmallocNames,
 }
 
 impl Collector {
@@ -113,7 +103,7 @@ impl Collector {
             stacks: BTreeMap::new(),
             call_sites: HashMap::new(),
             suspects: Suspects::default(),
-            kmalloc_names: KmallocNames::read(options.gfp),
+            kmalloc_names: options.kmalloc_names,
         }
     }
 
@@ -437,48 +427,6 @@ impl SiteDetails {
                 .map(|comm| comm.trim_end().to_owned());
         }
         holders
-    }
-}
-
-/// Names of kmalloc's caches, as far as this kernel has them.
-struct KmallocNames {
-    gfp: GfpFlags,
-    known: Vec<String>,
-}
-
-impl KmallocNames {
-    fn read(gfp: GfpFlags) -> Self {
-        let slabinfo = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
-        let known = slabinfo
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-            .filter(|name| name.contains("kmalloc-"))
-            .map(str::to_owned)
-            .collect();
-        Self { gfp, known }
-    }
-
-    /// The cache of an object: its size, and the flags above bit 32.
-    fn name(&self, detail: u64) -> String {
-        let (bytes, flags) = (detail & 0xffff_ffff, (detail >> 32) as u32);
-        let size = if bytes >= 1024 && bytes % 1024 == 0 {
-            format!("{}k", bytes / 1024)
-        } else {
-            bytes.to_string()
-        };
-        // The order of kmalloc_type(), include/linux/slab.h, 5.14 to 6.18.
-        let special = if flags & self.gfp.dma != 0 {
-            Some(format!("dma-kmalloc-{size}"))
-        } else if flags & self.gfp.reclaimable != 0 {
-            Some(format!("kmalloc-rcl-{size}"))
-        } else if flags & self.gfp.account != 0 {
-            Some(format!("kmalloc-cg-{size}"))
-        } else {
-            None
-        };
-        special
-            .filter(|name| self.known.contains(name))
-            .unwrap_or_else(|| format!("kmalloc-{size}"))
     }
 }
 

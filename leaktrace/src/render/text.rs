@@ -59,7 +59,7 @@ fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result
     };
     write!(out, "{bold}leaktrace {mode}{reset}: ")?;
     if report.mode == Mode::Kernel {
-        write!(out, "slab allocations on {}", escape(&report.host))?;
+        write!(out, "allocations on {}", escape(&report.host))?;
     }
     for (index, process) in report.processes.iter().take(PROCESSES_SHOWN).enumerate() {
         let comma = if index > 0 { "; " } else { "" };

@@ -89,7 +89,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         totals,
         groups,
         groups_total,
-        trust: trust::trust(&snapshot.loss),
+        trust: trust::trust(&snapshot.loss, snapshot.mode),
         max_outstanding: snapshot.max_outstanding,
     }
 }

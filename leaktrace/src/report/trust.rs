@@ -2,7 +2,10 @@
 
 use leaktrace_common::LossReason;
 
-use crate::{snapshot::Loss, units::format_count};
+use crate::{
+    snapshot::{Loss, Mode},
+    units::format_count,
+};
 
 /// How far a report can be trusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,12 +20,17 @@ pub struct Trust {
     pub loss: Loss,
 }
 
-pub(super) fn trust(loss: &Loss) -> Trust {
+pub(super) fn trust(loss: &Loss, mode: Mode) -> Trust {
     let mut missed: Vec<String> = Vec::new();
     let mut notes: Vec<String> = Vec::new();
     for (reason, count) in &loss.reasons {
         let sentence = format!("{} {}", format_count(*count), reason.sentence());
         match reason {
+            // No C library is at work there.
+            LossReason::UntrackedFree if mode == Mode::Kernel => notes.push(format!(
+                "{} frees of blocks that are not tracked (allocated before tracing began)",
+                format_count(*count)
+            )),
             LossReason::UntrackedFree => notes.push(sentence),
             _ => missed.push(sentence),
         }

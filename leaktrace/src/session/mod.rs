@@ -26,7 +26,10 @@ use self::{
 use crate::{
     attach::{kernel, user::Way},
     bpf::{Loaded, Maps, Sizes},
-    collect::{Collector, CollectorOptions, GfpFlags, Wants},
+    collect::{
+        Collector, CollectorOptions, Wants,
+        kmalloc::{GfpFlags, KmallocNames},
+    },
     error::Error,
     host::{
         features::HostFacts,
@@ -133,8 +136,9 @@ impl AsFd for Ring {
 impl Session {
     fn start(spec: &Spec, facts: &HostFacts, note: &mut dyn FnMut(&str)) -> Result<Self, Error> {
         match &spec.target {
-            Target::Kernel { kinds, pids, comms } => {
-                Self::start_kernel(spec, kinds, pids, comms, note)
+            Target::Kernel { kinds, caches, pids, comms } => {
+                let filters = (&pids[..], &comms[..], &caches[..]);
+                Self::start_kernel(spec, kinds, filters, note)
             }
             Target::Processes { pids } => {
                 for pid in pids {
@@ -153,14 +157,14 @@ impl Session {
     fn start_kernel(
         spec: &Spec,
         kinds: &[KernelKind],
-        pids: &[u32],
-        comms: &[String],
+        (pids, comms, caches): (&[u32], &[String], &[String]),
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let layout = KernelLayout::of_running_kernel()?;
         let config = Config {
             filter_tgids: u32::from(!pids.is_empty()),
             filter_comms: u32::from(!comms.is_empty()),
+            filter_caches: u32::from(!caches.is_empty()),
             kmalloc_size_arg: layout.slab.kmalloc_size,
             cache_arg: layout.slab.cache.unwrap_or(0),
             cache_size_arg: layout.slab.cache_size.unwrap_or(0),
@@ -178,19 +182,23 @@ impl Session {
         let map_bytes = loaded.map_bytes();
         let mut maps = loaded.maps()?;
         maps.set_filters(pids, comms)?;
-        let unfiltered = pids.is_empty() && comms.is_empty() && takes_all_sizes(spec);
-        let mut collector = collector(
-            maps,
-            ObjectTable::default(),
-            spec,
-            Mode::Kernel,
-            unfiltered,
-            GfpFlags {
-                dma: layout.gfp_dma,
-                reclaimable: layout.gfp_reclaimable,
-                account: layout.gfp_account,
-            },
-        );
+        let gfp = GfpFlags {
+            dma: layout.gfp_dma,
+            reclaimable: layout.gfp_reclaimable,
+            account: layout.gfp_account,
+        };
+        let kmalloc_names = KmallocNames::read(gfp);
+        maps.set_cache_filters(caches, &kmalloc_names.details(caches))?;
+        for cache in caches.iter().filter(|cache| !kmalloc_names.exists(cache)) {
+            note(&format!(
+                "no slab cache has the name `{cache}` now (see /proc/slabinfo; of merged caches \
+                 only one name is there)"
+            ));
+        }
+        let unfiltered =
+            pids.is_empty() && comms.is_empty() && caches.is_empty() && takes_all_sizes(spec);
+        let mut collector =
+            collector(maps, ObjectTable::default(), spec, Mode::Kernel, unfiltered, kmalloc_names);
         let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
         collector.start();
         note_memory(map_bytes, spec, note);
@@ -228,8 +236,14 @@ impl Session {
         let mut processes = Processes::new(&mut loaded, way, &spec.trace)?;
         let maps = loaded.maps()?;
         let unfiltered = takes_all_sizes(spec);
-        let mut collector =
-            collector(maps, ObjectTable::default(), spec, mode, unfiltered, GfpFlags::default());
+        let mut collector = collector(
+            maps,
+            ObjectTable::default(),
+            spec,
+            mode,
+            unfiltered,
+            KmallocNames::default(),
+        );
         let ring = match collector.maps.take_events() {
             // SAFETY: the ring owns its descriptor, which stays open until it is dropped.
             Some(ring) => Some(unsafe { AsyncFd::register(Ring(ring)) }.map_err(|error| {
@@ -449,6 +463,8 @@ fn config(spec: &Spec) -> Config {
         own_tgid: std::process::id(),
         filter_tgids: 0,
         filter_comms: 0,
+        filter_caches: 0,
+        zero: 0,
         kmalloc_size_arg: 0,
         cache_arg: 0,
         cache_size_arg: 0,
@@ -475,7 +491,7 @@ fn collector(
     spec: &Spec,
     mode: Mode,
     unfiltered: bool,
-    gfp: GfpFlags,
+    kmalloc_names: KmallocNames,
 ) -> Collector {
     Collector::new(
         maps,
@@ -485,7 +501,7 @@ fn collector(
             stack_mode: spec.trace.stacks,
             max_outstanding: u64::from(spec.trace.max_outstanding),
             unfiltered,
-            gfp,
+            kmalloc_names,
         },
     )
 }

@@ -26,6 +26,8 @@ pub enum Target {
     Kernel {
         /// By these allocators; never empty.
         kinds: Vec<KernelKind>,
+        /// Only objects of these slab caches; empty: all.
+        caches: Vec<String>,
         /// Only allocations made while one of these processes runs; empty: all.
         pids: Vec<u32>,
         /// Only allocations made while a process of this command name runs; empty: all.
