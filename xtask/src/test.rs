@@ -25,7 +25,7 @@ pub(crate) enum Layer {
     Golden,
     /// Root and this host's kernel.
     Live,
-    /// The live tests on Debian's kernel, in a virtual machine.
+    /// The live tests on Debian's kernel, in a virtual machine, and modules with known leaks.
     Vm,
 }
 
@@ -119,23 +119,46 @@ const NOT_IN_MACHINE: [&str; 2] = [
     "kernel::nothing_is_left_after_close",
 ];
 
-/// Runs the live tests on Debian's kernel; gives whether they passed.
+/// Tests of drivers that leaktrace cannot pass yet, with the reason.
+const NOT_YET: [&str; 2] = [
+    // vmalloc, percpu and pages are not traced.
+    "beyond_slab::",
+    // Frees without a tracepoint are not all seen.
+    "freed_untold::",
+];
+
+/// Runs the tests that need Debian's kernel: the live ones, and those of drivers in a machine of
+/// their own, as a driver may leave the kernel in any state; gives whether all passed.
 fn in_machine(binary: &Path) -> Result<bool> {
+    let flavour = vm::Flavour::Amd64;
+    vm::build_drivers(flavour)?;
+    let live = run_in_machine(flavour, "live", &NOT_IN_MACHINE, binary);
+    let drivers = run_in_machine(flavour, "drivers", &NOT_YET, binary);
+    Ok(live? & drivers?)
+}
+
+/// Runs the tests of one file in the machine, but for some; gives whether they passed.
+fn run_in_machine(
+    flavour: vm::Flavour,
+    name: &str,
+    left_out: &[&str],
+    binary: &Path,
+) -> Result<bool> {
     let mut cargo = command::cargo()?;
-    cargo.args(["test", "--package", "leaktrace-tests", "--test", "live", "--no-run"]);
+    cargo.args(["test", "--package", "leaktrace-tests", "--test", name, "--no-run"]);
     let output = command::output(cargo.args(["--quiet", "--message-format=json"]))?;
     let test = output
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo built no live tests")?;
+        .with_context(|| format!("cargo built no tests called {name}"))?;
     let mut command: Vec<OsString> = vec![test.into()];
     command.extend(SERIAL.map(OsString::from));
-    for name in NOT_IN_MACHINE {
+    for name in left_out {
         command.extend(["--skip".into(), name.into()]);
     }
     let code = vm::run(&vm::Job {
-        flavour: vm::Flavour::Amd64,
+        flavour,
         command: &command,
         directory: &workspace::root()?.join("tests"),
         environment: &[
