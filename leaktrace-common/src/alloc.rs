@@ -61,10 +61,14 @@ impl BlockWord {
     pub const FREE: u64 = 0;
     /// A block is being written to the slot.
     pub const CLAIMED: u64 = 1;
-    /// Bits of an address in a process (4-level paging, Documentation/arch/x86/x86_64/mm.rst).
+    /// Bits of an address in a process (4-level paging, and 5-level paging unless a process asks
+    /// for more; Documentation/arch/x86/x86_64/mm.rst and 5level-paging.rst).
     const ADDRESS_BITS: u32 = 47;
+    /// The lowest address of the kernel, with 5-level paging; its memory begins at
+    /// 0xff11_0000_0000_0000 then, and at 0xffff_8880_0000_0000 with 4-level paging.
+    const KERNEL_START: u64 = 0xff << 56;
     /// Spaces are below this: kernel addresses, whose upper bits are ones, are their own words.
-    pub const SPACES: u32 = (1 << (64 - Self::ADDRESS_BITS)) - 1;
+    pub const SPACES: u32 = (Self::KERNEL_START >> Self::ADDRESS_BITS) as u32;
 
     /// The word of a key.
     #[inline(always)]
@@ -75,10 +79,10 @@ impl BlockWord {
     /// The key of a word.
     #[inline(always)]
     pub const fn key(word: u64) -> AllocKey {
-        let space = (word >> Self::ADDRESS_BITS) as u32;
-        if space == Self::SPACES {
+        if word >= Self::KERNEL_START {
             return AllocKey::new(KERNEL_SPACE, word);
         }
+        let space = (word >> Self::ADDRESS_BITS) as u32;
         AllocKey::new(space, word & ((1 << Self::ADDRESS_BITS) - 1))
     }
 
@@ -118,6 +122,7 @@ mod tests {
     fn keys_survive_their_word() {
         for key in [
             AllocKey::new(KERNEL_SPACE, 0xffff_8880_0123_4560),
+            AllocKey::new(KERNEL_SPACE, 0xff1c_4796_c294_c200),
             AllocKey::new(1, 0x7fff_ffff_f000),
             AllocKey::new(BlockWord::SPACES - 1, 16),
         ] {
