@@ -120,11 +120,13 @@ const NOT_IN_MACHINE: [&str; 2] = [
 ];
 
 /// Tests of drivers that leaktrace cannot pass yet, with the reason.
-const NOT_YET: [&str; 2] = [
+const NOT_YET: [&str; 3] = [
     // vmalloc, percpu and pages are not traced.
     "beyond_slab::",
     // Frees without a tracepoint are not all seen.
     "freed_untold::",
+    // A module's names are read when a report first needs them.
+    "unloaded::names_that_were_never_shown",
 ];
 
 /// Runs the tests that need Debian's kernel: the live ones, and those of drivers in a machine of
