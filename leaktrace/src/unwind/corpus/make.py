@@ -108,6 +108,11 @@ FILES = {
         fde(len(c) + 24 * i, 0, 0x10000 + 16 * i, 16) for i in range(100)))(cie(START + MOVE * 900)),
     "address-zero": cie() + fde(24, 0, 0, 0x100, MOVE),
     "cut-in-an-fde": one(MOVE * 40)[:60],
+    # The first row is right; what comes behind it nobody knows.
+    "unknown-midway": one(MOVE + bytes([0x3F])),
+    "states-midway": one(MOVE + bytes([ADVANCE1, 7]) + bytes([REMEMBER]) * 9),
+    # The second function begins in the first one, and ends where padding could be.
+    "overlap-tail": many(3, lambda i: 0x10000 + 8 * i + 4 * (i == 2), lambda i: 16 - 4 * (i == 1), MOVE),
     "unknown-instructions": one(bytes(range(0x17, 0x40)) * 4),
 }
 
