@@ -1,7 +1,7 @@
 //! The compiler on hostile input: a corpus, and what mutation makes of it.
 //!
-//! More cases: `PROPTEST_CASES=100000 cargo test --release -p leaktrace hostile`. What fails goes
-//! into the corpus (`corpus/make.py`).
+//! More cases: `PROPTEST_CASES=200000 cargo test --release -p leaktrace --lib hostile`. What fails
+//! goes into the corpus (`corpus/make.py`); what is hostile by its size is in `large`.
 
 use std::{
     fs,

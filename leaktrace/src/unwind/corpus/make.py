@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the corpus of hostile and odd call frame information beside this file.
 
-`*.eh_frame` are sections, loaded at address 0x1000; `tiny.elf` is a shared library
-(gcc -shared -nostdlib -Wl,-z,noseparate-code) that the tests damage in its headers.
+`*.eh_frame` are sections, loaded at address 0x1000; `tiny.elf` and `allocator.elf` are shared
+libraries (gcc -shared -nostdlib -Wl,-z,noseparate-code) that the tests damage in their headers.
 """
 import pathlib
 import struct
@@ -117,16 +117,18 @@ FILES = {
 }
 
 SOURCE = "int f(int a) { return a + 1; }\nint g(int a) { return f(a) * f(a + 1); }\n"
+ALLOCATOR = "void *malloc(unsigned long n) { return n ? (void *)16 : 0; }\nvoid free(void *p) { if (p) *(char *)p = 0; }\n"
 
 
 def main():
     for name, data in FILES.items():
         (HERE / (name + ".eh_frame")).write_bytes(data)
     with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder, "tiny.c")
-        source.write_text(SOURCE)
-        flags = ["-O1", "-fno-inline", "-shared", "-nostdlib", "-fPIC", "-Wl,-z,noseparate-code", "-Wl,--build-id=none", "-s"]
-        subprocess.run(["gcc", *flags, "-o", HERE / "tiny.elf", source], check=True)
+        flags = ["-O1", "-fno-inline", "-shared", "-nostdlib", "-fno-builtin", "-fPIC", "-Wl,-z,noseparate-code", "-Wl,--build-id=none", "-s"]
+        for name, text in [("tiny", SOURCE), ("allocator", ALLOCATOR)]:
+            source = pathlib.Path(folder, name + ".c")
+            source.write_text(text)
+            subprocess.run(["gcc", *flags, "-o", HERE / (name + ".elf"), source], check=True)
 
 
 main()
