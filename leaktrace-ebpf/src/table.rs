@@ -19,7 +19,7 @@ const E2BIG: i32 = -7;
 /// Which cursor counts the blocks in `OVERFLOW`.
 const OVERFLOW_CURSOR: u32 = 2;
 /// Times that a slot may be lost to another CPU before the block goes to `OVERFLOW`.
-const CLAIMS: u32 = 4;
+const CLAIMS: u32 = 2;
 
 /// Adds a block. One that is at its address already was freed unseen: that is counted, and its
 /// record replaced.

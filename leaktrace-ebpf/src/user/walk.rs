@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Walks that can be under way at once on one CPU.
-pub(crate) const SLOTS_PER_CPU: u32 = 16;
+pub(crate) const SLOTS_PER_CPU: u32 = 8;
 /// Slots in the cache of rules; a power of two.
 pub(crate) const CACHE_SLOTS: u32 = 16 * 1024;
 
