@@ -14,7 +14,7 @@ pub enum StackMode {
 
 /// Read-only data of the BPF object: the verifier folds it and drops branches not taken.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Config {
     /// Allocations smaller than this are not tracked.
     pub min_size_bytes: u64,

@@ -9,13 +9,13 @@
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
 //! | `LOSS` | [`LossReason`] -> `u64` | BPF programs | collector |
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
-//! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec program | BPF user programs |
+//! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec and fork programs | BPF user programs |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
 //! | `MAPPINGS` | index -> [`TextMapping`] | loader, by mmap | BPF walk |
-//! | `TEXT_MAPS` | space -> [`TextMap`] | loader | BPF walk |
-//! | `EVENTS` | ring of [`Event`] | BPF exec program | session |
+//! | `TEXT_MAPS` | space -> [`TextMap`] | loader; BPF marks what it has told | BPF walk |
+//! | `EVENTS` | ring of [`Event`] | BPF process programs and walk | session |
 //!
 //! Every type is `repr(C)` without implicit padding, so that both sides agree on each byte.
 #![no_std]
@@ -39,7 +39,7 @@ pub use site::{
 pub use stack::{MAX_FRAMES, StackEnd, StackId, StackRecord};
 pub use unwind::{
     CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
-    Unwinding,
+    Unwinding, WALKS_PER_CPU,
 };
 pub use user::{AllocFunction, Event, EventKind, InFlight, Target};
 

@@ -93,6 +93,8 @@ impl UnwindRow {
 pub const TEXT_PAGE_BYTES: u64 = 4096;
 /// Most rows in one text page that a lookup searches.
 pub const MAX_ROWS_IN_PAGE: u32 = 4096;
+/// User stack walks that can be under way at once on one CPU; further ones are counted as lost.
+pub const WALKS_PER_CPU: u32 = 8;
 /// Most executable mappings of one process that a lookup searches.
 pub const MAX_MAPPINGS: u32 = 4096;
 

@@ -143,7 +143,7 @@ pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1024
 #[map]
 pub(crate) static IN_FLIGHT: LruHashMap<u64, InFlight> = LruHashMap::with_max_entries(1, 0);
 
-/// Scratch of user stack walks: [`crate::user::walk::SLOTS_PER_CPU`] for each CPU, claimed, as a
+/// Scratch of user stack walks: [`leaktrace_common::WALKS_PER_CPU`] for each CPU, claimed, as a
 /// uprobe program can be preempted by itself.
 #[map]
 pub(crate) static WALKS: Array<Walk> = Array::with_max_entries(1, 0);

@@ -9,7 +9,7 @@
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated::bpf_probe_read_user};
 use leaktrace_common::{
     CfaRule, EventKind, LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord, TEXT_PAGE_BYTES,
-    UnwindRow, Unwinding,
+    UnwindRow, Unwinding, WALKS_PER_CPU,
 };
 
 use super::process;
@@ -19,8 +19,6 @@ use crate::{
     stack,
 };
 
-/// Walks that can be under way at once on one CPU.
-pub(crate) const SLOTS_PER_CPU: u32 = 8;
 /// Slots in the cache of rules; a power of two.
 pub(crate) const CACHE_SLOTS: u32 = 16 * 1024;
 
@@ -162,8 +160,8 @@ const NO_SLOT: u32 = u32::MAX;
 #[inline(never)]
 pub extern "C" fn leaktrace_claim() -> u32 {
     // SAFETY: the helper has no preconditions.
-    let first = unsafe { bpf_get_smp_processor_id() } * SLOTS_PER_CPU;
-    for index in 0..SLOTS_PER_CPU {
+    let first = unsafe { bpf_get_smp_processor_id() } * WALKS_PER_CPU;
+    for index in 0..WALKS_PER_CPU {
         let slot = first + index;
         let Some(walk) = WALKS.get_ptr_mut(slot) else { return NO_SLOT };
         // SAFETY: a live map value.

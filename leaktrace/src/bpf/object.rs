@@ -15,7 +15,7 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
-use leaktrace_common::{BlockWord, Config};
+use leaktrace_common::{BlockWord, Config, WALKS_PER_CPU};
 
 use crate::error::Error;
 
@@ -51,7 +51,7 @@ impl Sizes {
             // kernel/bpf/bpf_lru_list.c, 6.1 and 6.18): room on top, so that none is evicted
             // early.
             threads: if traces_processes { 16 * 1024 + 128 * cpus } else { 1 },
-            walks: if traces_processes { 8 * cpus } else { 1 },
+            walks: if traces_processes { WALKS_PER_CPU * cpus } else { 1 },
             // 32 MiB: python3 takes 0.1 million rows, the largest compilers 2.
             unwind_rows: if traces_processes { 4 << 20 } else { 1 },
         }

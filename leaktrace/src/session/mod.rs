@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use leaktrace_common::{Config, Event as BpfEvent, EventKind, RcuLayout};
+use leaktrace_common::{Config, Event as BpfEvent, EventKind};
 use tokio::{
     io::unix::AsyncFd,
     time::{Instant, Interval, MissedTickBehavior},
@@ -462,31 +462,10 @@ fn config(spec: &Spec) -> Config {
     Config {
         min_size_bytes: trace.min_size_bytes,
         max_size_bytes: trace.max_size_bytes,
-        irq_start: 0,
-        irq_end: 0,
-        softirq_start: 0,
-        softirq_end: 0,
         stack_mode: trace.stacks as u32,
         max_frames: trace.max_depth,
-        max_sites: 0,
         own_tgid: std::process::id(),
-        filter_tgids: 0,
-        filter_comms: 0,
-        filter_caches: 0,
-        zero: 0,
-        kmalloc_size_arg: 0,
-        cache_arg: 0,
-        cache_size_arg: 0,
-        cache_name_offset: 0,
-        cache_object_size_offset: 0,
-        gfp_cache_mask: 0,
-        buckets: 0,
-        rcu_call_offset: 0,
-        percpu_size_arg: 0,
-        possible_cpus: 1,
-        task_tgid_offset: 0,
-        task_mm_offset: 0,
-        rcu: RcuLayout::default(),
+        ..Config::default()
     }
 }
 
