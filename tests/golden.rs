@@ -125,11 +125,21 @@ fn a_lower_bound_above_the_upper_one_is_bad_usage() {
 
 #[test]
 fn words_that_are_no_choice_are_bad_usage() {
-    for (flag, word, choice) in
-        [("--format", "yaml", "json"), ("--sort", "colour", "bytes"), ("--stacks", "some", "all")]
-    {
+    for (flag, word, choice) in [
+        ("--format", "yaml", "json"),
+        ("--sort", "colour", "bytes"),
+        ("--stacks", "some", "all"),
+        ("--by", "driver", "module"),
+    ] {
         check_usage(&["kernel", &format!("{flag}={word}")], &[flag, word, choice]);
     }
+}
+
+/// Processes have neither modules nor slab caches.
+#[test]
+fn a_process_has_no_sums_by_module() {
+    check_usage(&["user", "-p", "1", "--by", "module"], &["--by", "module", "site, process"]);
+    check_usage(&["run", "--by", "cache", "--", "true"], &["--by", "cache", "site, process"]);
 }
 
 #[test]

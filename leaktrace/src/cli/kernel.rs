@@ -4,7 +4,7 @@ use clap::ValueEnum as _;
 
 use crate::{
     error::Error,
-    session::spec::{KernelKind, Spec, StackMode, Target},
+    session::spec::{By, KernelKind, Spec, StackMode, Target},
 };
 
 use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
@@ -20,6 +20,7 @@ Examples:
   leaktrace kernel                            a report every 5 s until Ctrl-C
   leaktrace kernel -d 60s -o 30s              what is older than 30 s after a minute
   leaktrace kernel --cache kmalloc-64         who allocates from this cache
+  leaktrace kernel --by module --stacks all   which driver holds how much
   leaktrace kernel --comm modprobe --stacks all
   leaktrace kernel -d 10s -f json -w leak.json")]
 pub(super) struct Args {
@@ -37,6 +38,10 @@ pub(super) struct Args {
     /// Only these allocators, as --kind slab,vmalloc [default: all]
     #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<KindArg>,
+    /// What sums are shown by: each call site with its stack, or one line for each module that the
+    /// memory is for, each slab cache, or each process that allocated
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = ByArg::Site)]
+    by: ByArg,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -46,6 +51,25 @@ enum KindArg {
     Slab,
     Vmalloc,
     Percpu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ByArg {
+    Site,
+    Module,
+    Cache,
+    Process,
+}
+
+impl ByArg {
+    fn meaning(self) -> By {
+        match self {
+            Self::Site => By::Site,
+            Self::Module => By::Module,
+            Self::Cache => By::Cache,
+            Self::Process => By::Process,
+        }
+    }
 }
 
 /// The allocators asked for, or all.
@@ -82,7 +106,7 @@ impl Args {
         Ok(Spec {
             trace: self.common.trace(None, StackMode::Adaptive)?,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
-            view: self.common.view()?,
+            view: self.common.view(self.by.meaning())?,
             output: self.common.output(),
             target: Target::Kernel {
                 kinds: kinds(&self.kinds),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::session::spec::{Format, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind};
+use crate::session::spec::{By, Format, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind};
 
 fn parse_line(line: &str) -> Result<Parsed, Error> {
     parse(line.split_whitespace().map(OsString::from))
@@ -36,6 +36,8 @@ fn defaults_of_each_verb() {
         kernel.target,
         Target::Kernel { kinds: all, caches: vec![], pids: vec![], comms: vec![] }
     );
+    assert_eq!(kernel.view.by, By::Site);
+    assert_eq!(spec("leaktrace kernel --by module").view.by, By::Module);
     assert_eq!(kernel.trace.stacks, StackMode::Adaptive);
     assert_eq!(kernel.schedule.interval, Some(Duration::from_secs(5)));
     let user = spec("leaktrace user -p 7 -p 5 -p 7");
@@ -91,6 +93,10 @@ fn bad_usage_is_one_line() {
     refused("leaktrace kernel --nonsense", "`--nonsense`");
     refused("leaktrace nonsense", "`nonsense`");
     refused("leaktrace run", "COMMAND");
+    refused(
+        "leaktrace run --by cache -- a",
+        "--by does not take `cache`: write one of site, process",
+    );
     refused("leaktrace run --error-exitcode 0 -- true", "0 is not in 1..=255");
 }
 

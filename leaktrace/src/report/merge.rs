@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
-use super::Totals;
+use super::{Owner, Totals, owner};
 use crate::snapshot::{
     Block, Frame, Holder, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
 };
@@ -20,6 +20,8 @@ pub struct Row {
     pub cache: Option<String>,
     /// The module of the innermost frame that lies in one.
     pub module: Option<String>,
+    /// Whom kernel memory is for, if known.
+    pub owner: Option<Owner>,
     /// The allocator function that was called, for user memory.
     pub function: Option<AllocFunction>,
     /// The process, for user memory.
@@ -126,6 +128,7 @@ impl Row {
                 Some(known) => {
                     known.outstanding = known.outstanding.plus(holder.outstanding);
                     known.comm = known.comm.take().or(holder.comm);
+                    known.oldest_ms = known.oldest_ms.max(holder.oldest_ms);
                 }
                 None => self.holders.push(holder),
             }
@@ -197,6 +200,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
                 frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
             })
             .filter(|_| site.kind != Kind::Malloc),
+        owner: if site.kind == Kind::Malloc { None } else { owner::find(&stack) },
         function: site.function,
         process: snapshot.processes.get(&site.space).cloned(),
         totals: Totals {

@@ -20,7 +20,7 @@ use tokio::{
 use self::{
     launch::{Child, Ended, Suspended},
     processes::{LONGEST_WAIT, Processes},
-    spec::{KernelKind, Spec, Target},
+    spec::{By, KernelKind, Spec, Target},
     wait::{Signals, wait_for_child, wait_for_exit, wait_for_ring, wait_for_tick, wait_until},
 };
 use crate::{
@@ -388,6 +388,7 @@ impl Session {
             is_final,
             older_ns: spec.view.older.as_nanos() as u64,
             blocks: spec.view.show_allocs,
+            holders: spec.view.by == By::Process,
         };
         self.collector.snapshot(wants, misses, &unseen)
     }

@@ -132,6 +132,33 @@ pub struct View {
     pub older: Duration,
     /// List the outstanding blocks of each site.
     pub show_allocs: bool,
+    /// What sums are shown by.
+    pub by: By,
+}
+
+/// What sums are shown by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The call site.
+    Site,
+    /// The kernel module that the memory is for.
+    Module,
+    /// The slab cache.
+    Cache,
+    /// The process that allocated.
+    Process,
+}
+
+impl By {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Site => "site",
+            Self::Module => "module",
+            Self::Cache => "cache",
+            Self::Process => "process",
+        }
+    }
 }
 
 /// The order of call sites.
