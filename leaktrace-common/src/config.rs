@@ -20,6 +20,14 @@ pub struct Config {
     pub min_size_bytes: u64,
     /// Allocations larger than this are not tracked.
     pub max_size_bytes: u64,
+    /// Text of the entries of interrupts: `__irqentry_text_start` and `_end`; 0 if unknown.
+    pub irq_start: u64,
+    /// See [`Config::irq_start`].
+    pub irq_end: u64,
+    /// Text of the entry of soft interrupts: `__softirqentry_text_start` and `_end`.
+    pub softirq_start: u64,
+    /// See [`Config::softirq_start`].
+    pub softirq_end: u64,
     /// A [`StackMode`].
     pub stack_mode: u32,
     /// Most frames taken of a stack, up to [`crate::MAX_FRAMES`].
@@ -88,4 +96,4 @@ pub struct RcuLayout {
 }
 
 const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
-const _: () = assert!(size_of::<Config>() == 2 * 8 + 20 * 4 + size_of::<RcuLayout>());
+const _: () = assert!(size_of::<Config>() == 6 * 8 + 20 * 4 + size_of::<RcuLayout>());

@@ -1,8 +1,14 @@
 //! Which allocations are wanted.
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+};
 
-use crate::maps::{FILTER_COMMS, FILTER_TGIDS, config};
+use crate::{
+    maps::{FILTER_COMMS, FILTER_TGIDS, config},
+    stack,
+};
 
 /// Whether allocations of this size are tracked.
 #[inline(always)]
@@ -16,11 +22,13 @@ pub(crate) fn is_own() -> bool {
     (bpf_get_current_pid_tgid() >> 32) as u32 == config!(own_tgid)
 }
 
-/// The running process, if its kernel allocations are tracked.
+/// The running process, if its kernel allocations are tracked. `slot` as for
+/// [`stack::take_kernel`].
 #[inline(always)]
-pub(crate) fn wanted_tgid() -> Option<u32> {
+pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if tgid == config!(own_tgid) {
+    // What an interrupt of leaktrace allocates is not leaktrace's.
+    if tgid == config!(own_tgid) && !stack::is_interrupt(ctx, slot) {
         return None;
     }
     // SAFETY: the value is not looked at, only its presence.

@@ -20,6 +20,10 @@ use crate::user::walk::{CachedRule, Walk};
 pub(crate) static CONFIG: Config = Config {
     min_size_bytes: 0,
     max_size_bytes: u64::MAX,
+    irq_start: 0,
+    irq_end: 0,
+    softirq_start: 0,
+    softirq_end: 0,
     stack_mode: 0,
     max_frames: 127,
     max_sites: 0,

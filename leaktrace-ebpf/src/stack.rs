@@ -44,6 +44,43 @@ pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
     }
 }
 
+/// Frames looked at for an interrupt's entry; it is mostly among the first twenty.
+const INTERRUPT_FRAMES: u32 = 64;
+
+/// Whether an interrupt is being handled, by the kernel stack; `slot` as for [`take_kernel`].
+#[inline(always)]
+pub(crate) fn is_interrupt<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
+    let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else { return false };
+    // SAFETY: as in `take_kernel`.
+    unsafe {
+        let room = INTERRUPT_FRAMES * 8;
+        let bytes = bpf_get_stack(ctx.as_ptr(), (&raw mut (*record).frames).cast(), room, 0);
+        bytes > 0 && leaktrace_has_interrupt(slot, bytes as u32 / 8) != 0
+    }
+}
+
+/// Whether one of the first `count` frames in a scratch slot is the entry of an interrupt. Global
+/// and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_has_interrupt(slot: u32, count: u32) -> u32 {
+    let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else { return 0 };
+    for index in 0..INTERRUPT_FRAMES {
+        if index >= count {
+            break;
+        }
+        // SAFETY: a live map value; the index is below the number of frames.
+        let frame = unsafe { (*record).frames[index as usize] };
+        let is_in = |start: u64, end: u64| frame >= start && frame < end;
+        if is_in(config!(irq_start), config!(irq_end))
+            || is_in(config!(softirq_start), config!(softirq_end))
+        {
+            return 1;
+        }
+    }
+    0
+}
+
 /// Names a stack by the hash of its frames and stores it if it is new.
 ///
 /// # Safety

@@ -7,6 +7,7 @@
 //! | [`leaker`] | runs one of them through its stages: [`leaker::Leaker`] |
 //! | [`traced`] | runs leaktrace until interrupted or done: [`traced::Traced`] |
 //! | [`report`] | questions to a report: [`report::Report`] |
+//! | [`driver`] | a kernel module of `tests/drivers`, loaded and led: [`driver::Driver`] |
 //! | [`kernel`] | the BPF programs that the kernel has loaded |
 //! | [`maps`] | what leaktrace's BPF maps hold of a call |
 //! | [`oracle`] | gdb: backtraces of sampled malloc calls |
@@ -18,6 +19,7 @@
 
 pub mod binary;
 pub mod child;
+pub mod driver;
 pub mod kernel;
 pub mod leaker;
 pub mod maps;

@@ -104,6 +104,11 @@ impl Report {
         self.sum(|site| site.pid() == Some(pid) && site.has_frame(function))
     }
 
+    /// The sum of the call sites in a kernel module that have `function` in their stack.
+    pub fn sum_in_module(&self, module: &str, function: &str) -> Amounts {
+        self.sum(|site| site.module() == module && site.has_frame(function))
+    }
+
     /// Panics unless each function of a process has exactly the figures that the program counted.
     ///
     /// # Panics
@@ -147,8 +152,13 @@ impl Report {
 
     /// The report as lines to read in a failure: a call site a line.
     pub fn outline(&self) -> String {
+        self.outline_of(|_| true)
+    }
+
+    /// The outline of the call sites that `wanted` accepts.
+    pub fn outline_of(&self, wanted: impl Fn(&Site<'_>) -> bool) -> String {
         let mut outline = format!("loss: {}\n", self.value["loss"]);
-        for site in self.sites() {
+        for site in self.sites().into_iter().filter(wanted) {
             outline += &format!(
                 "{} {} pid {:?} outstanding {} ({} B) of {}: {} held by {}\n",
                 site.kind(),
@@ -181,6 +191,11 @@ impl<'a> Site<'a> {
     /// Its slab cache; empty if unknown.
     pub fn cache(self) -> &'a str {
         self.value["cache"].as_str().unwrap_or_default()
+    }
+
+    /// The kernel module of its innermost frame that lies in one; empty if none does.
+    pub fn module(self) -> &'a str {
+        self.value["module"].as_str().unwrap_or_default()
     }
 
     /// Its process (user modes).

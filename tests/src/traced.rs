@@ -71,6 +71,15 @@ impl Traced {
         self.child.pid()
     }
 
+    /// The next report that was not yet taken.
+    ///
+    /// # Panics
+    ///
+    /// When none comes within `deadline`.
+    pub fn next_report(&mut self, deadline: Duration) -> Report {
+        Report::parse(&self.child.next_line(deadline))
+    }
+
     /// Waits for a report that `wanted` accepts; all earlier ones are passed over.
     ///
     /// # Panics
@@ -84,7 +93,7 @@ impl Traced {
     ) -> Report {
         let end = Instant::now() + deadline;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
-            let report = Report::parse(&self.child.next_line(left + SOON));
+            let report = self.next_report(left + SOON);
             if wanted(&report) {
                 return report;
             }

@@ -31,6 +31,8 @@ const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 const TEST_PACKAGES: [&str; 6] = ["g++", "python3", "gdb", "sqlite3", "git", "redis-server"];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];
+/// What builds modules for the machine's kernel.
+const DRIVER_PACKAGES: [&str; 2] = ["linux-headers-amd64", "make"];
 /// The clippy of Debian's compiler: the only one that can read leaktrace-ebpf with it.
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
@@ -65,6 +67,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
     }
     if need >= Need::Tests {
         packages.extend(TEST_PACKAGES);
+        packages.extend(DRIVER_PACKAGES);
         if found.is_none_or(|toolchain| toolchain.is_debian()) {
             packages.push(CLIPPY_PACKAGE);
         }

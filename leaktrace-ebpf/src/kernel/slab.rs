@@ -184,7 +184,7 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
     if allocation.size_bytes != 0 && !filter::wants_size(allocation.size_bytes) {
         return 0;
     }
-    let Some(tgid) = filter::wanted_tgid() else { return 0 };
+    let Some(tgid) = filter::wanted_tgid(ctx, slot) else { return 0 };
     let Some(base) = base_of(allocation) else { return 0 };
     if !wants_cache(base, allocation) {
         return 0;

@@ -42,7 +42,7 @@ pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
         size_bytes,
         detail: 0,
     };
-    let Some(tgid) = filter::wanted_tgid() else { return 0 };
+    let Some(tgid) = filter::wanted_tgid(&ctx, 5) else { return 0 };
     if !filter::wants_size(size_bytes) {
         return 0;
     }

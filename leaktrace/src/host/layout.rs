@@ -35,6 +35,8 @@ pub struct KernelLayout {
     pub rcu_call_offset: bool,
     /// percpu_alloc_percpu: `size`, if the tracepoint has a known shape.
     pub percpu_size: Option<u32>,
+    /// Text of the entries of interrupts and of soft interrupts, from and to; 0 if unknown.
+    pub interrupts: [u64; 4],
     /// The function that every vmalloc comes to, if its arguments are known.
     pub vmalloc: Option<&'static str>,
 }
@@ -123,6 +125,7 @@ impl KernelLayout {
             gfp_reclaimable: gfp("___GFP_RECLAIMABLE_BIT", 0x10),
             gfp_account: gfp("___GFP_ACCOUNT_BIT", 0x40_0000),
             rcu: rcu_layout(&btf),
+            interrupts: interrupt_text(),
             percpu_size: btf
                 .tracepoint("percpu_alloc_percpu")
                 .and_then(|params| percpu_size(&params)),
@@ -170,6 +173,22 @@ fn slab_arguments(
         cache_size: cache_size.map(|at| at as u32),
         node_variants,
     })
+}
+
+/// Bounds of the sections of interrupt entries (include/asm-generic/vmlinux.lds.h, 6.1 and 6.18).
+fn interrupt_text() -> [u64; 4] {
+    let names = [
+        "__irqentry_text_start",
+        "__irqentry_text_end",
+        "__softirqentry_text_start",
+        "__softirqentry_text_end",
+    ];
+    let addresses = kallsyms::addresses(&names);
+    let mut bounds = [0; 4];
+    for (bound, address) in bounds.iter_mut().zip(addresses) {
+        *bound = address.unwrap_or(0);
+    }
+    bounds
 }
 
 /// Position of `size`: see the table in leaktrace-ebpf's percpu module for the shapes.

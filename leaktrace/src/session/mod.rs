@@ -161,7 +161,12 @@ impl Session {
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let layout = KernelLayout::of_running_kernel()?;
+        let [irq_start, irq_end, softirq_start, softirq_end] = layout.interrupts;
         let config = Config {
+            irq_start,
+            irq_end,
+            softirq_start,
+            softirq_end,
             filter_tgids: u32::from(!pids.is_empty()),
             filter_comms: u32::from(!comms.is_empty()),
             filter_caches: u32::from(!caches.is_empty()),
@@ -458,6 +463,10 @@ fn config(spec: &Spec) -> Config {
     Config {
         min_size_bytes: trace.min_size_bytes,
         max_size_bytes: trace.max_size_bytes,
+        irq_start: 0,
+        irq_end: 0,
+        softirq_start: 0,
+        softirq_end: 0,
         stack_mode: trace.stacks as u32,
         max_frames: trace.max_depth,
         max_sites: 0,

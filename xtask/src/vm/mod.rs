@@ -4,6 +4,7 @@
 //! The root is read-only, `/tmp` and `/run` are the guest's own, cargo's target folder is shared
 //! both ways. The guest has no network but its loopback.
 
+mod drivers;
 mod kernel;
 mod machine;
 
@@ -73,6 +74,11 @@ pub(crate) fn vm(flavour: Flavour, command: &[OsString]) -> Result<ExitCode> {
         limit: Duration::from_secs(3600),
     })?;
     Ok(ExitCode::from(code))
+}
+
+/// Builds the test drivers for the flavour's kernel.
+pub(crate) fn build_drivers(flavour: Flavour) -> Result<()> {
+    drivers::build(&kernel::find(flavour)?)
 }
 
 /// Boots, runs the job, and gives its exit code.
