@@ -73,13 +73,57 @@ fn file_offset<'data>(elf: &impl object::Object<'data>, address: u64) -> Option<
     elf.segments().find_map(|segment| {
         let (offset, length) = segment.file_range();
         let within = address.checked_sub(segment.address())?;
-        (within < length).then_some(offset.wrapping_add(within))
+        offset.checked_add(within).filter(|_| within < length)
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use proptest::{prelude::*, sample::Index};
+
     use super::*;
+
+    /// A library of malloc and free.
+    const ALLOCATOR: &[u8] = include_bytes!("../unwind/corpus/allocator.elf");
+
+    fn find_in(image: &[u8]) -> Option<Allocator> {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(image, 0).unwrap();
+        find(&file, ProbeAt::Cheapest).ok().flatten()
+    }
+
+    #[test]
+    fn a_small_allocator_is_found() {
+        let found = find_in(ALLOCATOR).unwrap();
+        assert_eq!((found.allocating.len(), found.freeing.len()), (1, 1), "{found:?}");
+    }
+
+    proptest! {
+        /// Numbers that mean something somewhere, anywhere in its headers and tables.
+        #[test]
+        fn a_damaged_allocator_is_found_or_refused(
+            damages in prop::collection::vec((any::<Index>(), 1_usize..9, any::<u64>()), 1..6),
+            extreme in prop::sample::select(vec![0, 1, 0xfff, 0xffff_ffff, u64::MAX - 1, u64::MAX]),
+            keep in any::<Index>(),
+            is_cut in any::<bool>(),
+        ) {
+            let mut image = ALLOCATOR.to_vec();
+            for (at, width, value) in damages {
+                let value = if value % 2 == 0 { extreme } else { value };
+                let at = at.index(image.len() - 8);
+                image[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+            }
+            if is_cut {
+                image.truncate(keep.index(image.len()));
+            }
+            if let Some(found) = find_in(&image) {
+                let probes = found.allocating.len() + found.freeing.len();
+                assert!(probes <= AllocFunction::ALL.len(), "{found:?}");
+            }
+        }
+    }
 
     /// The C library that this test runs on defines the whole family.
     #[test]
@@ -107,8 +151,6 @@ mod tests {
     /// Each two bytes of a small library in turn say something absurd.
     #[test]
     fn an_object_that_lies_has_none() {
-        use std::os::unix::fs::FileExt as _;
-
         let image = include_bytes!("../unwind/corpus/tiny.elf");
         let file = tempfile::tempfile().unwrap();
         for at in 0..image.len() - 2 {

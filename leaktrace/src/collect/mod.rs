@@ -8,7 +8,7 @@ pub mod mappings;
 pub mod suspects;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     time::{Instant, SystemTime},
 };
@@ -69,6 +69,8 @@ pub struct Collector {
     call_sites: HashMap<(u32, u64), Frame>,
     suspects: Suspects,
     kmalloc_names: KmallocNames,
+    /// Every kernel module seen loaded.
+    modules: BTreeSet<String>,
 }
 
 /// What does not change during a session.
@@ -106,6 +108,7 @@ impl Collector {
             call_sites: HashMap::new(),
             suspects: Suspects::default(),
             kmalloc_names: options.kmalloc_names,
+            modules: modules(),
         }
     }
 
@@ -142,6 +145,17 @@ impl Collector {
     /// The traced process images.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         self.processes.values().map(|(process, _)| process)
+    }
+
+    /// Kernel modules that have been loaded and are not any more.
+    fn gone_modules(&mut self) -> BTreeSet<String> {
+        if self.mode != Mode::Kernel {
+            return BTreeSet::new();
+        }
+        let now = modules();
+        let gone = self.modules.difference(&now).cloned().collect();
+        self.modules.extend(now);
+        gone
     }
 
     /// Notes a further allocator of a process.
@@ -225,6 +239,7 @@ impl Collector {
             loss: self.loss(misses, unseen, stacks_truncated as u64),
             max_outstanding: self.max_outstanding,
             blocks_read: read_blocks,
+            gone_modules: self.gone_modules(),
             older_ms: wants.older_ns / 1_000_000,
         })
     }
@@ -449,6 +464,12 @@ impl SiteDetails {
         }
         holders
     }
+}
+
+/// The kernel modules that are loaded; none where that cannot be read.
+fn modules() -> BTreeSet<String> {
+    let text = fs::read_to_string("/proc/modules").unwrap_or_default();
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 /// A site's identity as one number.

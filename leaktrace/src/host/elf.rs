@@ -12,8 +12,10 @@ use object::{ReadCache, ReadRef};
 pub const MAX_READ_BYTES: u64 = 256 << 20;
 /// Most bytes that are read of one file.
 const MAX_TOTAL_BYTES: u64 = 1 << 30;
-/// What a string is taken to cost, with its entry in the cache.
+/// What a string is taken to cost beside its bytes, for its entry in the cache.
 const STRING_BYTES: u64 = 128;
+/// How far the cache looks for a string's end.
+const MAX_STRING_BYTES: u64 = 4096;
 
 /// A file's bytes, read when they are asked for.
 #[derive(Debug)]
@@ -52,7 +54,10 @@ impl<'data> ReadRef<'data> for &'data ElfBytes<'_> {
 
     fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
         self.spend(STRING_BYTES)?;
-        (&self.cache).read_bytes_at_until(range, delimiter)
+        let string = (&self.cache).read_bytes_at_until(range, delimiter);
+        // Strings overlap where a file wants them to, and each is kept on its own.
+        self.spend(string.map_or(MAX_STRING_BYTES, |string| string.len() as u64))?;
+        string
     }
 }
 
@@ -95,6 +100,22 @@ mod tests {
         let bytes = ElfBytes::new(&file);
         assert_eq!((&bytes).read_bytes_at(0, 1 << 39), Err(()));
         assert_eq!((&bytes).read_bytes_at(1 << 39, 4), Ok(&[0; 4][..]));
+    }
+
+    /// Each symbol may name another place of the same long string: all are kept.
+    #[test]
+    fn strings_cost_what_they_hold() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[b'a'; 8000], 0).unwrap();
+        file.write_all_at(&[0], 4000).unwrap();
+        let bytes = ElfBytes::new(&file);
+        bytes.left_bytes.set(10_000);
+        let string = |from: u64| (&bytes).read_bytes_at_until(from..8000, 0).map(<[u8]>::len);
+        assert_eq!((string(0), string(1)), (Ok(4000), Ok(3999)));
+        assert_eq!(string(2), Err(()), "the budget is used up");
+        // Without an end, it was searched all the same.
+        bytes.left_bytes.set(5000);
+        assert_eq!((string(4001), string(3000)), (Err(()), Err(())));
     }
 
     #[test]

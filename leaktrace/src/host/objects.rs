@@ -5,9 +5,12 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     sync::Arc,
 };
 
@@ -103,11 +106,11 @@ impl ObjectTable {
 /// Opens the very file that is mapped; with its device and inode.
 fn open(pid: u32, mapping: &Mapping, path: &str) -> io::Result<(File, (u64, u64))> {
     let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
-    let file = match File::open(exact) {
+    let file = match open_regular(&exact) {
         Ok(file) => file,
         // Without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE: by the path, if that still is it.
         Err(refusal) => {
-            let file = File::open(format!("/proc/{pid}/root{path}"))?;
+            let file = open_regular(&format!("/proc/{pid}/root{path}"))?;
             if file.metadata()?.ino() != mapping.inode {
                 return Err(refusal);
             }
@@ -116,4 +119,47 @@ fn open(pid: u32, mapping: &Mapping, path: &str) -> io::Result<(File, (u64, u64)
     };
     let metadata = file.metadata()?;
     Ok((file, (metadata.dev(), metadata.ino())))
+}
+
+/// Opens a regular file; anything else is only looked at. To open a pipe is to wait for somebody
+/// who writes, and what the opening of a device does, only its driver knows.
+fn open_regular(path: &str) -> io::Result<File> {
+    let seen = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if !seen.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    // The very file that was looked at, whatever lies under its path by now.
+    File::open(format!("/proc/self/fd/{}", seen.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Opening it would wait for somebody who writes.
+    #[test]
+    fn a_pipe_in_the_place_of_a_library_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("lib.so");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            executable: true,
+            file_offset: 0,
+            inode: std::fs::metadata(&pipe).unwrap().ino(),
+            path: Some(pipe.display().to_string()),
+        };
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut table = ObjectTable::default();
+            let id = table.intern(std::process::id(), &mapping);
+            let is_refused = id.and_then(|id| table.get(id)).map(|object| object.file.is_err());
+            let _ = sender.send(is_refused);
+        });
+        let answer = receiver.recv_timeout(std::time::Duration::from_secs(10));
+        assert_eq!(answer, Ok(Some(true)), "it hangs, or the pipe was taken for a library");
+    }
 }

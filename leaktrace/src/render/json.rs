@@ -96,6 +96,12 @@ struct WireLimits {
 }
 
 #[derive(Serialize)]
+struct WireVerdict {
+    reachability: &'static str,
+    evidence: String,
+}
+
+#[derive(Serialize)]
 struct WireSite<'a> {
     id: String,
     kind: &'static str,
@@ -117,6 +123,8 @@ struct WireSite<'a> {
     oldest_ms: Option<u64>,
     largest_bytes: u64,
     estimated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<WireVerdict>,
     stack: Vec<WireFrame<'a>>,
     truncated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -254,6 +262,14 @@ fn group(line: &Line) -> WireGroup<'_> {
     }
 }
 
+fn verdict(row: &Row) -> Option<WireVerdict> {
+    let module = row.module.as_ref().filter(|_| row.is_certain_leak())?;
+    Some(WireVerdict {
+        reachability: "definitely lost",
+        evidence: format!("module {module} was unloaded with these blocks outstanding"),
+    })
+}
+
 fn site(row: &Row) -> WireSite<'_> {
     WireSite {
         id: format!("{:016x}", row.id),
@@ -274,6 +290,7 @@ fn site(row: &Row) -> WireSite<'_> {
         oldest_ms: row.oldest_ms,
         largest_bytes: row.largest_bytes,
         estimated: false,
+        verdict: verdict(row),
         stack: row.stack.iter().map(frame).collect(),
         truncated: row.truncated.is_some(),
         truncated_reason: row.truncated,

@@ -77,6 +77,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         loss: Loss::default(),
         max_outstanding: 1_000_000,
         blocks_read: true,
+        gone_modules: std::collections::BTreeSet::new(),
         older_ms: 0,
     }
 }

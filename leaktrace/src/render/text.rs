@@ -144,6 +144,10 @@ fn write_group(
         write!(out, "  oldest {}", format_ms(age))?;
     }
     writeln!(out)?;
+    if let (true, Some(module)) = (first.is_certain_leak(), &first.module) {
+        let module = escape(module);
+        writeln!(out, "      certain leak: module {module} was unloaded with these outstanding")?;
+    }
     let with_stack: Vec<&Row> = group.rows.iter().filter(|row| row.stack_taken).collect();
     if group.rows.len() == 1 {
         stack(first, out)?;

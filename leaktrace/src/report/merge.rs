@@ -22,6 +22,8 @@ pub struct Row {
     pub module: Option<String>,
     /// Whom kernel memory is for, if known.
     pub owner: Option<Owner>,
+    /// Whether that module was unloaded: what is outstanding then is a certain leak.
+    pub module_gone: bool,
     /// The allocator function that was called, for user memory.
     pub function: Option<AllocFunction>,
     /// The process, for user memory.
@@ -115,6 +117,11 @@ impl Row {
         }
     }
 
+    /// Whether nobody can free these blocks any more: the module that allocated them has gone.
+    pub fn is_certain_leak(&self) -> bool {
+        self.module_gone && self.totals.outstanding.count > 0
+    }
+
     fn merge(&mut self, other: Self) {
         self.id = self.id.min(other.id);
         self.totals.add(&other.totals);
@@ -190,17 +197,19 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         end: known.map(|stack| stack.end),
         stack_taken,
     };
+    let module = stack
+        .iter()
+        .find_map(|frame| {
+            frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
+        })
+        .filter(|_| site.kind != Kind::Malloc);
     let row = Row {
         id: site.id,
         kind: site.kind,
         cache: site.cache.clone(),
-        module: stack
-            .iter()
-            .find_map(|frame| {
-                frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
-            })
-            .filter(|_| site.kind != Kind::Malloc),
         owner: if site.kind == Kind::Malloc { None } else { owner::find(&stack) },
+        module_gone: module.as_ref().is_some_and(|name| snapshot.gone_modules.contains(name)),
+        module,
         function: site.function,
         process: snapshot.processes.get(&site.space).cloned(),
         totals: Totals {

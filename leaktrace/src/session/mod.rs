@@ -534,7 +534,9 @@ fn note_tables(processes: &Processes, note: &mut dyn FnMut(&str)) {
         used.objects,
     ));
     for (path, rows) in processes.table_rows() {
-        note(&format!("unwind table of {path}: {} rows", crate::units::format_count(rows)));
+        let (count, bytes) = (crate::units::format_count(rows), rows * 8);
+        let bytes = crate::units::format_bytes(bytes);
+        note(&format!("unwind table of {path}: {count} rows ({bytes})"));
     }
 }
 

@@ -3,7 +3,7 @@
 //! What comes before a [`Snapshot`] needs root and BPF; what comes after it is pure. A snapshot
 //! holds no handle, makes no judgement and knows no format.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, StackEnd, StackMode};
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub max_outstanding: u64,
     /// Whether single blocks were read: without it ages, holders and blocks are unknown.
     pub blocks_read: bool,
+    /// Kernel modules that were loaded at an earlier snapshot, or at the start, and are not now.
+    pub gone_modules: BTreeSet<String>,
     /// With `--older`: outstanding figures count only blocks at least this old.
     pub older_ms: u64,
 }

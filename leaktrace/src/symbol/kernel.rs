@@ -27,6 +27,8 @@ pub(super) struct Kernel {
     /// The list of modules at the time of reading; one comes or goes: read again.
     modules_then: Option<Vec<u8>>,
     functions: io::Result<Functions>,
+    /// Those of modules that have gone.
+    gone: Functions,
 }
 
 /// Functions by address.
@@ -60,18 +62,34 @@ impl Default for Kernel {
 
 impl Kernel {
     fn new(kallsyms: PathBuf, modules: PathBuf) -> Self {
-        Self { kallsyms, modules, modules_then: None, functions: Ok(Functions::default()) }
+        Self {
+            kallsyms,
+            modules,
+            modules_then: None,
+            functions: Ok(Functions::default()),
+            gone: Functions::default(),
+        }
+    }
+
+    /// Reads the functions if modules have come or gone since; gives whether it did.
+    pub(super) fn refresh(&mut self) -> bool {
+        // A kernel without loadable modules has no such file.
+        let modules_now = fs::read(&self.modules).unwrap_or_default();
+        let has_changed = self.modules_then.as_ref() != Some(&modules_now);
+        if has_changed {
+            let functions = Functions::read(&self.kallsyms);
+            if let (Ok(old), Ok(new)) = (&self.functions, &functions) {
+                self.gone.take_in(old, |object| !new.objects.iter().any(|known| known == object));
+            }
+            self.functions = functions;
+            self.modules_then = Some(modules_now);
+        }
+        has_changed
     }
 
     /// Names kernel frames.
     pub(super) fn resolve(&mut self, frames: &[Frame]) -> Vec<(Frame, Resolved)> {
-        // A kernel without loadable modules has no such file.
-        let modules_now = fs::read(&self.modules).unwrap_or_default();
-        let is_fresh = self.modules_then.as_ref() != Some(&modules_now);
-        if is_fresh {
-            self.functions = Functions::read(&self.kallsyms);
-            self.modules_then = Some(modules_now);
-        }
+        let is_fresh = self.refresh();
         // BPF programs and trampolines come and go without a change in the list of modules.
         let may_be_newer = |functions: &Functions| {
             let proper = |frame: &Frame| {
@@ -100,10 +118,15 @@ impl Kernel {
         match &self.functions {
             Err(error) => Resolved::Unknown(Unknown::Unreadable(VMLINUX.into(), error.to_string())),
             Ok(functions) if functions.are_hidden => Resolved::Unknown(Unknown::KernelHidden),
-            Ok(functions) => functions.find(address).map_or_else(
-                || Resolved::Unknown(Unknown::NoSymbol(VMLINUX.into())),
-                |(_, symbol)| Resolved::Known(vec![symbol]),
-            ),
+            Ok(functions) => {
+                // Where a module has gone, its neighbour's last function does not reach.
+                let found = [functions.find(address), self.gone.find(address)];
+                let nearest = found.into_iter().flatten().max_by_key(|(entry, _)| entry.address);
+                nearest.map_or_else(
+                    || Resolved::Unknown(Unknown::NoSymbol(VMLINUX.into())),
+                    |(_, symbol)| Resolved::Known(vec![symbol]),
+                )
+            }
         }
     }
 }
@@ -126,6 +149,30 @@ impl Functions {
         functions.entries.dedup_by_key(|entry| entry.address);
         functions.are_hidden &= functions.entries.is_empty();
         Ok(functions)
+    }
+
+    /// Adds the functions of those objects of another table that `wanted` accepts.
+    fn take_in(&mut self, other: &Self, wanted: impl Fn(&str) -> bool) {
+        for entry in &other.entries {
+            let start = entry.name_start as usize;
+            let name = other.names.get(start..start + usize::from(entry.name_bytes));
+            let object = other.objects.get(usize::from(entry.object));
+            let (Some(name), Some(object)) = (name, object.filter(|object| wanted(object))) else {
+                continue;
+            };
+            let (Ok(name_start), Some(object)) =
+                (u32::try_from(self.names.len()), self.object(object))
+            else {
+                return;
+            };
+            self.names.push_str(name);
+            self.entries.push(Entry { object, name_start, ..*entry });
+        }
+        // A module that takes the place of an older one hides it.
+        self.entries.sort_by_key(|entry| entry.address);
+        self.entries.reverse();
+        self.entries.dedup_by_key(|entry| entry.address);
+        self.entries.reverse();
     }
 
     /// Takes `address type name [module]`; data, and what is no such line, is passed over.
@@ -328,5 +375,23 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
                 (wanted, 4, VMLINUX)
             );
         }
+    }
+
+    /// A name that nobody asked for while its module was there; no neighbour takes its place.
+    #[test]
+    fn a_module_that_has_gone_keeps_its_names() {
+        let mut host = Host::new(KALLSYMS);
+        host.write("modules", "drv 1 0 - Live 0xffffffffc0100000\n");
+        host.kernel.refresh();
+        let without: String = KALLSYMS
+            .lines()
+            .filter(|line| !line.contains("[drv]"))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        let neighbour = "ffffffffc00ff000 t near_open\t[near]\n";
+        host.write("kallsyms", &(without + neighbour));
+        host.write("modules", "near 1 0 - Live 0xffffffffc00ff000\n");
+        assert_eq!(host.ask(0xffff_ffff_c010_0045), "drv_close+4 [drv]");
+        assert_eq!(host.ask(0xffff_ffff_c00f_f005), "near_open+4 [near]");
     }
 }

@@ -44,6 +44,12 @@ impl Symbolizer {
         }
     }
 
+    /// Reads the kernel's functions, so that modules that are unloaded before the first snapshot
+    /// have their names.
+    pub fn read_kernel(&mut self) {
+        self.kernel.refresh();
+    }
+
     /// Names every frame of the snapshot that `names` does not hold yet.
     pub fn resolve(&mut self, snapshot: &Snapshot, names: &mut Names) {
         let mut missing: HashSet<Frame> = HashSet::new();
@@ -151,6 +157,7 @@ mod tests {
             loss: Loss::default(),
             max_outstanding: 0,
             blocks_read: false,
+            gone_modules: std::collections::BTreeSet::new(),
             older_ms: 0,
         }
     }

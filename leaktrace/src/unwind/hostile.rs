@@ -1,7 +1,7 @@
 //! The compiler on hostile input: a corpus, and what mutation makes of it.
 //!
-//! More cases: `PROPTEST_CASES=100000 cargo test --release -p leaktrace hostile`. What fails goes
-//! into the corpus (`corpus/make.py`).
+//! More cases: `PROPTEST_CASES=200000 cargo test --release -p leaktrace --lib hostile`. What fails
+//! goes into the corpus (`corpus/make.py`); what is hostile by its size is in `large`.
 
 use std::{
     fs,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use leaktrace_common::{CfaRule, UnwindRow};
+use object::{Object as _, ObjectSection as _};
 use proptest::{prelude::*, sample::Index};
 
 use super::{
@@ -44,6 +45,40 @@ static SECTIONS: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
 });
 
 static ELF: LazyLock<Vec<u8>> = LazyLock::new(|| fs::read(corpus().join("tiny.elf")).unwrap());
+
+/// The `.eh_frame` of this test program, with its address.
+static OWN: LazyLock<(u64, Vec<u8>)> = LazyLock::new(|| {
+    let image = fs::read("/proc/self/exe").unwrap();
+    let elf = object::File::parse(image.as_slice()).unwrap();
+    let section = elf.section_by_name(".eh_frame").unwrap();
+    (section.address(), section.data().unwrap().to_vec())
+});
+
+/// Compiles what a compiler wrote, or part of it; panics on anything but sane rows.
+fn own_rows(address: u64, data: &[u8]) -> Vec<UnwindRow> {
+    let rows = compile(&Sections { eh_frame: Some((address, data)), ..Sections::default() });
+    assert!(rows.is_sorted_by(|a, b| a.pc < b.pc));
+    // A row takes at least a byte of instructions; each FDE adds at most an end and a gap.
+    assert!(rows.len() <= 2 * data.len() + 1, "{} rows of {} bytes", rows.len(), data.len());
+    rows
+}
+
+#[test]
+fn a_whole_program_compiles() {
+    let (address, data) = &*OWN;
+    let rows = own_rows(*address, data);
+    assert!(rows.len() > 1_000, "{} rows", rows.len());
+    assert!(rows.iter().any(|row| row.rule == CfaRule::End), "_start has an end row");
+}
+
+#[test]
+fn what_is_cut_off_gives_what_was_whole() {
+    let (address, data) = &*OWN;
+    let whole = own_rows(*address, data).len();
+    for part in [0, 1, 7, data.len() / 3, data.len() / 2] {
+        assert!(own_rows(*address, &data[..part]).len() <= whole + 1);
+    }
+}
 
 /// Compiles a section, as `.eh_frame` and as `.debug_frame`; panics on anything but sane rows.
 fn checked(data: &[u8]) -> Vec<UnwindRow> {
@@ -91,6 +126,10 @@ fn what_is_not_understood_has_no_rule() {
     assert_eq!(rules("expression-plt"), [Plt, Gap]);
     assert_eq!(rules("signal-frame"), [Signal, Gap]);
     assert_eq!(rules("address-zero"), []);
+    // What is understood up to there counts.
+    assert_eq!(rules("unknown-midway"), [Rsp, Unsupported, Gap]);
+    assert_eq!(rules("states-midway"), [Rsp, Rsp, Unsupported, Gap]);
+    assert_eq!(rules("overlap-tail"), [Rsp, Rsp, Gap, Rsp, Rsp, Gap]);
 }
 
 /// The tiny library's own rows, and what is left of them when its headers lie.
@@ -190,6 +229,26 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    /// Of a section that a compiler wrote, a stretch, so that many cases run.
+    #[test]
+    fn a_damaged_program_is_compiled_or_left_out(
+        damages in prop::collection::vec(damage(), 1..64),
+        start in any::<Index>(),
+    ) {
+        let (address, data) = &*OWN;
+        let start = start.index(data.len().saturating_sub(2_000).max(1));
+        let mut bytes = data[start..(start + 2_000).min(data.len())].to_vec();
+        for damage in &damages {
+            apply(&mut bytes, damage);
+        }
+        own_rows(*address + start as u64, &bytes);
+    }
+
+    #[test]
+    fn garbage_is_compiled_or_left_out(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        checked(&bytes);
+    }
 
     #[test]
     fn damaged_sections_are_compiled_or_left_out(

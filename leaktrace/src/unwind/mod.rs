@@ -6,5 +6,7 @@
 pub mod eh_frame;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod large;
 pub mod object;
 pub mod tables;

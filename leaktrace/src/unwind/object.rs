@@ -11,6 +11,11 @@ use crate::host::elf::ElfBytes;
 /// Largest section that is read; larger ones are taken for corrupt.
 const MAX_SECTION_BYTES: u64 = 128 << 20;
 
+/// Most segments of code of one object; linkers make one, and some few for hot and cold code.
+const MAX_SEGMENTS: usize = 64;
+/// Longest build ID, which is kept for the session: SHA-256 has 32 bytes.
+const MAX_BUILD_ID_BYTES: usize = 64;
+
 /// A compiled object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompiledObject {
@@ -81,7 +86,11 @@ pub struct BuildId {
 pub fn build_id(file: &File) -> Option<BuildId> {
     let bytes = ElfBytes::new(file);
     let elf = object::File::parse(&bytes).ok()?;
-    let id = elf.build_id().ok()??.to_vec();
+    let id = elf.build_id().ok()??;
+    if id.len() > MAX_BUILD_ID_BYTES {
+        return None;
+    }
+    let id = id.to_vec();
     Some(BuildId { id, file_bytes: file.metadata().ok()?.len() })
 }
 
@@ -118,21 +127,33 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
         Some((section.address(), data.decompress().ok()?))
     };
     let address = |name: &str| elf.section_by_name(name).map_or(0, |section| section.address());
-    let (eh_frame, debug_frame) = (read(".eh_frame"), read(".debug_frame"));
-    let rows = eh_frame::compile(&Sections {
-        eh_frame: eh_frame.as_ref().map(|(address, data)| (*address, data.as_ref())),
-        debug_frame: debug_frame.as_ref().map(|(address, data)| (*address, data.as_ref())),
-        text: address(".text"),
-        got: address(".got"),
-    });
-    let segments = elf
+    let (text, got) = (address(".text"), address(".got"));
+    let mut rows = Vec::new();
+    // One section in memory at a time, and debug information only where it is the only one.
+    if let Some((address, data)) = read(".eh_frame") {
+        let eh_frame = Some((address, data.as_ref()));
+        rows = eh_frame::compile(&Sections { eh_frame, text, got, ..Sections::default() });
+    }
+    if rows.is_empty()
+        && let Some((address, data)) = read(".debug_frame")
+    {
+        let debug_frame = Some((address, data.as_ref()));
+        rows = eh_frame::compile(&Sections { debug_frame, text, got, ..Sections::default() });
+    }
+    let mut segments: Vec<Segment> = elf
         .segments()
         .filter(|segment| segment.permissions().executable())
         .map(|segment| {
             let (file_offset, file_bytes) = segment.file_range();
             Segment { file_offset, file_bytes, address: segment.address() }
         })
+        .take(MAX_SEGMENTS + 1)
         .collect();
+    if segments.len() > MAX_SEGMENTS {
+        // Of segments that share a page the last one counts, so that some are as good as none:
+        // no address is known then, and no row applies.
+        segments.clear();
+    }
     let code = elf.sections().filter(|section| section.kind() == object::SectionKind::Text);
     let code_bytes = code.fold(0_u64, |sum, section| sum.saturating_add(section.size()));
     Ok(CompiledObject { rows, segments, code_bytes })
@@ -190,6 +211,61 @@ mod tests {
         let code = own.find(|mapping| mapping.executable).unwrap();
         let compiled = compile_file(&File::open(&exe).unwrap()).unwrap();
         assert_eq!(compiled.address_of(code.file_offset), Some(code.start - first.start));
+    }
+
+    /// A library that is its ELF header and its program headers, each of one page of code.
+    fn library_of_segments(count: u16) -> Vec<u8> {
+        let mut image = vec![0_u8; 64];
+        image[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
+        // e_type ET_DYN, e_machine EM_X86_64, e_version; e_phoff 64; e_ehsize.
+        image[16..24].copy_from_slice(&[3, 0, 62, 0, 1, 0, 0, 0]);
+        image[32] = 64;
+        image[52] = 64;
+        image[54] = 56;
+        image[56..58].copy_from_slice(&count.to_le_bytes());
+        for index in 0..u64::from(count) {
+            let start = index * 0x1000;
+            // PT_LOAD, PF_X | PF_R; offset, addresses, sizes, alignment.
+            image.extend_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
+            for value in [start, start, start, 0x1000, 0x1000, 0x1000] {
+                image.extend_from_slice(&u64::to_le_bytes(value));
+            }
+        }
+        image
+    }
+
+    /// Which of them a page belongs to is looked up for each mapping of each process.
+    #[test]
+    fn an_object_of_countless_segments_has_none() {
+        let few = compile_bytes(&library_of_segments(9)).unwrap();
+        assert_eq!((few.segments.len(), few.address_of(0x8000)), (9, Some(0x8000)));
+        let many = compile_bytes(&library_of_segments(u16::MAX - 1)).unwrap();
+        assert_eq!((many.segments.len(), many.address_of(0)), (0, None));
+    }
+
+    /// It is kept as long as leaktrace runs.
+    #[test]
+    fn a_build_id_of_a_megabyte_is_none() {
+        let of_length = |length: usize| {
+            let mut note = Vec::new();
+            for word in [4, length as u32, 3] {
+                note.extend_from_slice(&word.to_le_bytes());
+            }
+            note.extend_from_slice(b"GNU\0");
+            note.resize(note.len() + length, 7);
+            let mut image = library_of_segments(1);
+            // PT_NOTE, behind the headers.
+            image[64] = 4;
+            image[72..80].copy_from_slice(&120_u64.to_le_bytes());
+            image[96..104].copy_from_slice(&(note.len() as u64).to_le_bytes());
+            image[112..114].copy_from_slice(&[4, 0]);
+            image.extend_from_slice(&note);
+            let file = tempfile::tempfile().unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &image, 0).unwrap();
+            build_id(&file)
+        };
+        assert!(of_length(20).is_some());
+        assert_eq!(of_length(1 << 20), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the corpus of hostile and odd call frame information beside this file.
 
-`*.eh_frame` are sections, loaded at address 0x1000; `tiny.elf` is a shared library
-(gcc -shared -nostdlib -Wl,-z,noseparate-code) that the tests damage in its headers.
+`*.eh_frame` are sections, loaded at address 0x1000; `tiny.elf` and `allocator.elf` are shared
+libraries (gcc -shared -nostdlib -Wl,-z,noseparate-code) that the tests damage in their headers.
 """
 import pathlib
 import struct
@@ -108,20 +108,27 @@ FILES = {
         fde(len(c) + 24 * i, 0, 0x10000 + 16 * i, 16) for i in range(100)))(cie(START + MOVE * 900)),
     "address-zero": cie() + fde(24, 0, 0, 0x100, MOVE),
     "cut-in-an-fde": one(MOVE * 40)[:60],
+    # The first row is right; what comes behind it nobody knows.
+    "unknown-midway": one(MOVE + bytes([0x3F])),
+    "states-midway": one(MOVE + bytes([ADVANCE1, 7]) + bytes([REMEMBER]) * 9),
+    # The second function begins in the first one, and ends where padding could be.
+    "overlap-tail": many(3, lambda i: 0x10000 + 8 * i + 4 * (i == 2), lambda i: 16 - 4 * (i == 1), MOVE),
     "unknown-instructions": one(bytes(range(0x17, 0x40)) * 4),
 }
 
 SOURCE = "int f(int a) { return a + 1; }\nint g(int a) { return f(a) * f(a + 1); }\n"
+ALLOCATOR = "void *malloc(unsigned long n) { return n ? (void *)16 : 0; }\nvoid free(void *p) { if (p) *(char *)p = 0; }\n"
 
 
 def main():
     for name, data in FILES.items():
         (HERE / (name + ".eh_frame")).write_bytes(data)
     with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder, "tiny.c")
-        source.write_text(SOURCE)
-        flags = ["-O1", "-fno-inline", "-shared", "-nostdlib", "-fPIC", "-Wl,-z,noseparate-code", "-Wl,--build-id=none", "-s"]
-        subprocess.run(["gcc", *flags, "-o", HERE / "tiny.elf", source], check=True)
+        flags = ["-O1", "-fno-inline", "-shared", "-nostdlib", "-fno-builtin", "-fPIC", "-Wl,-z,noseparate-code", "-Wl,--build-id=none", "-s"]
+        for name, text in [("tiny", SOURCE), ("allocator", ALLOCATOR)]:
+            source = pathlib.Path(folder, name + ".c")
+            source.write_text(text)
+            subprocess.run(["gcc", *flags, "-o", HERE / (name + ".elf"), source], check=True)
 
 
 main()
