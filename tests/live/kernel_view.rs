@@ -1,5 +1,5 @@
-//! Kernel mode: sums by module, cache and process, whom an allocation is for, and the filters by
-//! slab cache.
+//! Kernel mode: sums by module, cache and process, whom an allocation is for, and the filter by
+//! GFP flags.
 
 use std::collections::BTreeMap;
 
@@ -106,4 +106,54 @@ fn sums_by_process_are_those_of_the_holders() {
     assert_eq!(own.map(|group| text(&group["name"])).as_deref(), Some("kobjects"));
     // How much a process has allocated in all is not known, and unknown is absent.
     assert!(groups.iter().all(|group| group.get("allocated_bytes").is_none()));
+}
+
+/// Blocks that a process holds of what a function is the owner of.
+fn held(report: &Report, pid: u32, owner: &str) -> u64 {
+    let sites = report.sites().into_iter().filter(|site| site.value["owner"] == owner);
+    sites.map(|site| site.held_by(pid)).sum()
+}
+
+/// A pipe is allocated with `kzalloc` and `GFP_KERNEL_ACCOUNT` (fs/pipe.c), an eventfd with
+/// `kmalloc` and `GFP_KERNEL` (fs/eventfd.c), the same in 6.1 and 6.18.
+#[test]
+fn a_gfp_filter_leaves_out_all_other_allocations() {
+    let cases: [(&[&str], u64, u64); 5] = [
+        (&["--gfp", "__GFP_ZERO"], 1000, 0),
+        (&["--gfp", "GFP_KERNEL_ACCOUNT"], 1000, 0),
+        (&["--gfp", "GFP_KERNEL"], 1000, 500),
+        (&["--gfp", "GFP_ATOMIC"], 0, 0),
+        (&["--gfp", "GFP_ATOMIC", "--gfp", "__GFP_ACCOUNT"], 1000, 0),
+    ];
+    for (args, pipes, eventfds) in cases {
+        let (report, pid) = trace_objects(&[args, &["--stacks", "all"]].concat());
+        let got = (held(&report, pid, "alloc_pipe_info"), held(&report, pid, "do_eventfd"));
+        assert_eq!(got, (pipes, eventfds), "{args:?}\n{}", report.outline());
+    }
+}
+
+/// Filters are all to hold: a cache, and flags of its objects.
+#[test]
+fn a_gfp_filter_and_a_cache_filter_are_both_to_hold() {
+    let args = ["--cache", "filp", "--gfp", "GFP_ATOMIC"];
+    let (report, pid) = trace_objects(&args);
+    assert!(report.sites().iter().all(|site| site.held_by(pid) == 0), "{}", report.outline());
+    let args = ["--cache", "filp", "--gfp", "GFP_KERNEL"];
+    let (report, pid) = trace_objects(&args);
+    let held: u64 = report.sites().into_iter().map(|site| site.held_by(pid)).sum();
+    assert_eq!(held, 2000, "{}", report.outline());
+}
+
+/// A cache may still be made: that none has the name is said, and no error.
+#[test]
+fn a_cache_that_is_not_there_is_said_to_be_missing() {
+    let mut program = Leaker::start("kobjects", &[]);
+    let args = ["kernel", "--interval", "1h", "--cache", "no_such_cache"];
+    let traced = Traced::start(&args);
+    program.advance("holding");
+    let ended = traced.interrupt();
+    assert!(ended.final_report().sites().is_empty());
+    let stderr = &ended.finished.stderr;
+    assert!(stderr.contains("no slab cache has the name `no_such_cache`"), "{stderr}");
+    program.end_after("closed");
 }

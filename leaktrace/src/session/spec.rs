@@ -1,5 +1,7 @@
 //! What the user wants, with every value checked and every unit resolved; no trace of clap.
 
+pub mod gfp;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 pub use leaktrace_common::StackMode;
@@ -26,12 +28,8 @@ pub enum Target {
     Kernel {
         /// By these allocators; never empty.
         kinds: Vec<KernelKind>,
-        /// Only objects of these slab caches; empty: all.
-        caches: Vec<String>,
-        /// Only allocations made while one of these processes runs; empty: all.
-        pids: Vec<u32>,
-        /// Only allocations made while a process of this command name runs; empty: all.
-        comms: Vec<String>,
+        /// Only these allocations.
+        filters: KernelFilters,
     },
     /// Running processes.
     Processes {
@@ -45,6 +43,21 @@ pub enum Target {
         /// Exit code to return when blocks are outstanding at its end.
         error_exitcode: Option<u8>,
     },
+}
+
+/// Which kernel allocations are traced; what is empty leaves out none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelFilters {
+    /// Only objects of these slab caches.
+    pub caches: Vec<String>,
+    /// Only calls that lie in the code of these modules.
+    pub modules: Vec<String>,
+    /// Only allocations with one of these GFP flags; at most as many as the BPF object tests.
+    pub gfp: Vec<gfp::GfpName>,
+    /// Only allocations made while one of these processes runs.
+    pub pids: Vec<u32>,
+    /// Only allocations made while a process of this command name runs.
+    pub comms: Vec<String>,
 }
 
 /// An allocator of the kernel.
