@@ -74,6 +74,24 @@ fn a_stack_shows_the_way_through_the_driver() {
     driver.unload();
 }
 
+/// Only the driver's own calls are traced, and all of them.
+#[test]
+fn a_module_filter_leaves_out_all_other_calls() {
+    let driver = Driver::load("leak_clock");
+    let args = ["kernel", "--module", "leak-clock", "--by", "module", "--stacks", "all"];
+    let traced = Traced::start(&[&args[..], &["-i", "1s"]].concat());
+    driver.command("probe", 0);
+    driver.command("cycle", 100);
+    let report = end_as_counted(traced, &driver);
+    let others = report.outline_of(|site| site.module() != "leak_clock");
+    assert!(report.sites().iter().all(|site| site.module() == "leak_clock"), "{others}");
+    let groups = &report.value["groups"];
+    assert_eq!(groups[0]["name"], "leak_clock", "{groups}");
+    assert_eq!(groups[0]["outstanding_count"], outstanding(&driver, "clock_get"), "{groups}");
+    assert_eq!(report.value["groups_total"], 1, "{groups}");
+    driver.unload();
+}
+
 #[test]
 fn a_clock_that_resume_takes_again_is_leaked() {
     let driver = Driver::load("leak_clock");

@@ -125,11 +125,31 @@ fn a_lower_bound_above_the_upper_one_is_bad_usage() {
 
 #[test]
 fn words_that_are_no_choice_are_bad_usage() {
-    for (flag, word, choice) in
-        [("--format", "yaml", "json"), ("--sort", "colour", "bytes"), ("--stacks", "some", "all")]
-    {
+    for (flag, word, choice) in [
+        ("--format", "yaml", "json"),
+        ("--sort", "colour", "bytes"),
+        ("--stacks", "some", "all"),
+        ("--by", "driver", "module"),
+    ] {
         check_usage(&["kernel", &format!("{flag}={word}")], &[flag, word, choice]);
     }
+}
+
+#[test]
+fn filters_for_what_is_not_there_are_bad_input() {
+    let mend = "load it first";
+    check_usage(&["kernel", "--module", "no-such-driver"], &["--module no_such_driver", mend]);
+    check_usage(&["kernel", "--module", ""], &["--module", mend]);
+    let nearest = ["--gfp `GFP_ATOMC`", "GFP_ATOMIC"];
+    check_usage(&["kernel", "--gfp", "GFP_ATOMC"], &nearest);
+    check_usage(&["kernel", "--gfp", "ZERO"], &["--gfp `ZERO`", "__GFP_ZERO"]);
+}
+
+/// Processes have neither modules nor slab caches.
+#[test]
+fn a_process_has_no_sums_by_module() {
+    check_usage(&["user", "-p", "1", "--by", "module"], &["--by", "module", "site, process"]);
+    check_usage(&["run", "--by", "cache", "--", "true"], &["--by", "cache", "site, process"]);
 }
 
 #[test]

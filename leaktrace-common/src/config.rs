@@ -42,6 +42,10 @@ pub struct Config {
     pub filter_comms: u32,
     /// 1: kernel allocations from the caches in `FILTER_CACHES` and `FILTER_KMALLOC` only.
     pub filter_caches: u32,
+    /// 1: kernel allocations by calls that lie in `text` only.
+    pub filter_modules: u32,
+    /// 1: kernel allocations with the GFP flags of a test in `gfp` only.
+    pub filter_gfp: u32,
     /// Always zero.
     pub zero: u32,
     /// Index of the `bytes_req` argument of the `kmalloc` tracepoint.
@@ -70,6 +74,51 @@ pub struct Config {
     pub task_mm_offset: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
+    /// Tests of GFP flags, any of which may hold.
+    pub gfp: [GfpTest; GFP_TESTS],
+    /// Where the modules asked for have their text; empty ranges hold nothing.
+    pub text: [TextRange; TEXT_RANGES],
+}
+
+/// Tests in [`Config::gfp`].
+pub const GFP_TESTS: usize = 8;
+/// Ranges in [`Config::text`].
+pub const TEXT_RANGES: usize = 16;
+
+/// Holds for GFP flags that have this value under this mask.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GfpTest {
+    /// Flags that are looked at.
+    pub mask: u32,
+    /// Those of them that are to be set.
+    pub value: u32,
+}
+
+impl GfpTest {
+    /// Holds for nothing.
+    pub const NEVER: Self = Self { mask: 0, value: 1 };
+}
+
+impl Default for GfpTest {
+    fn default() -> Self {
+        Self::NEVER
+    }
+}
+
+/// Addresses of code.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextRange {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last one.
+    pub end: u64,
+}
+
+impl TextRange {
+    /// Holds nothing.
+    pub const EMPTY: Self = Self { start: 0, end: 0 };
 }
 
 /// How mm/slab_common.c (from 6.15; kernel/rcu/tree.c before) keeps the objects handed to
@@ -96,4 +145,8 @@ pub struct RcuLayout {
 }
 
 const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
-const _: () = assert!(size_of::<Config>() == 6 * 8 + 20 * 4 + size_of::<RcuLayout>());
+const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16);
+const _: () = assert!(
+    size_of::<Config>()
+        == 6 * 8 + 22 * 4 + size_of::<RcuLayout>() + GFP_TESTS * 8 + TEXT_RANGES * 16
+);

@@ -31,10 +31,10 @@ mod user;
 pub use alloc::{
     AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
 };
-pub use config::{Config, RcuLayout, StackMode};
+pub use config::{Config, GFP_TESTS, GfpTest, RcuLayout, StackMode, TEXT_RANGES, TextRange};
 pub use loss::LossReason;
 pub use site::{
-    CacheName, CacheVerdict, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, lifetime_bucket,
+    CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, lifetime_bucket,
 };
 pub use stack::{MAX_FRAMES, StackEnd, StackId, StackRecord};
 pub use unwind::{

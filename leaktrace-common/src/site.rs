@@ -91,7 +91,7 @@ pub struct SiteRecord {
     pub suspect: u32,
     /// Allocations of this call site seen by the stack policy; wraps.
     pub calls: u32,
-    /// A [`CacheVerdict`].
+    /// A [`SiteVerdict`].
     pub verdict: u32,
     /// Always zero.
     pub zero: u32,
@@ -99,10 +99,10 @@ pub struct SiteRecord {
     pub lifetimes: [u64; LIFETIME_BUCKETS],
 }
 
-/// Whether a call site's slab cache is asked for (`--cache`).
+/// Whether a call site is asked for (`--cache`, `--module`).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheVerdict {
+pub enum SiteVerdict {
     /// Nobody has looked yet.
     Unknown = 0,
     /// It is.

@@ -2,11 +2,16 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        generated::bpf_probe_read_kernel_str,
+    },
 };
+use leaktrace_common::{GFP_TESTS, GfpTest, Kind, SiteVerdict, TEXT_RANGES, TextRange};
 
 use crate::{
-    maps::{FILTER_COMMS, FILTER_TGIDS, config},
+    ledger,
+    maps::{CONFIG, FILTER_CACHES, FILTER_COMMS, FILTER_KMALLOC, FILTER_TGIDS, config},
     stack,
 };
 
@@ -41,4 +46,96 @@ pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
         unsafe { FILTER_COMMS.get(comm) }?;
     }
     Some(tgid)
+}
+
+/// Whether allocations with these GFP flags are tracked. They are no part of a call site, as one
+/// call may be made with any.
+#[inline(always)]
+pub(crate) fn wants_gfp(gfp: u32) -> bool {
+    config!(filter_gfp) == 0 || leaktrace_has_gfp(gfp) != 0
+}
+
+/// Whether one of the tests of GFP flags holds. Global and not inlined, so that the verifier
+/// checks the loop once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_has_gfp(gfp: u32) -> u32 {
+    let tests = (&raw const CONFIG.gfp).cast::<GfpTest>();
+    let mut at = 0;
+    while at < GFP_TESTS {
+        // SAFETY: within the array; volatile, as the loader patches it.
+        let test = unsafe { core::ptr::read_volatile(tests.add(at)) };
+        if gfp & test.mask == test.value {
+            return 1;
+        }
+        at += 1;
+    }
+    0
+}
+
+/// Whether a call site is asked for, by its slab cache and by the module that it lies in; decided
+/// once for each. `base` is its record without stack.
+#[inline(always)]
+pub(crate) fn wants_site(base: u32, kind: Kind, detail: u64, call_site: u64) -> bool {
+    if config!(filter_caches) == 0 && config!(filter_modules) == 0 {
+        return true;
+    }
+    let known = ledger::verdict(base);
+    if known != SiteVerdict::Unknown as u32 {
+        return known == SiteVerdict::Wanted as u32;
+    }
+    let wanted = wants_cache(kind, detail)
+        && (config!(filter_modules) == 0 || leaktrace_in_text(call_site) != 0);
+    ledger::set_verdict(base, wanted);
+    wanted
+}
+
+#[inline(always)]
+fn wants_cache(kind: Kind, detail: u64) -> bool {
+    if config!(filter_caches) == 0 {
+        return true;
+    }
+    // SAFETY: values are not looked at, only their presence.
+    unsafe {
+        match kind {
+            Kind::Kmalloc => FILTER_KMALLOC.get(detail).is_some(),
+            Kind::KmemCache => match cache_name(detail) {
+                Some(name) => FILTER_CACHES.get(name).is_some(),
+                None => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+/// Whether a call lies in a module asked for. Global and not inlined, as
+/// [`leaktrace_has_gfp`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_in_text(return_address: u64) -> u32 {
+    let ranges = (&raw const CONFIG.text).cast::<TextRange>();
+    let mut at = 0;
+    while at < TEXT_RANGES {
+        // SAFETY: within the array; volatile, as the loader patches it.
+        let range = unsafe { core::ptr::read_volatile(ranges.add(at)) };
+        // The call lies before its return address.
+        if return_address > range.start && return_address <= range.end {
+            return 1;
+        }
+        at += 1;
+    }
+    0
+}
+
+/// A cache's name; userspace cannot read kernel memory.
+#[inline(always)]
+pub(crate) fn cache_name(cache: u64) -> Option<[u8; 32]> {
+    let at = cache.wrapping_add(u64::from(config!(cache_name_offset)));
+    // SAFETY: the helpers check the addresses; the buffer has the size given.
+    unsafe {
+        let name = bpf_probe_read_kernel(at as *const u64).ok()?;
+        let mut bytes = [0u8; 32];
+        bpf_probe_read_kernel_str(bytes.as_mut_ptr().cast(), 32, name as *const _);
+        Some(bytes)
+    }
 }

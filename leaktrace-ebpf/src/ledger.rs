@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use leaktrace_common::{
-    AllocKey, CacheVerdict, LossReason, Outstanding, SiteKey, StackId, StackMode, lifetime_bucket,
+    AllocKey, LossReason, Outstanding, SiteKey, SiteVerdict, StackId, StackMode, lifetime_bucket,
 };
 
 use crate::{
@@ -100,17 +100,17 @@ pub(crate) fn wants_stack(base: u32) -> bool {
     }
 }
 
-/// A [`CacheVerdict`] on a call site.
+/// A [`SiteVerdict`] on a call site.
 #[inline(always)]
-pub(crate) fn cache_verdict(site: u32) -> u32 {
+pub(crate) fn verdict(site: u32) -> u32 {
     // SAFETY: a live map value.
     SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).verdict })
 }
 
-/// Remembers whether a call site's slab cache is asked for.
+/// Remembers whether a call site is asked for.
 #[inline(always)]
-pub(crate) fn set_cache_verdict(site: u32, wanted: bool) {
-    let verdict = if wanted { CacheVerdict::Wanted } else { CacheVerdict::Unwanted };
+pub(crate) fn set_verdict(site: u32, wanted: bool) {
+    let verdict = if wanted { SiteVerdict::Wanted } else { SiteVerdict::Unwanted };
     if let Some(record) = SITES.get_ptr_mut(site) {
         // SAFETY: a live map value; whoever is second writes the same.
         unsafe { (*record).verdict = verdict as u32 };

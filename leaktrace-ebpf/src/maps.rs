@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
-    Bucket, CacheName, Config, InFlight, LossReason, Outstanding, RcuLayout, SiteKey, SiteRecord,
-    StackRecord, Target, TextMap, TextMapping,
+    Bucket, CacheName, Config, GFP_TESTS, GfpTest, InFlight, LossReason, Outstanding, RcuLayout,
+    SiteKey, SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -31,6 +31,8 @@ pub(crate) static CONFIG: Config = Config {
     filter_tgids: 0,
     filter_comms: 0,
     filter_caches: 0,
+    filter_modules: 0,
+    filter_gfp: 0,
     zero: 0,
     kmalloc_size_arg: 0,
     cache_arg: 0,
@@ -54,6 +56,8 @@ pub(crate) static CONFIG: Config = Config {
         count_offset: 0,
         records_offset: 0,
     },
+    gfp: [GfpTest::NEVER; GFP_TESTS],
+    text: [TextRange::EMPTY; TEXT_RANGES],
 };
 
 /// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.

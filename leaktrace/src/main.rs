@@ -9,7 +9,7 @@ use std::{
 use leaktrace::{
     cli::{self, Command, Parsed},
     error::Error,
-    host::{doctor, features, proc},
+    host::{doctor, features, modules::check_loaded, proc},
     pipeline::{self, sink::Sink},
     render::TextStyle,
     session::{
@@ -54,7 +54,10 @@ fn run() -> Result<ExitCode, Error> {
 fn trace(spec: &Spec) -> Result<ExitCode, Error> {
     match &spec.target {
         Target::Processes { pids } => pids.iter().try_for_each(|pid| proc::check_traceable(*pid)),
-        Target::Kernel { pids, .. } => pids.iter().try_for_each(|pid| proc::check_exists(*pid)),
+        Target::Kernel { filters, .. } => {
+            let pids = filters.pids.iter().try_for_each(|pid| proc::check_exists(*pid));
+            pids.and_then(|()| filters.modules.iter().try_for_each(|name| check_loaded(name)))
+        }
         Target::Command { .. } => Ok(()),
     }?;
     let mut sink = Some(Sink::open(spec.output.write.as_deref())?);

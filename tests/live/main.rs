@@ -6,6 +6,7 @@ mod filters;
 mod gdb;
 mod hostile;
 mod kernel;
+mod kernel_view;
 mod lifecycle;
 mod processes;
 mod run;

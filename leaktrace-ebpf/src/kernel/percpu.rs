@@ -21,8 +21,15 @@ use crate::{filter, ledger, loss, maps::config};
 #[raw_tracepoint(tracepoint = "percpu_alloc_percpu")]
 pub(crate) fn lt_percpu_alloc(ctx: RawTracePointContext) -> i32 {
     let (call_site, size_bytes, pointer) = if config!(percpu_size_arg) == 3 {
+        if !filter::wants_gfp(arg!(&ctx, 9) as u32) {
+            return 0;
+        }
         (arg!(&ctx, 0), arg!(&ctx, 3), arg!(&ctx, 7))
     } else {
+        // Nothing tells its GFP flags.
+        if config!(filter_gfp) != 0 {
+            return 0;
+        }
         (0, arg!(&ctx, 2), arg!(&ctx, 6))
     };
     allocated(

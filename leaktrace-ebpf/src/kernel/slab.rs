@@ -18,18 +18,17 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str},
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    AllocKey, CacheName, CacheVerdict, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey,
-    StackId,
+    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, StackId,
 };
 
 use crate::{
     filter, ledger, loss,
-    maps::{CACHES, FILTER_CACHES, FILTER_KMALLOC, config},
+    maps::{CACHES, config},
     stack,
 };
 
@@ -128,6 +127,9 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
     } else {
         (arg!(ctx, 2), arg!(ctx, 3), arg!(ctx, 4))
     };
+    if !filter::wants_gfp(gfp as u32) {
+        return 0;
+    }
     let cache_flags = gfp as u32 & config!(gfp_cache_mask);
     allocated(
         ctx,
@@ -146,13 +148,16 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
 #[inline(always)]
 fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
     let cache = if config!(cache_arg) == 2 { arg!(ctx, 2) } else { 0 };
-    let size_bytes = if config!(cache_size_arg) == 3 {
-        arg!(ctx, 3)
+    let (size_bytes, gfp) = if config!(cache_size_arg) == 3 {
+        (arg!(ctx, 3), arg!(ctx, 5))
     } else if config!(cache_size_arg) == 2 {
-        arg!(ctx, 2)
+        (arg!(ctx, 2), arg!(ctx, 4))
     } else {
-        0
+        (0, arg!(ctx, 3))
     };
+    if !filter::wants_gfp(gfp as u32) {
+        return 0;
+    }
     allocated(
         ctx,
         slot,
@@ -186,7 +191,7 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
     }
     let Some(tgid) = filter::wanted_tgid(ctx, slot) else { return 0 };
     let Some(base) = base_of(allocation) else { return 0 };
-    if !wants_cache(base, allocation) {
+    if !filter::wants_site(base, allocation.kind, allocation.detail, allocation.call_site) {
         return 0;
     }
     let size_bytes = match allocation.size_bytes {
@@ -221,7 +226,7 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
 #[inline(always)]
 pub(super) fn site_of<C: EbpfContext>(ctx: &C, slot: u32, allocation: &Allocation) -> Option<u32> {
     let base = base_of(allocation)?;
-    if !wants_cache(base, allocation) {
+    if !filter::wants_site(base, allocation.kind, allocation.detail, allocation.call_site) {
         return None;
     }
     with_stack(ctx, slot, allocation, base)
@@ -261,51 +266,13 @@ fn with_stack<C: EbpfContext>(
     ledger::site_index(&key_of(allocation, stack::take_kernel(ctx, slot)))
 }
 
-/// Whether the allocation's slab cache is asked for; decided once for each call site.
-#[inline(always)]
-fn wants_cache(base: u32, allocation: &Allocation) -> bool {
-    if config!(filter_caches) == 0 {
-        return true;
-    }
-    let known = ledger::cache_verdict(base);
-    if known != CacheVerdict::Unknown as u32 {
-        return known == CacheVerdict::Wanted as u32;
-    }
-    // SAFETY: values are not looked at, only their presence.
-    let wanted = unsafe {
-        match allocation.kind {
-            Kind::Kmalloc => FILTER_KMALLOC.get(allocation.detail).is_some(),
-            Kind::KmemCache => match cache_name(allocation.detail) {
-                Some(name) => FILTER_CACHES.get(name).is_some(),
-                None => false,
-            },
-            _ => false,
-        }
-    };
-    ledger::set_cache_verdict(base, wanted);
-    wanted
-}
-
-/// A cache's name; userspace cannot read kernel memory.
-#[inline(always)]
-fn cache_name(cache: u64) -> Option<[u8; 32]> {
-    let at = cache.wrapping_add(u64::from(config!(cache_name_offset)));
-    // SAFETY: the helpers check the addresses; the buffer has the size given.
-    unsafe {
-        let name = bpf_probe_read_kernel(at as *const u64).ok()?;
-        let mut bytes = [0u8; 32];
-        bpf_probe_read_kernel_str(bytes.as_mut_ptr().cast(), 32, name as *const _);
-        Some(bytes)
-    }
-}
-
 /// Stores a cache's name when its call site is new.
 #[inline(always)]
 fn learn_cache_name(cache: u64) {
     if cache == 0 || CACHES.get_ptr(cache).is_some() {
         return;
     }
-    if let Some(bytes) = cache_name(cache) {
+    if let Some(bytes) = filter::cache_name(cache) {
         // A full table leaves the cache unnamed, which the report shows by its address.
         let _ = CACHES.insert(cache, CacheName { bytes }, u64::from(BPF_NOEXIST));
     }

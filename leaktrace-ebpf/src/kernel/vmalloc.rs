@@ -18,7 +18,10 @@ use aya_ebpf::{
 use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding};
 
 use super::slab::{Allocation, allocated, arg, site_of};
-use crate::{filter, ledger, loss, maps::VMALLOC_IN_FLIGHT};
+use crate::{
+    filter, ledger, loss,
+    maps::{VMALLOC_IN_FLIGHT, config},
+};
 
 /// Guard page behind each area, which nobody asked for (`VM_NO_GUARD` areas have none).
 const GUARD_BYTES: u64 = 4096;
@@ -29,11 +32,14 @@ const CALLER_AT: u64 = 24;
 #[kprobe]
 pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs; the helper checks the address.
-    let (size_bytes, caller) = unsafe {
+    let (size_bytes, gfp, caller) = unsafe {
         let regs = &*ctx.regs;
         let caller = bpf_probe_read_kernel(regs.rsp.wrapping_add(CALLER_AT) as *const u64);
-        (regs.rdi, caller.unwrap_or(0))
+        (regs.rdi, regs.r8, caller.unwrap_or(0))
     };
+    if !filter::wants_gfp(gfp as u32) {
+        return 0;
+    }
     let allocation = Allocation {
         kind: Kind::Vmalloc,
         call_site: caller,
@@ -105,7 +111,8 @@ pub(crate) fn lt_vfree_atomic_k(ctx: ProbeContext) -> u32 {
 /// vmap:alloc_vmap_area
 #[raw_tracepoint(tracepoint = "alloc_vmap_area")]
 pub(crate) fn lt_area_alloc(ctx: RawTracePointContext) -> i32 {
-    if arg!(&ctx, 5) as u32 != 0 {
+    // Nothing tells its GFP flags.
+    if arg!(&ctx, 5) as u32 != 0 || config!(filter_gfp) != 0 {
         return 0;
     }
     let size_bytes = arg!(&ctx, 1);

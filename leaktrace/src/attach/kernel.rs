@@ -48,8 +48,10 @@ pub fn attach(
     for kind in kinds {
         match kind {
             KernelKind::Slab => attach_slab(loaded, config, layout, btf.as_ref(), &mut unseen)?,
-            KernelKind::Vmalloc => attach_vmalloc(loaded, layout, btf.as_ref(), &mut unseen),
-            KernelKind::Percpu => attach_percpu(loaded, layout, &mut unseen),
+            KernelKind::Vmalloc => {
+                attach_vmalloc(loaded, config, layout, btf.as_ref(), &mut unseen);
+            }
+            KernelKind::Percpu => attach_percpu(loaded, config, layout, &mut unseen),
         }
     }
     Ok(unseen)
@@ -106,7 +108,12 @@ fn attach_slab(
 }
 
 /// Percpu memory; what cannot be seen goes to `unseen`.
-fn attach_percpu(loaded: &mut Loaded, layout: &KernelLayout, unseen: &mut Vec<String>) {
+fn attach_percpu(
+    loaded: &mut Loaded,
+    config: &Config,
+    layout: &KernelLayout,
+    unseen: &mut Vec<String>,
+) {
     let attached = match layout.percpu_size {
         None => Err("its tracepoint has arguments that leaktrace does not know".to_owned()),
         Some(_) => [KernelProgram::PercpuFree, KernelProgram::PercpuAlloc]
@@ -116,6 +123,8 @@ fn attach_percpu(loaded: &mut Loaded, layout: &KernelLayout, unseen: &mut Vec<St
     };
     if let Err(cause) = attached {
         unseen.push(format!("percpu memory: {cause}"));
+    } else if layout.percpu_size == Some(2) && asks_for_calls(config) {
+        unseen.push("percpu memory: this kernel tells neither its callers nor their flags".into());
     }
 }
 
@@ -123,6 +132,7 @@ fn attach_percpu(loaded: &mut Loaded, layout: &KernelLayout, unseen: &mut Vec<St
 /// `unseen`.
 fn attach_vmalloc(
     loaded: &mut Loaded,
+    config: &Config,
     layout: &KernelLayout,
     btf: Option<&aya::Btf>,
     unseen: &mut Vec<String>,
@@ -141,7 +151,15 @@ fn attach_vmalloc(
         .try_for_each(|program| loaded.attach_tracepoint(program));
     if let Err(error) = by_tracepoint {
         unseen.push(format!("vmalloc: {refusal}, {error}"));
+    } else if asks_for_calls(config) {
+        let what = "its address areas tell neither its callers nor their flags";
+        unseen.push(format!("vmalloc: {what} ({refusal})"));
     }
+}
+
+/// Whether allocations are filtered by what only their call tells.
+fn asks_for_calls(config: &Config) -> bool {
+    config.filter_modules != 0 || config.filter_gfp != 0
 }
 
 #[cfg(test)]

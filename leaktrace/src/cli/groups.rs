@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     error::Error,
     session::spec::{
-        Format, Output, ProbeAt, Schedule, Sort, StackMode, TraceOptions, Unwind, View,
+        By, Format, Output, ProbeAt, Schedule, Sort, StackMode, TraceOptions, Unwind, View,
     },
     units::{parse_bytes, parse_duration},
 };
@@ -86,6 +86,9 @@ pub(super) struct UserArgs {
     /// [default: off]
     #[arg(long)]
     children: bool,
+    /// What sums are shown by: each call site with its stack, or one line a process
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = UserByArg::Site)]
+    by: UserByArg,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,6 +102,23 @@ enum SortArg {
     Bytes,
     Count,
     Age,
+}
+
+/// Processes have neither slab caches nor modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum UserByArg {
+    Site,
+    Process,
+}
+
+impl UserArgs {
+    /// What sums are shown by.
+    pub(super) fn by(&self) -> By {
+        match self.by {
+            UserByArg::Site => By::Site,
+            UserByArg::Process => By::Process,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -181,7 +201,7 @@ impl CommonArgs {
     }
 
     /// What a report shows.
-    pub(super) fn view(&self) -> Result<View, Error> {
+    pub(super) fn view(&self, by: By) -> Result<View, Error> {
         if self.top == 0 {
             return Err(Error::Usage("--top 0 shows nothing: write at least 1".into()));
         }
@@ -194,6 +214,7 @@ impl CommonArgs {
             },
             older: self.older,
             show_allocs: self.show_allocs,
+            by,
         })
     }
 

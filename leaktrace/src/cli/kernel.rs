@@ -4,10 +4,13 @@ use clap::ValueEnum as _;
 
 use crate::{
     error::Error,
-    session::spec::{KernelKind, Spec, StackMode, Target},
+    session::spec::{By, KernelFilters, KernelKind, Spec, StackMode, Target, gfp},
 };
 
 use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
+
+/// Flags that `--gfp` takes.
+const GFP_MOST: usize = leaktrace_common::GFP_TESTS;
 
 /// Trace kernel allocations: kmalloc and slab caches, vmalloc, percpu memory.
 ///
@@ -20,6 +23,7 @@ Examples:
   leaktrace kernel                            a report every 5 s until Ctrl-C
   leaktrace kernel -d 60s -o 30s              what is older than 30 s after a minute
   leaktrace kernel --cache kmalloc-64         who allocates from this cache
+  leaktrace kernel --by module --stacks all   which driver holds how much
   leaktrace kernel --comm modprobe --stacks all
   leaktrace kernel -d 10s -f json -w leak.json")]
 pub(super) struct Args {
@@ -34,9 +38,21 @@ pub(super) struct Args {
     /// [default: all]
     #[arg(long = "cache", value_name = "NAME")]
     caches: Vec<String>,
+    /// Only calls that lie in the code of this loaded module (see /proc/modules), and not what
+    /// the kernel allocates on its behalf; repeatable [default: all]
+    #[arg(long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+    /// Only allocations with this GFP flag, as __GFP_ZERO, or made as GFP_ATOMIC, GFP_KERNEL and
+    /// the like; repeatable: any of several [default: all]
+    #[arg(long = "gfp", value_name = "FLAG")]
+    gfp: Vec<String>,
     /// Only these allocators, as --kind slab,vmalloc [default: all]
     #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<KindArg>,
+    /// What sums are shown by: each call site with its stack, or one line for each module that the
+    /// memory is for, each slab cache, or each process that allocated
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = ByArg::Site)]
+    by: ByArg,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -46,6 +62,25 @@ enum KindArg {
     Slab,
     Vmalloc,
     Percpu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ByArg {
+    Site,
+    Module,
+    Cache,
+    Process,
+}
+
+impl ByArg {
+    fn meaning(self) -> By {
+        match self {
+            Self::Site => By::Site,
+            Self::Module => By::Module,
+            Self::Cache => By::Cache,
+            Self::Process => By::Process,
+        }
+    }
 }
 
 /// The allocators asked for, or all.
@@ -64,6 +99,20 @@ fn kinds(asked: &[KindArg]) -> Vec<KernelKind> {
     kinds
 }
 
+fn gfp_names(asked: &[String]) -> Result<Vec<gfp::GfpName>, Error> {
+    if asked.len() > GFP_MOST {
+        return Err(Error::Usage(format!("--gfp takes at most {GFP_MOST} flags: write fewer")));
+    }
+    let find = |name: &String| {
+        gfp::find(name).ok_or_else(|| {
+            let name = name.replace(char::is_control, "?");
+            let nearest = gfp::nearest(&name).join(", ");
+            Error::Usage(format!("--gfp `{name}` is no flag of the kernel: write {nearest}, ..."))
+        })
+    };
+    asked.iter().map(find).collect()
+}
+
 impl Args {
     pub(super) fn spec(self) -> Result<Spec, Error> {
         groups::check_pids(&self.pids)?;
@@ -79,16 +128,21 @@ impl Args {
                  (see /proc/slabinfo)"
             )));
         }
+        let gfp = gfp_names(&self.gfp)?;
         Ok(Spec {
             trace: self.common.trace(None, StackMode::Adaptive)?,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
-            view: self.common.view()?,
+            view: self.common.view(self.by.meaning())?,
             output: self.common.output(),
             target: Target::Kernel {
                 kinds: kinds(&self.kinds),
-                caches: self.caches,
-                pids: self.pids,
-                comms: self.comms,
+                filters: KernelFilters {
+                    caches: self.caches,
+                    modules: self.modules,
+                    gfp,
+                    pids: self.pids,
+                    comms: self.comms,
+                },
             },
         })
     }

@@ -41,7 +41,7 @@ impl Args {
         Ok(Spec {
             trace: self.common.trace(Some(&self.user), StackMode::All)?,
             schedule: self.common.schedule(None)?,
-            view: self.common.view()?,
+            view: self.common.view(self.user.by())?,
             output: self.common.output(),
             target: Target::Command { argv: self.argv, error_exitcode: self.error_exitcode },
         })

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::*;
-use crate::session::spec::{Format, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind};
+use crate::session::spec::{
+    By, Format, KernelFilters, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind,
+};
 
 fn parse_line(line: &str) -> Result<Parsed, Error> {
     parse(line.split_whitespace().map(OsString::from))
@@ -32,10 +34,9 @@ fn refused(line: &str, expected: &str) {
 fn defaults_of_each_verb() {
     let kernel = spec("leaktrace kernel");
     let all = vec![KernelKind::Slab, KernelKind::Vmalloc, KernelKind::Percpu];
-    assert_eq!(
-        kernel.target,
-        Target::Kernel { kinds: all, caches: vec![], pids: vec![], comms: vec![] }
-    );
+    assert_eq!(kernel.target, Target::Kernel { kinds: all, filters: KernelFilters::default() });
+    assert_eq!(kernel.view.by, By::Site);
+    assert_eq!(spec("leaktrace kernel --by module").view.by, By::Module);
     assert_eq!(kernel.trace.stacks, StackMode::Adaptive);
     assert_eq!(kernel.schedule.interval, Some(Duration::from_secs(5)));
     let user = spec("leaktrace user -p 7 -p 5 -p 7");
@@ -91,6 +92,15 @@ fn bad_usage_is_one_line() {
     refused("leaktrace kernel --nonsense", "`--nonsense`");
     refused("leaktrace nonsense", "`nonsense`");
     refused("leaktrace run", "COMMAND");
+    refused(
+        "leaktrace kernel --gfp GFP_ATOMC",
+        "--gfp `GFP_ATOMC` is no flag of the kernel: write GFP_ATOMIC, ",
+    );
+    refused(&format!("leaktrace kernel{}", " --gfp __GFP_ZERO".repeat(9)), "at most 8");
+    refused(
+        "leaktrace run --by cache -- a",
+        "--by does not take `cache`: write one of site, process",
+    );
     refused("leaktrace run --error-exitcode 0 -- true", "0 is not in 1..=255");
 }
 

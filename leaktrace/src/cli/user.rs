@@ -37,7 +37,7 @@ impl Args {
         Ok(Spec {
             trace: self.common.trace(Some(&self.user), StackMode::All)?,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
-            view: self.common.view()?,
+            view: self.common.view(self.user.by())?,
             output: self.common.output(),
             target: Target::Processes { pids },
         })

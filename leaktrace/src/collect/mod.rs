@@ -46,6 +46,8 @@ pub struct Wants {
     pub older_ns: u64,
     /// List blocks.
     pub blocks: bool,
+    /// Name every process that holds kernel memory.
+    pub holders: bool,
 }
 
 /// Reads maps and remembers what makes their contents understood later.
@@ -197,18 +199,19 @@ impl Collector {
         let read_blocks = wants.is_final
             || wants.older_ns > 0
             || wants.blocks
+            || (wants.holders && self.mode == Mode::Kernel)
             || outstanding_count <= CHEAP_BLOCKS;
         let details = if read_blocks { Some(self.read_blocks(now_ns, wants)?) } else { None };
         if self.stack_mode == StackMode::Adaptive {
             self.find_suspects(&records);
         }
-        let mut stacks = BTreeMap::new();
+        let (mut stacks, mut comms) = (BTreeMap::new(), Comms::new());
         let sites: Vec<Site> = records
             .iter()
             .filter(|(_, record)| record.allocated_count > 0)
             .filter_map(|(index, record)| {
                 let details = details.as_ref().map(|all| all.get(index));
-                self.site(record, details, now_ns, wants, &mut stacks)
+                self.site(record, details, now_ns, wants, &mut stacks, &mut comms)
             })
             .collect();
         let stacks_truncated =
@@ -249,6 +252,7 @@ impl Collector {
         now_ns: u64,
         wants: Wants,
         stacks: &mut BTreeMap<u64, Stack>,
+        comms: &mut Comms,
     ) -> Option<Site> {
         let key = &record.key;
         let kind = Kind::from_u32(key.kind)?;
@@ -292,7 +296,9 @@ impl Collector {
             last_ms: now_ns.saturating_sub(record.last_ns) / 1_000_000,
             lifetimes: record.lifetimes,
             holders: match details {
-                Some(found) if key.space == KERNEL_SPACE => found.holders(),
+                Some(found) if key.space == KERNEL_SPACE => {
+                    found.holders(now_ns, wants.holders, comms)
+                }
                 _ => Vec::new(),
             },
             blocks: details.map(|found| found.blocks.clone()).unwrap_or_default(),
@@ -396,12 +402,16 @@ impl Collector {
     }
 }
 
+/// Command names by process, each read once for a snapshot.
+type Comms = HashMap<u32, Option<String>>;
+
 /// What the blocks of one site tell.
 #[derive(Default)]
 struct SiteDetails {
     outstanding: Amount,
     oldest_ns: u64,
-    by_tgid: HashMap<u32, Amount>,
+    /// What each process holds, and when the oldest of it was allocated.
+    by_tgid: HashMap<u32, (Amount, u64)>,
     blocks: Vec<Block>,
 }
 
@@ -413,8 +423,10 @@ impl SiteDetails {
         }
         self.outstanding = self.outstanding.plus(one);
         if key.space == KERNEL_SPACE {
-            let held = self.by_tgid.entry(block.tgid).or_default();
+            let first = (Amount::default(), block.timestamp_ns);
+            let (held, oldest_ns) = self.by_tgid.entry(block.tgid).or_insert(first);
             *held = held.plus(one);
+            *oldest_ns = block.timestamp_ns.min(*oldest_ns);
         }
         if list && self.blocks.len() < BLOCKS_SHOWN {
             self.blocks.push(Block {
@@ -425,21 +437,30 @@ impl SiteDetails {
         }
     }
 
-    /// The largest holders, by bytes.
-    fn holders(&self) -> Vec<Holder> {
+    /// The largest holders, by bytes, or all of them.
+    fn holders(&self, now_ns: u64, all: bool, comms: &mut Comms) -> Vec<Holder> {
         let mut holders: Vec<Holder> = self
             .by_tgid
             .iter()
-            .map(|(pid, outstanding)| Holder { pid: *pid, comm: None, outstanding: *outstanding })
+            .map(|(pid, (outstanding, oldest_ns))| Holder {
+                pid: *pid,
+                comm: None,
+                outstanding: *outstanding,
+                oldest_ms: now_ns.saturating_sub(*oldest_ns) / 1_000_000,
+            })
             .collect();
         holders.sort_unstable_by_key(|holder| {
             (std::cmp::Reverse(holder.outstanding.bytes), holder.pid)
         });
-        holders.truncate(HOLDERS_SHOWN);
+        if !all {
+            holders.truncate(HOLDERS_SHOWN);
+        }
         for holder in &mut holders {
-            holder.comm = fs::read_to_string(format!("/proc/{}/comm", holder.pid))
-                .ok()
-                .map(|comm| comm.trim_end().to_owned());
+            let comm = comms.entry(holder.pid).or_insert_with(|| {
+                let comm = fs::read_to_string(format!("/proc/{}/comm", holder.pid)).ok()?;
+                Some(comm.trim_end().to_owned())
+            });
+            holder.comm = comm.clone();
         }
         holders
     }

@@ -95,6 +95,26 @@ fn unknown(what: &str) -> Error {
     ))
 }
 
+/// Values of GFP flags on the running kernel, each given by its name without `__GFP_` and by its
+/// value before there were enumerators; nothing for one that the kernel does not tell.
+///
+/// # Errors
+///
+/// [`Error::Host`] when the kernel has no BTF.
+pub fn gfp_values(flags: &[(&str, u32)]) -> Result<Vec<Option<u32>>, Error> {
+    let btf = read_btf("--gfp")?;
+    let has_enumerators = btf.enumerator("___GFP_DMA_BIT").is_some();
+    let value = |(name, older): &(&str, u32)| {
+        if has_enumerators {
+            let bit = btf.enumerator(&format!("___GFP_{name}_BIT"));
+            bit.filter(|bit| *bit < 32).map(|bit| 1 << bit)
+        } else {
+            Some(*older).filter(|older| *older != 0)
+        }
+    };
+    Ok(flags.iter().map(value).collect())
+}
+
 impl KernelLayout {
     /// Reads the running kernel's layouts.
     ///

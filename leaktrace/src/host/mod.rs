@@ -7,5 +7,6 @@ pub mod elf;
 pub mod features;
 pub mod kallsyms;
 pub mod layout;
+pub mod modules;
 pub mod objects;
 pub mod proc;

@@ -12,7 +12,7 @@ use leaktrace_common::{Kind, LossReason};
 use serde::Serialize;
 
 use crate::{
-    report::{FrameView, Report, Row},
+    report::{FrameView, Line, Report, Row, Table},
     snapshot::{Amount, Mode, Process},
 };
 
@@ -32,6 +32,38 @@ struct WireReport<'a> {
     limits: WireLimits,
     sites_total: usize,
     sites: Vec<WireSite<'a>>,
+    #[serde(flatten)]
+    table: Option<WireTable<'a>>,
+}
+
+#[derive(Serialize)]
+struct WireTable<'a> {
+    by: &'static str,
+    groups_total: usize,
+    groups: Vec<WireGroup<'a>>,
+}
+
+#[derive(Serialize)]
+struct WireGroup<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    outstanding_bytes: u64,
+    outstanding_count: u64,
+    #[serde(flatten)]
+    ended: Option<WireEnded>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_ms: Option<u64>,
+    sites: usize,
+}
+
+#[derive(Serialize)]
+struct WireEnded {
+    allocated_bytes: u64,
+    allocated_count: u64,
+    freed_bytes: u64,
+    freed_count: u64,
 }
 
 #[derive(Serialize)]
@@ -77,6 +109,10 @@ struct WireSite<'a> {
     cache: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     module: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner_module: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     function: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,6 +173,7 @@ struct WireHolder<'a> {
     comm: Option<&'a str>,
     outstanding_bytes: u64,
     outstanding_count: u64,
+    oldest_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -180,6 +217,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         limits: WireLimits { max_outstanding: report.max_outstanding },
         sites_total: report.groups_total,
         sites: report.groups.iter().flat_map(|group| &group.rows).map(site).collect(),
+        table: report.table.as_ref().map(table),
     };
     serde_json::to_writer(&mut *out, &wire)?;
     out.write_all(b"\n")
@@ -196,6 +234,31 @@ fn totals(totals: &crate::report::Totals) -> WireTotals {
         allocated_count,
         freed_bytes,
         freed_count,
+    }
+}
+
+fn table(table: &Table) -> WireTable<'_> {
+    WireTable {
+        by: table.by.name(),
+        groups_total: table.lines_total,
+        groups: table.lines.iter().map(group).collect(),
+    }
+}
+
+fn group(line: &Line) -> WireGroup<'_> {
+    WireGroup {
+        name: line.name.as_deref(),
+        pid: line.pid,
+        outstanding_bytes: line.outstanding.bytes,
+        outstanding_count: line.outstanding.count,
+        ended: line.ended.map(|ended| WireEnded {
+            allocated_bytes: ended.allocated.bytes,
+            allocated_count: ended.allocated.count,
+            freed_bytes: ended.freed.bytes,
+            freed_count: ended.freed.count,
+        }),
+        oldest_ms: line.oldest_ms,
+        sites: line.sites,
     }
 }
 
@@ -219,6 +282,8 @@ fn site(row: &Row) -> WireSite<'_> {
         },
         cache: row.cache.as_deref(),
         module: row.module.as_deref(),
+        owner: row.owner.as_ref().map(|owner| owner.symbol.as_str()),
+        owner_module: row.owner.as_ref().map(|owner| owner.module.as_str()),
         function: row.function.map(|function| function.name()),
         process: row.process.as_ref().map(process),
         totals: totals(&row.totals),
@@ -238,6 +303,7 @@ fn site(row: &Row) -> WireSite<'_> {
                 comm: holder.comm.as_deref(),
                 outstanding_bytes: holder.outstanding.bytes,
                 outstanding_count: holder.outstanding.count,
+                oldest_ms: holder.oldest_ms,
             })
             .collect(),
         blocks: row

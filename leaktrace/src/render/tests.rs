@@ -7,15 +7,20 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, StackE
 use super::*;
 use crate::{
     report,
-    session::spec::{Sort, View},
+    session::spec::{By, Sort, View},
     snapshot::{
         Amount, Block, Frame, Holder, Loss, Mode, Names, Place, Process, Resolved, Site, Snapshot,
         Stack, StackRef, Symbol, Unknown,
     },
 };
 
-const VIEW: View =
-    View { top: 10, sort: Sort::Bytes, older: std::time::Duration::ZERO, show_allocs: false };
+const VIEW: View = View {
+    top: 10,
+    sort: Sort::Bytes,
+    older: std::time::Duration::ZERO,
+    show_allocs: false,
+    by: By::Site,
+};
 
 fn amount(count: u64, bytes: u64) -> Amount {
     Amount { count, bytes }
@@ -101,6 +106,7 @@ fn kernel() -> (Snapshot, Names) {
             pid: 7,
             comm: Some("modprobe".into()),
             outstanding: amount(held, held * 64),
+            oldest_ms: 9_800,
         }],
         ..site(id, Kind::Kmalloc, leaf, stack)
     };
@@ -211,6 +217,31 @@ fn nothing_outstanding_is_one_sentence() {
     insta::assert_snapshot!("nothing_text", rendered(&nothing, Format::Text));
 }
 
+/// Sums by module, slab cache and holder; what only a helper's call is known of has no module.
+#[test]
+fn sums_stand_in_a_table() {
+    let (mut snapshot, mut names) = kernel();
+    let symbol = known("kmalloc_reserve", 0x1c, "vmlinux", None);
+    let leaf = snapshot.sites[0].call_site;
+    names.frames.insert(leaf, Resolved::Known(vec![symbol]));
+    snapshot.sites.push(Site {
+        allocated: amount(2, 8_192),
+        freed: amount(1, 4_096),
+        outstanding: amount(1, 4_096),
+        ..site(14, Kind::Vmalloc, frame(0x20, Place::Kernel), StackRef::NotTaken)
+    });
+    let of = |by, format| {
+        let report = report::build(&snapshot, &names, &View { by, ..VIEW });
+        let mut out = Vec::new();
+        render(&report, format, &mut out, &TextStyle { color: false }).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    insta::assert_snapshot!("by_module_text", of(By::Module, Format::Text));
+    insta::assert_snapshot!("by_module_json", of(By::Module, Format::Json));
+    insta::assert_snapshot!("by_cache_text", of(By::Cache, Format::Text));
+    insta::assert_snapshot!("by_process_text", of(By::Process, Format::Text));
+}
+
 /// Sites that differ only in what cannot be seen in their names are one row; a whole stack and
 /// a cut one never are.
 #[test]
@@ -248,6 +279,7 @@ fn merged_holders_are_most_bytes_first() {
         pid,
         comm: comm.map(str::to_owned),
         outstanding: amount(count, count * 64),
+        oldest_ms: 1,
     };
     snapshot.sites.truncate(1);
     snapshot.sites[0].holders = vec![holder(1, None, 5), holder(2, Some("b"), 1)];

@@ -4,9 +4,9 @@ use std::io::{self, Write};
 
 use leaktrace_common::Kind;
 
-use super::{TextStyle, escape::escape};
+use super::{TextStyle, escape::escape, table};
 use crate::{
-    report::{FrameView, Group, Report, Row},
+    report::{FrameView, Group, Owner, Report, Row},
     snapshot::{Amount, Mode},
     units::{format_bytes, format_count, format_ms},
 };
@@ -32,6 +32,21 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
         let older = older(report);
         writeln!(out, "\nNothing is outstanding{older}.")?;
     }
+    match &report.table {
+        Some(sums) => table::write(sums, out, style)?,
+        None => groups(report, &shown, out, style)?,
+    }
+    writeln!(out)?;
+    trust(report, out, style)?;
+    writeln!(out)
+}
+
+fn groups(
+    report: &Report,
+    shown: &[&Group],
+    out: &mut dyn Write,
+    style: &TextStyle,
+) -> io::Result<()> {
     for (index, group) in shown.iter().enumerate() {
         writeln!(out)?;
         write_group(report, index + 1, group, out, style)?;
@@ -44,9 +59,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
             format_count(report.groups_total as u64)
         )?;
     }
-    writeln!(out)?;
-    trust(report, out, style)?;
-    writeln!(out)
+    Ok(())
 }
 
 fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {
@@ -119,6 +132,9 @@ fn write_group(
         amount(group.totals.outstanding),
         what(first)
     )?;
+    if let Some(owner) = owner(group) {
+        write!(out, ", for {}", escape(&owner.symbol))?;
+    }
     if report.processes.len() > 1
         && let Some(process) = &first.process
     {
@@ -198,6 +214,16 @@ fn what(row: &Row) -> String {
         text.push_str(&format!(", module {}", escape(module)));
     }
     text
+}
+
+/// The owner, where all stacks agree on one that is not their first line anyway.
+fn owner(group: &Group) -> Option<&Owner> {
+    let mut owners = group.rows.iter().filter_map(|row| row.owner.as_ref());
+    let first = owners.next()?;
+    let is_innermost = |row: &Row| {
+        row.stack.first().and_then(|frame| frame.symbol.as_ref()) == Some(&first.symbol)
+    };
+    (owners.all(|other| other == first) && !group.rows.iter().any(is_innermost)).then_some(first)
 }
 
 fn stack(row: &Row, out: &mut dyn Write) -> io::Result<()> {
@@ -349,6 +375,6 @@ fn amount(amount: Amount) -> String {
     format!("{} in {} {blocks}", format_bytes(amount.bytes), format_count(amount.count))
 }
 
-fn paint<'a>(style: &TextStyle, code: &'a str) -> &'a str {
+pub(super) fn paint<'a>(style: &TextStyle, code: &'a str) -> &'a str {
     if style.color { code } else { "" }
 }

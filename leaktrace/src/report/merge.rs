@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
-use super::Totals;
+use super::{Owner, Totals, owner};
 use crate::snapshot::{
     Block, Frame, Holder, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
 };
@@ -20,6 +20,8 @@ pub struct Row {
     pub cache: Option<String>,
     /// The module of the innermost frame that lies in one.
     pub module: Option<String>,
+    /// Whom kernel memory is for, if known.
+    pub owner: Option<Owner>,
     /// Whether that module was unloaded: what is outstanding then is a certain leak.
     pub module_gone: bool,
     /// The allocator function that was called, for user memory.
@@ -133,6 +135,7 @@ impl Row {
                 Some(known) => {
                     known.outstanding = known.outstanding.plus(holder.outstanding);
                     known.comm = known.comm.take().or(holder.comm);
+                    known.oldest_ms = known.oldest_ms.max(holder.oldest_ms);
                 }
                 None => self.holders.push(holder),
             }
@@ -204,6 +207,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         id: site.id,
         kind: site.kind,
         cache: site.cache.clone(),
+        owner: if site.kind == Kind::Malloc { None } else { owner::find(&stack) },
         module_gone: module.as_ref().is_some_and(|name| snapshot.gone_modules.contains(name)),
         module,
         function: site.function,

@@ -3,11 +3,15 @@
 //! Knows no format, and makes no judgement.
 
 mod merge;
+mod owner;
+mod table;
 mod trust;
 
 use leaktrace_common::StackMode;
 
 pub use merge::{FrameView, Row};
+pub use owner::Owner;
+pub use table::{Ended, Line, Table};
 pub use trust::Trust;
 
 use crate::{
@@ -38,6 +42,8 @@ pub struct Report {
     pub groups: Vec<Group>,
     /// Call sites with outstanding blocks, shown or not.
     pub groups_total: usize,
+    /// Sums by something else than the call site, if asked for.
+    pub table: Option<Table>,
     /// What was missed.
     pub trust: Trust,
     /// Room for outstanding blocks.
@@ -77,6 +83,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
     let mut groups = group(rows, snapshot.stack_mode == StackMode::All);
     sort(&mut groups, view.sort);
     let groups_total = groups.iter().filter(|group| group.totals.outstanding.count > 0).count();
+    let table = table::build(&groups, view.by, view.sort, view.top);
     groups.truncate(view.top);
     Report {
         unix_ms: snapshot.unix_ms,
@@ -89,6 +96,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         totals,
         groups,
         groups_total,
+        table,
         trust: trust::trust(&snapshot.loss, snapshot.mode),
         max_outstanding: snapshot.max_outstanding,
     }

@@ -1,5 +1,6 @@
 //! The loop of a tracing session: it owns every handle, and a closed set of events drives it.
 
+mod filters;
 pub mod launch;
 mod processes;
 pub mod spec;
@@ -20,7 +21,7 @@ use tokio::{
 use self::{
     launch::{Child, Ended, Suspended},
     processes::{LONGEST_WAIT, Processes},
-    spec::{KernelKind, Spec, Target},
+    spec::{By, KernelFilters, KernelKind, Spec, Target},
     wait::{Signals, wait_for_child, wait_for_exit, wait_for_ring, wait_for_tick, wait_until},
 };
 use crate::{
@@ -136,10 +137,7 @@ impl AsFd for Ring {
 impl Session {
     fn start(spec: &Spec, facts: &HostFacts, note: &mut dyn FnMut(&str)) -> Result<Self, Error> {
         match &spec.target {
-            Target::Kernel { kinds, caches, pids, comms } => {
-                let filters = (&pids[..], &comms[..], &caches[..]);
-                Self::start_kernel(spec, kinds, filters, note)
-            }
+            Target::Kernel { kinds, filters } => Self::start_kernel(spec, kinds, filters, note),
             Target::Processes { pids } => {
                 for pid in pids {
                     proc::check_traceable(*pid)?;
@@ -157,7 +155,7 @@ impl Session {
     fn start_kernel(
         spec: &Spec,
         kinds: &[KernelKind],
-        (pids, comms, caches): (&[u32], &[String], &[String]),
+        filters: &KernelFilters,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let layout = KernelLayout::of_running_kernel()?;
@@ -167,9 +165,6 @@ impl Session {
             irq_end,
             softirq_start,
             softirq_end,
-            filter_tgids: u32::from(!pids.is_empty()),
-            filter_comms: u32::from(!comms.is_empty()),
-            filter_caches: u32::from(!caches.is_empty()),
             kmalloc_size_arg: layout.slab.kmalloc_size,
             cache_arg: layout.slab.cache.unwrap_or(0),
             cache_size_arg: layout.slab.cache_size.unwrap_or(0),
@@ -182,17 +177,19 @@ impl Session {
             gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
             ..config(spec)
         };
+        let config = filters::constants(filters, config)?;
         let sizes = Sizes::new(spec.trace.max_outstanding, false);
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
         let mut maps = loaded.maps()?;
-        maps.set_filters(pids, comms)?;
+        maps.set_filters(&filters.pids, &filters.comms)?;
         let gfp = GfpFlags {
             dma: layout.gfp_dma,
             reclaimable: layout.gfp_reclaimable,
             account: layout.gfp_account,
         };
         let kmalloc_names = KmallocNames::read(gfp);
+        let caches = &filters.caches;
         maps.set_cache_filters(caches, &kmalloc_names.details(caches))?;
         for cache in caches.iter().filter(|cache| !kmalloc_names.exists(cache)) {
             note(&format!(
@@ -200,8 +197,7 @@ impl Session {
                  only one name is there)"
             ));
         }
-        let unfiltered =
-            pids.is_empty() && comms.is_empty() && caches.is_empty() && takes_all_sizes(spec);
+        let unfiltered = *filters == KernelFilters::default() && takes_all_sizes(spec);
         let mut collector =
             collector(maps, ObjectTable::default(), spec, Mode::Kernel, unfiltered, kmalloc_names);
         let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
@@ -393,6 +389,7 @@ impl Session {
             is_final,
             older_ns: spec.view.older.as_nanos() as u64,
             blocks: spec.view.show_allocs,
+            holders: spec.view.by == By::Process,
         };
         self.collector.snapshot(wants, misses, &unseen)
     }

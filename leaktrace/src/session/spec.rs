@@ -1,5 +1,7 @@
 //! What the user wants, with every value checked and every unit resolved; no trace of clap.
 
+pub mod gfp;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 pub use leaktrace_common::StackMode;
@@ -26,12 +28,8 @@ pub enum Target {
     Kernel {
         /// By these allocators; never empty.
         kinds: Vec<KernelKind>,
-        /// Only objects of these slab caches; empty: all.
-        caches: Vec<String>,
-        /// Only allocations made while one of these processes runs; empty: all.
-        pids: Vec<u32>,
-        /// Only allocations made while a process of this command name runs; empty: all.
-        comms: Vec<String>,
+        /// Only these allocations.
+        filters: KernelFilters,
     },
     /// Running processes.
     Processes {
@@ -45,6 +43,21 @@ pub enum Target {
         /// Exit code to return when blocks are outstanding at its end.
         error_exitcode: Option<u8>,
     },
+}
+
+/// Which kernel allocations are traced; what is empty leaves out none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelFilters {
+    /// Only objects of these slab caches.
+    pub caches: Vec<String>,
+    /// Only calls that lie in the code of these modules.
+    pub modules: Vec<String>,
+    /// Only allocations with one of these GFP flags; at most as many as the BPF object tests.
+    pub gfp: Vec<gfp::GfpName>,
+    /// Only allocations made while one of these processes runs.
+    pub pids: Vec<u32>,
+    /// Only allocations made while a process of this command name runs.
+    pub comms: Vec<String>,
 }
 
 /// An allocator of the kernel.
@@ -132,6 +145,33 @@ pub struct View {
     pub older: Duration,
     /// List the outstanding blocks of each site.
     pub show_allocs: bool,
+    /// What sums are shown by.
+    pub by: By,
+}
+
+/// What sums are shown by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The call site.
+    Site,
+    /// The kernel module that the memory is for.
+    Module,
+    /// The slab cache.
+    Cache,
+    /// The process that allocated.
+    Process,
+}
+
+impl By {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Site => "site",
+            Self::Module => "module",
+            Self::Cache => "cache",
+            Self::Process => "process",
+        }
+    }
 }
 
 /// The order of call sites.

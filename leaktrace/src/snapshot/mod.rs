@@ -141,6 +141,8 @@ pub struct Holder {
     pub comm: Option<String>,
     /// What it allocated and is outstanding.
     pub outstanding: Amount,
+    /// Age of the oldest block of it.
+    pub oldest_ms: u64,
 }
 
 /// One outstanding block.

@@ -1,0 +1,128 @@
+//! Kernel modules: which are loaded, and where their code lies.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+};
+
+use crate::error::Error;
+
+/// kallsyms tells where functions begin and not where they end: the last one of a module ends
+/// within this many bytes.
+const LAST_FUNCTION_BYTES: u64 = 64 << 10;
+
+/// The name as the kernel has it: `snd-usb-audio` is `snd_usb_audio` there.
+fn kernel_name(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// Refuses a module that is not loaded.
+///
+/// # Errors
+///
+/// [`Error::Usage`] with the mend.
+pub fn check_loaded(name: &str) -> Result<(), Error> {
+    let name = kernel_name(name);
+    // A kernel without loadable modules has no such file.
+    let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
+    if loaded.lines().any(|line| line.split(' ').next() == Some(name.as_str())) {
+        return Ok(());
+    }
+    let is_name = !name.is_empty() && !name.contains(['/', '.']);
+    let is_built_in = is_name && Path::new("/sys/module").join(&name).exists();
+    let name = name.replace(char::is_control, "?");
+    Err(Error::Usage(if is_built_in {
+        format!(
+            "--module {name}: it is built into this kernel, where its code cannot be told from \
+             the rest: leave --module out"
+        )
+    } else {
+        format!(
+            "--module {name}: no such module is loaded (see /proc/modules): load it first, or \
+             trace what loads it with --comm modprobe"
+        )
+    }))
+}
+
+/// Where the functions of these modules lie: start, and end.
+///
+/// # Errors
+///
+/// [`Error::Usage`] for a module that is not loaded, [`Error::Host`] when the kernel does not
+/// tell.
+pub fn text(names: &[String]) -> Result<Vec<(u64, u64)>, Error> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    names.iter().try_for_each(|name| check_loaded(name))?;
+    let file = fs::File::open("/proc/kallsyms")
+        .map_err(|error| Error::Host(format!("--module needs /proc/kallsyms: {error}")))?;
+    let names: Vec<String> = names.iter().map(|name| kernel_name(name)).collect();
+    let ranges = ranges(BufReader::new(file).lines().map_while(Result::ok), &names);
+    if ranges.is_empty() {
+        return Err(Error::Host(
+            "--module: /proc/kallsyms does not tell where the module's code lies (it hides \
+             addresses while kernel.kptr_restrict is 2: set it to 1)"
+                .into(),
+        ));
+    }
+    Ok(ranges)
+}
+
+/// Runs of functions that lie next to each other and belong to one of the modules.
+fn ranges(kallsyms: impl Iterator<Item = String>, names: &[String]) -> Vec<(u64, u64)> {
+    let mut functions: Vec<(u64, bool)> = kallsyms
+        .filter_map(|line| {
+            let mut parts = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(parts.next()?, 16).ok()?;
+            let is_text = matches!(parts.next()?, "t" | "T" | "w" | "W");
+            let module = parts.nth(1).map(|module| module.trim_matches(['[', ']']));
+            let wanted = module.is_some_and(|module| names.iter().any(|name| name == module));
+            (is_text && address != 0).then_some((address, wanted))
+        })
+        .collect();
+    functions.sort_unstable();
+    let mut ranges = Vec::new();
+    let is_one_run = |(one, mine): &(u64, bool), (next, its): &(u64, bool)| {
+        mine == its && next - one <= LAST_FUNCTION_BYTES
+    };
+    for run in functions.chunk_by(is_one_run) {
+        let (Some((start, true)), Some((last, _))) = (run.first(), run.last()) else { continue };
+        let next = functions.partition_point(|(address, _)| address <= last);
+        let next = functions.get(next).map_or(u64::MAX, |(address, _)| *address);
+        ranges.push((*start, next.min(last.saturating_add(LAST_FUNCTION_BYTES))));
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_has_its_functions_and_no_others() {
+        let kallsyms = "ffffffff81000000 T first\n\
+                        ffffffffc0100000 t drv_open\t[drv]\n\
+                        ffffffffc0100040 t drv_close\t[drv]\n\
+                        ffffffffc0100800 d drv_data\t[drv]\n\
+                        ffffffffc0101000 t other_open\t[other]\n\
+                        ffffffffc0300000 t drv_init\t[drv]\n";
+        let lines = || kallsyms.lines().map(str::to_owned);
+        let drv = ranges(lines(), &["drv".to_owned()]);
+        assert_eq!(
+            drv,
+            [
+                (0xffff_ffff_c010_0000, 0xffff_ffff_c010_1000),
+                (0xffff_ffff_c030_0000, 0xffff_ffff_c031_0000)
+            ]
+        );
+        assert_eq!(ranges(lines(), &["none".to_owned()]), []);
+    }
+
+    #[test]
+    fn a_module_that_is_not_loaded_has_a_mend() {
+        let error = check_loaded("no-such-module").unwrap_err().to_string();
+        assert!(error.contains("no_such_module") && error.contains("load it first"), "{error}");
+    }
+}

@@ -1,0 +1,171 @@
+//! Who a kernel allocation is for: the innermost frame outside the allocators and outside the
+//! helpers that allocate for whoever calls them.
+//!
+//! The list is short on purpose, and docs/json.md has it. Functions that make a thing of their
+//! own (a dentry, a bio) own what it takes, whoever asked them for it.
+
+use super::FrameView;
+
+/// The function and the module that an allocation is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The function.
+    pub symbol: String,
+    /// The module it lies in; `vmlinux` for the kernel proper.
+    pub module: String,
+}
+
+/// Beginnings of names, without leading underscores, of allocators and their helpers.
+const HELPERS: [&str; 65] = [
+    // mm/slub.c, mm/slab_common.c, mm/util.c, include/linux/slab.h
+    "kmalloc",
+    "kzalloc",
+    "kcalloc",
+    "krealloc",
+    "kvmalloc",
+    "kvzalloc",
+    "kvcalloc",
+    "kvrealloc",
+    "kmem_cache_alloc",
+    "kmem_cache_zalloc",
+    "slab_alloc",
+    "slab_post_alloc",
+    "kmemdup",
+    "kvmemdup",
+    "kstrdup",
+    "kstrndup",
+    "memdup_user",
+    "vmemdup_user",
+    "strndup_user",
+    // lib/kasprintf.c, lib/bitmap.c, lib/scatterlist.c
+    "kasprintf",
+    "kvasprintf",
+    "bitmap_alloc",
+    "bitmap_zalloc",
+    "sg_alloc_table",
+    "sg_kmalloc",
+    // mm/vmalloc.c
+    "vmalloc",
+    "vzalloc",
+    "vmap",
+    "vm_map_ram",
+    "alloc_vmap_area",
+    "get_vm_area",
+    "new_vmap_block",
+    // mm/percpu.c, lib/percpu_counter.c, lib/percpu-refcount.c
+    "pcpu_alloc",
+    "alloc_percpu",
+    "percpu_counter_init",
+    "percpu_ref_init",
+    // mm/page_alloc.c
+    "alloc_pages",
+    "get_free_pages",
+    // mm/mempool.c, mm/dmapool.c
+    "mempool_alloc",
+    "mempool_kmalloc",
+    "mempool_create",
+    "mempool_init",
+    "dma_pool_alloc",
+    // drivers/base/devres.c
+    "devm_k",
+    "devres_alloc",
+    "alloc_dr",
+    // net/core/skbuff.c, net/core/sock.c
+    "alloc_skb",
+    "netdev_alloc_skb",
+    "napi_alloc_skb",
+    "build_skb",
+    "napi_build_skb",
+    "skb_clone",
+    "skb_copy",
+    "pskb_",
+    "sock_alloc_send",
+    "sock_wmalloc",
+    "tcp_stream_alloc_skb",
+    // fs/seq_file.c
+    "seq_open",
+    "single_open",
+    // lib/radix-tree.c, lib/xarray.c, lib/idr.c, lib/maple_tree.c
+    "radix_tree_",
+    "xas_",
+    "xa_",
+    "idr_alloc",
+    "ida_alloc",
+    "mas_",
+];
+
+/// The owner of what was allocated with this stack, innermost frame first; nothing where only
+/// helpers are known, or where a frame before the owner has no name.
+pub(super) fn find(stack: &[FrameView]) -> Option<Owner> {
+    for frame in stack {
+        let symbol = frame.symbol.as_deref()?;
+        if is_helper(symbol) {
+            continue;
+        }
+        let object = frame.object.as_deref()?;
+        let module = object.trim_start_matches('[').trim_end_matches(']');
+        return Some(Owner { symbol: symbol.to_owned(), module: module.to_owned() });
+    }
+    None
+}
+
+fn is_helper(symbol: &str) -> bool {
+    let name = symbol.trim_start_matches('_');
+    HELPERS.iter().any(|helper| name.starts_with(helper))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(symbol: Option<&str>, object: &str) -> FrameView {
+        FrameView {
+            address: 1,
+            symbol: symbol.map(str::to_owned),
+            offset: 0,
+            object: Some(object.into()),
+            file: None,
+            line: None,
+            inlined: false,
+            unknown: None,
+        }
+    }
+
+    fn check(symbols: &[(&str, &str)], expected: Option<(&str, &str)>) {
+        let stack: Vec<FrameView> =
+            symbols.iter().map(|(symbol, object)| frame(Some(symbol), object)).collect();
+        let owner = find(&stack);
+        let got = owner.as_ref().map(|owner| (owner.symbol.as_str(), owner.module.as_str()));
+        assert_eq!(got, expected, "{symbols:?}");
+    }
+
+    #[test]
+    fn helpers_are_passed_over() {
+        check(&[("__d_alloc", "vmlinux")], Some(("__d_alloc", "vmlinux")));
+        check(
+            &[
+                ("__kmalloc_node_track_caller_noprof", "vmlinux"),
+                ("kmalloc_reserve", "vmlinux"),
+                ("__alloc_skb", "vmlinux"),
+                ("xyz_send.isra.0", "[xyz]"),
+                ("dev_hard_start_xmit", "vmlinux"),
+            ],
+            Some(("xyz_send.isra.0", "xyz")),
+        );
+        check(
+            &[("alloc_dr", "vmlinux"), ("devm_kmalloc", "vmlinux"), ("xyz_probe", "[xyz]")],
+            Some(("xyz_probe", "xyz")),
+        );
+        check(&[("seq_open", "vmlinux"), ("kernfs_fop_open", "vmlinux")], {
+            Some(("kernfs_fop_open", "vmlinux"))
+        });
+    }
+
+    /// A lone helper does not own what it was asked for, and a frame without a name may be it.
+    #[test]
+    fn an_unknown_owner_is_not_guessed() {
+        check(&[("__alloc_skb", "vmlinux")], None);
+        let stack = [frame(None, "vmlinux"), frame(Some("xyz_probe"), "[xyz]")];
+        assert_eq!(find(&stack), None);
+    }
+}

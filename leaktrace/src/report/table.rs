@@ -1,0 +1,153 @@
+//! Sums by something else than the call site: `--by module|cache|process`.
+
+use std::{cmp::Reverse, collections::HashMap};
+
+use leaktrace_common::Kind;
+
+use super::{Group, Row};
+use crate::{
+    session::spec::{By, Sort},
+    snapshot::Amount,
+};
+
+/// The sums asked for.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// What they are by; never [`By::Site`].
+    pub by: By,
+    /// Those shown, in order: those with nothing outstanding come last.
+    pub lines: Vec<Line>,
+    /// Those with outstanding blocks, shown or not.
+    pub lines_total: usize,
+}
+
+/// The sum of all call sites of one module, cache or process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Its name, if known. Memory outside slab caches stands under its kind.
+    pub name: Option<String>,
+    /// The process.
+    pub pid: Option<u32>,
+    /// Allocated since the start and not freed.
+    pub outstanding: Amount,
+    /// Allocated since the start, and freed of that; not known of the kernel's holders.
+    pub ended: Option<Ended>,
+    /// Age of the oldest outstanding block, if known.
+    pub oldest_ms: Option<u64>,
+    /// Call sites with outstanding blocks.
+    pub sites: usize,
+}
+
+/// What was counted since the start, outstanding or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Allocated.
+    pub allocated: Amount,
+    /// Of these, freed.
+    pub freed: Amount,
+}
+
+/// What makes two rows one line.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    name: Option<String>,
+    pid: Option<u32>,
+}
+
+/// Sums all call sites; nothing for [`By::Site`].
+pub(super) fn build(groups: &[Group], by: By, sort: Sort, top: usize) -> Option<Table> {
+    if by == By::Site {
+        return None;
+    }
+    let mut lines: Vec<Line> = Vec::new();
+    let mut index: HashMap<Key, usize> = HashMap::new();
+    for group in groups {
+        // Lines that this call site has been counted in.
+        let mut counted: Vec<usize> = Vec::new();
+        for (key, part) in group.rows.iter().flat_map(|row| parts(row, by)) {
+            let at = *index.entry(key).or_insert_with(|| {
+                lines.push(Line::default());
+                lines.len() - 1
+            });
+            let Some(line) = lines.get_mut(at) else { continue };
+            line.add(&part);
+            if part.outstanding.count > 0 && !counted.contains(&at) {
+                counted.push(at);
+                line.sites += 1;
+            }
+        }
+    }
+    lines.sort_by_key(|line| {
+        let Amount { count, bytes } = line.outstanding;
+        let first = match sort {
+            Sort::Bytes => bytes,
+            Sort::Count => count,
+            Sort::Age => line.oldest_ms.map_or(0, |age| age + 1),
+        };
+        (count == 0, Reverse(first), Reverse(bytes), line.name.clone(), line.pid)
+    });
+    let lines_total = lines.iter().filter(|line| line.outstanding.count > 0).count();
+    lines.truncate(top);
+    Some(Table { by, lines, lines_total })
+}
+
+/// What a row gives to which lines.
+fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
+    if by == By::Process && row.kind != Kind::Malloc {
+        return row
+            .holders
+            .iter()
+            .map(|holder| Line {
+                // The same process may have ended since another row was looked at.
+                name: holder.comm.clone(),
+                pid: Some(holder.pid),
+                outstanding: holder.outstanding,
+                oldest_ms: Some(holder.oldest_ms),
+                ..Line::default()
+            })
+            .map(|part| (Key { name: None, pid: part.pid }, part))
+            .collect();
+    }
+    let (name, pid) = match by {
+        By::Site => return Vec::new(),
+        By::Module => (row.owner.as_ref().map(|owner| owner.module.clone()), None),
+        By::Cache => (row.cache.clone().or_else(|| kind_name(row.kind)), None),
+        By::Process => match &row.process {
+            Some(process) => (Some(process.comm.clone()), Some(process.pid)),
+            None => (None, None),
+        },
+    };
+    let part = Line {
+        name: name.clone(),
+        pid,
+        outstanding: row.totals.outstanding,
+        ended: Some(Ended { allocated: row.totals.allocated, freed: row.totals.freed }),
+        oldest_ms: row.oldest_ms,
+        sites: 0,
+    };
+    vec![(Key { name, pid }, part)]
+}
+
+/// What comes from no slab cache.
+fn kind_name(kind: Kind) -> Option<String> {
+    match kind {
+        Kind::Vmalloc => Some("vmalloc".into()),
+        Kind::Percpu => Some("percpu".into()),
+        // The kernel does not tell the cache.
+        Kind::Kmalloc | Kind::KmemCache | Kind::Malloc => None,
+    }
+}
+
+impl Line {
+    fn add(&mut self, part: &Self) {
+        self.name = self.name.take().or_else(|| part.name.clone());
+        self.pid = part.pid;
+        self.outstanding = self.outstanding.plus(part.outstanding);
+        if let Some(more) = part.ended {
+            let sum = self.ended.get_or_insert_default();
+            sum.allocated = sum.allocated.plus(more.allocated);
+            sum.freed = sum.freed.plus(more.freed);
+        }
+        self.oldest_ms = self.oldest_ms.max(part.oldest_ms);
+    }
+}
