@@ -355,8 +355,7 @@ mod freed_untold {
     }
 }
 
-/// Kernel memory that is not of the slab allocators. The tests of pages are left out by `MACHINES`
-/// in xtask/src/test.rs until leaktrace traces them.
+/// Kernel memory that is not of the slab allocators.
 mod beyond_slab {
     use super::*;
 

@@ -46,8 +46,6 @@ pub struct Config {
     pub filter_modules: u32,
     /// 1: kernel allocations with the GFP flags of a test in `gfp` only.
     pub filter_gfp: u32,
-    /// Always zero.
-    pub zero: u32,
     /// Index of the `bytes_req` argument of the `kmalloc` tracepoint.
     pub kmalloc_size_arg: u32,
     /// Index of the `struct kmem_cache *` argument of `kmem_cache_alloc`, 0 if there is none.
@@ -72,18 +70,28 @@ pub struct Config {
     pub task_tgid_offset: u32,
     /// Offset of `mm` in `struct task_struct`.
     pub task_mm_offset: u32,
+    /// 1: also pages of processes, of files and of other allocators.
+    pub all_pages: u32,
+    /// `__GFP_MOVABLE`: pages of processes and of files.
+    pub gfp_movable: u32,
+    /// log2 of the bytes of `struct page`.
+    pub page_struct_shift: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
     /// Tests of GFP flags, any of which may hold.
     pub gfp: [GfpTest; GFP_TESTS],
     /// Where the modules asked for have their text; empty ranges hold nothing.
     pub text: [TextRange; TEXT_RANGES],
+    /// Functions of the kernel's other allocators, whose pages count as theirs.
+    pub page_owners: [TextRange; PAGE_OWNERS],
 }
 
 /// Tests in [`Config::gfp`].
 pub const GFP_TESTS: usize = 8;
 /// Ranges in [`Config::text`].
 pub const TEXT_RANGES: usize = 16;
+/// Ranges in [`Config::page_owners`].
+pub const PAGE_OWNERS: usize = 24;
 
 /// Holds for GFP flags that have this value under this mask.
 #[repr(C)]
@@ -148,5 +156,9 @@ const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
 const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16);
 const _: () = assert!(
     size_of::<Config>()
-        == 6 * 8 + 22 * 4 + size_of::<RcuLayout>() + GFP_TESTS * 8 + TEXT_RANGES * 16
+        == 6 * 8
+            + 24 * 4
+            + size_of::<RcuLayout>()
+            + GFP_TESTS * 8
+            + (TEXT_RANGES + PAGE_OWNERS) * 16
 );

@@ -9,6 +9,7 @@
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
 //! | `LOSS` | [`LossReason`] -> `u64` | BPF programs | collector |
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
+//! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |
 //! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec and fork programs | BPF user programs |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
@@ -23,6 +24,7 @@
 mod alloc;
 mod config;
 mod loss;
+mod pages;
 mod site;
 mod stack;
 mod unwind;
@@ -31,8 +33,11 @@ mod user;
 pub use alloc::{
     AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
 };
-pub use config::{Config, GFP_TESTS, GfpTest, RcuLayout, StackMode, TEXT_RANGES, TextRange};
+pub use config::{
+    Config, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode, TEXT_RANGES, TextRange,
+};
 pub use loss::LossReason;
+pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
 pub use site::{
     CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, lifetime_bucket,
 };

@@ -14,6 +14,8 @@ pub enum Kind {
     Vmalloc = 4,
     /// `alloc_percpu` and its relatives.
     Percpu = 5,
+    /// `alloc_pages` and its relatives.
+    Pages = 6,
 }
 
 impl Kind {
@@ -25,6 +27,7 @@ impl Kind {
             3 => Some(Self::Malloc),
             4 => Some(Self::Vmalloc),
             5 => Some(Self::Percpu),
+            6 => Some(Self::Pages),
             _ => None,
         }
     }
@@ -138,9 +141,8 @@ mod tests {
 
     #[test]
     fn kinds_survive_their_number() {
-        for kind in [Kind::Kmalloc, Kind::KmemCache, Kind::Malloc, Kind::Vmalloc, Kind::Percpu] {
-            assert_eq!(Kind::from_u32(kind as u32), Some(kind));
-        }
-        assert_eq!(Kind::from_u32(0), None);
+        let known = || (0..100).filter_map(Kind::from_u32);
+        assert_eq!(known().count(), 6);
+        assert!(known().all(|kind| Kind::from_u32(kind as u32) == Some(kind)));
     }
 }

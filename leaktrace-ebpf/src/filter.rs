@@ -28,7 +28,7 @@ pub(crate) fn is_own() -> bool {
 }
 
 /// The running process, if its kernel allocations are tracked. `slot` as for
-/// [`stack::take_kernel`].
+/// [`stack::read_kernel`].
 #[inline(always)]
 pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;

@@ -124,12 +124,27 @@ pub(crate) fn largest_bytes(site: u32) -> u64 {
     SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).largest_bytes })
 }
 
-/// Records an allocation.
+/// Records an allocation; gives whether there was room for it.
 #[inline(always)]
-pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) {
+pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) -> bool {
     match table::insert(key, &block) {
-        Ok(()) => count_alloc(&block),
-        Err(reason) => loss::count_number(reason),
+        Ok(()) => {
+            count_alloc(&block);
+            true
+        }
+        Err(reason) => {
+            loss::count_number(reason);
+            false
+        }
+    }
+}
+
+/// Counts a block that was cut in so many parts more as that many blocks more.
+#[inline(always)]
+pub(crate) fn count_parts(site: u32, more: u64) {
+    if let Some(record) = SITES.get_ptr_mut(site) {
+        // SAFETY: a live map value, aligned.
+        unsafe { atomic::add(&raw mut (*record).allocated_count, more) };
     }
 }
 

@@ -9,8 +9,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
-    Bucket, CacheName, Config, GFP_TESTS, GfpTest, InFlight, LossReason, Outstanding, RcuLayout,
-    SiteKey, SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
+    Bucket, CacheName, Config, GFP_TESTS, GfpTest, InFlight, LossReason, Outstanding, PAGE_OWNERS,
+    PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord, TEXT_RANGES,
+    Target, TextMap, TextMapping, TextRange,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -33,7 +34,6 @@ pub(crate) static CONFIG: Config = Config {
     filter_caches: 0,
     filter_modules: 0,
     filter_gfp: 0,
-    zero: 0,
     kmalloc_size_arg: 0,
     cache_arg: 0,
     cache_size_arg: 0,
@@ -46,6 +46,9 @@ pub(crate) static CONFIG: Config = Config {
     possible_cpus: 1,
     task_tgid_offset: 0,
     task_mm_offset: 0,
+    all_pages: 0,
+    gfp_movable: 0,
+    page_struct_shift: 6,
     rcu: RcuLayout {
         work_function: 0,
         monitor_function: 0,
@@ -58,6 +61,7 @@ pub(crate) static CONFIG: Config = Config {
     },
     gfp: [GfpTest::NEVER; GFP_TESTS],
     text: [TextRange::EMPTY; TEXT_RANGES],
+    page_owners: [TextRange::EMPTY; PAGE_OWNERS],
 };
 
 /// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.
@@ -128,6 +132,11 @@ pub(crate) static FILTER_CACHES: HashMap<[u8; 32], u32> = HashMap::with_max_entr
 /// kmalloc caches that are wanted, by [`SiteKey::detail`]; written by the loader (`--cache`).
 #[map]
 pub(crate) static FILTER_KMALLOC: HashMap<u64, u32> = HashMap::with_max_entries(1024, 0);
+
+/// Tracked blocks of more than a page, and a lock, by region of pages; written by the programs of
+/// pages.
+#[map]
+pub(crate) static PAGE_REGIONS: Array<PageRegion> = Array::with_max_entries(PAGE_REGIONS_COUNT, 0);
 
 /// The vmalloc in flight by thread; written by its entry and its return.
 #[map]

@@ -9,21 +9,29 @@ use crate::{
 };
 
 /// Programs that take kernel stacks; each has a scratch slot of its own.
-pub(crate) const KERNEL_SLOTS: u32 = 6;
+pub(crate) const KERNEL_SLOTS: u32 = 7;
 
 /// `-EEXIST`
 pub(crate) const EEXIST: i32 = -17;
 
-/// Takes the kernel stack; gives its id, or [`StackId::LOST`] with the loss counted.
+/// Takes the kernel stack; gives its id, or [`StackId::LOST`] with the loss counted. `slot` as for
+/// [`read_kernel`].
+#[inline(always)]
+pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
+    let has_stack = read_kernel(ctx, slot);
+    name_kernel(slot, has_stack)
+}
+
+/// Reads the kernel stack into a scratch slot; gives whether there is one, or counts the loss.
 ///
 /// `slot` belongs to the calling program alone: the kernel does not run a raw tracepoint
 /// program while it is running on the same CPU (`__bpf_trace_run`, kernel/trace/bpf_trace.c,
 /// 6.1 and 6.18).
 #[inline(always)]
-pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
+pub(crate) fn read_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else {
         loss::count(LossReason::ScratchBusy);
-        return StackId::LOST;
+        return false;
     };
     // SAFETY: a live map value that no other program uses; the helper writes within its size.
     unsafe {
@@ -31,7 +39,7 @@ pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
         let bytes = bpf_get_stack(ctx.as_ptr(), (&raw mut (*record).frames).cast(), room, 0);
         if bytes <= 0 {
             loss::count(LossReason::StackUnreadable);
-            return StackId::LOST;
+            return false;
         }
         let count = (bytes as u32) / 8;
         (*record).count = count;
@@ -40,18 +48,28 @@ pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
         } else {
             StackEnd::Complete as u32
         };
-        store(record)
+    }
+    true
+}
+
+/// Stores what [`read_kernel`] has read; gives its id, or [`StackId::LOST`] if there is none.
+#[inline(always)]
+pub(crate) fn name_kernel(slot: u32, has_stack: bool) -> u64 {
+    match KERNEL_SCRATCH.get_ptr_mut(slot) {
+        // SAFETY: a live map value that no other program uses, as it was read.
+        Some(record) if has_stack => unsafe { store(record) },
+        _ => StackId::LOST,
     }
 }
 
 /// Frames looked at for an interrupt's entry; it is mostly among the first twenty.
 const INTERRUPT_FRAMES: u32 = 64;
 
-/// Whether an interrupt is being handled, by the kernel stack; `slot` as for [`take_kernel`].
+/// Whether an interrupt is being handled, by the kernel stack; `slot` as for [`read_kernel`].
 #[inline(always)]
 pub(crate) fn is_interrupt<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else { return false };
-    // SAFETY: as in `take_kernel`.
+    // SAFETY: as in `read_kernel`.
     unsafe {
         let room = INTERRUPT_FRAMES * 8;
         let bytes = bpf_get_stack(ctx.as_ptr(), (&raw mut (*record).frames).cast(), room, 0);

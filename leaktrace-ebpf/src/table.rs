@@ -151,6 +151,34 @@ pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
     }
 }
 
+/// Bytes of the block at an address; 0 if there is none.
+#[inline(always)]
+pub(crate) fn size_at(key: AllocKey) -> u64 {
+    let word = BlockWord::of(key);
+    let (first, second) = BlockWord::buckets(word, config!(buckets));
+    let mut bucket = first;
+    let mut slot = leaktrace_find_slot(first, word);
+    if slot >= BUCKET_SLOTS {
+        bucket = second;
+        slot = leaktrace_find_slot(second, word);
+    }
+    if slot < BUCKET_SLOTS {
+        let Some(found) = BLOCKS.get_ptr(bucket) else { return 0 };
+        // SAFETY: a live map value; the slot is below the number of slots.
+        return unsafe {
+            let at = (&raw const (*found).blocks).cast::<Outstanding>().add(slot as usize);
+            (&raw const (*at).size_bytes).read_volatile()
+        };
+    }
+    // SAFETY: live map values, copied at once.
+    unsafe {
+        match CURSORS.get_ptr(OVERFLOW_CURSOR) {
+            Some(count) if *count != 0 => OVERFLOW.get(word).map_or(0, |block| block.size_bytes),
+            _ => 0,
+        }
+    }
+}
+
 /// The slot of a bucket that holds `word`; [`BUCKET_SLOTS`] or more if none does. Global and not
 /// inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]

@@ -302,3 +302,30 @@ fn a_cache_filter_leaves_out_all_other_caches() {
     assert!(others.is_empty(), "{others:?}");
     program.end_after("closed");
 }
+
+/// A pipe that holds one byte holds one page (anon_pipe_write, fs/pipe.c; pipe_write before 6.14).
+#[test]
+fn pages_in_pipes_are_counted_until_they_are_closed() {
+    const PIPES: u64 = 400;
+    let pid = std::process::id();
+    let args = ["kernel", "--kind", "pages", "-p", &pid.to_string(), "-i", "500ms"];
+    let mut traced = Traced::start(&args);
+    let held = |report: &Report| -> u64 {
+        let in_pipes = |site: &Site<'_>| {
+            site.kind() == "pages" && site.symbols().iter().any(|name| name.ends_with("pipe_write"))
+        };
+        report.sites().into_iter().filter(in_pipes).map(|site| site.held_by(pid)).sum()
+    };
+    let pipes: Vec<_> = (0..PIPES)
+        .map(|_| {
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            std::io::Write::write_all(&mut writer, b"x").unwrap();
+            (reader, writer)
+        })
+        .collect();
+    traced.wait_report("the pages are held", SOON, |report| held(report) == PIPES);
+    drop(pipes);
+    traced.wait_report("the pages are freed", SOON, |report| held(report) == 0);
+    let ended = traced.interrupt();
+    assert_eq!(ended.final_report().loss("missed_frees"), 0);
+}

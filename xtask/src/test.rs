@@ -116,8 +116,7 @@ const SERIAL: [&str; 1] = ["--test-threads=1"];
 const MACHINES: [(vm::Flavour, &str, &[&str]); 3] = [
     // A thousand backtraces each are too slow in an emulated machine; those of `unwinding` run.
     (vm::Flavour::Amd64, "live", &["--skip", "gdb::"]),
-    // Pages are not traced yet.
-    (vm::Flavour::Amd64, "drivers", &["--skip", "beyond_slab::pages"]),
+    (vm::Flavour::Amd64, "drivers", &[]),
     // What differs: uprobe_multi links, and walks that meet on one CPU.
     (vm::Flavour::Newer, "live", &["at_once", "verifier", "semantics::", "kernel::"]),
 ];

@@ -1,6 +1,8 @@
 //! Kernel allocations.
 
 mod bulk;
+mod by_stack;
+mod pages;
 mod percpu;
 mod rcu;
 mod slab;

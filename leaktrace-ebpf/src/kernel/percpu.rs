@@ -14,7 +14,10 @@ use aya_ebpf::{
 };
 use leaktrace_common::{AllocKey, Kind, LossReason, PERCPU_SPACE};
 
-use super::slab::{Allocation, allocated, arg};
+use super::{
+    by_stack,
+    slab::{Allocation, allocated, arg},
+};
 use crate::{filter, ledger, loss, maps::config};
 
 /// percpu:percpu_alloc_percpu
@@ -32,19 +35,21 @@ pub(crate) fn lt_percpu_alloc(ctx: RawTracePointContext) -> i32 {
         }
         (0, arg!(&ctx, 2), arg!(&ctx, 6))
     };
-    allocated(
-        &ctx,
-        4,
-        &Allocation {
-            kind: Kind::Percpu,
-            call_site,
-            address: pointer,
-            space: PERCPU_SPACE,
-            // One for each CPU that may ever come.
-            size_bytes: size_bytes * u64::from(config!(possible_cpus)),
-            detail: 0,
-        },
-    )
+    let allocation = Allocation {
+        kind: Kind::Percpu,
+        call_site,
+        address: pointer,
+        space: PERCPU_SPACE,
+        // One for each CPU that may ever come.
+        size_bytes: size_bytes * u64::from(config!(possible_cpus)),
+        detail: 0,
+    };
+    if config!(percpu_size_arg) == 3 {
+        allocated(&ctx, 4, &allocation)
+    } else {
+        by_stack::allocated(&ctx, 4, &allocation);
+        0
+    }
 }
 
 /// percpu:percpu_free_percpu

@@ -38,7 +38,7 @@ const ZERO_SIZE_PTR: u64 = 16;
 /// An allocation as its tracepoint tells it.
 pub(super) struct Allocation {
     pub(super) kind: Kind,
-    /// 0 if it is not told: then there is always a stack.
+    /// 0 if it is not told: see [`super::by_stack`].
     pub(super) call_site: u64,
     pub(super) address: u64,
     /// See [`AllocKey::space`].
@@ -233,7 +233,7 @@ pub(super) fn site_of<C: EbpfContext>(ctx: &C, slot: u32, allocation: &Allocatio
 }
 
 #[inline(always)]
-fn key_of(allocation: &Allocation, stack: u64) -> SiteKey {
+pub(super) fn key_of(allocation: &Allocation, stack: u64) -> SiteKey {
     SiteKey {
         kind: allocation.kind as u32,
         space: KERNEL_SPACE,
@@ -260,7 +260,7 @@ fn with_stack<C: EbpfContext>(
     allocation: &Allocation,
     base: u32,
 ) -> Option<u32> {
-    if allocation.call_site != 0 && !ledger::wants_stack(base) {
+    if !ledger::wants_stack(base) {
         return Some(base);
     }
     ledger::site_index(&key_of(allocation, stack::take_kernel(ctx, slot)))

@@ -17,7 +17,10 @@ use aya_ebpf::{
 };
 use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding};
 
-use super::slab::{Allocation, allocated, arg, site_of};
+use super::{
+    by_stack,
+    slab::{Allocation, arg, site_of},
+};
 use crate::{
     filter, ledger, loss,
     maps::{VMALLOC_IN_FLIGHT, config},
@@ -116,7 +119,7 @@ pub(crate) fn lt_area_alloc(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let size_bytes = arg!(&ctx, 1);
-    allocated(
+    by_stack::allocated(
         &ctx,
         5,
         &Allocation {
@@ -127,7 +130,8 @@ pub(crate) fn lt_area_alloc(ctx: RawTracePointContext) -> i32 {
             size_bytes: size_bytes.saturating_sub(GUARD_BYTES).max(1),
             detail: 0,
         },
-    )
+    );
+    0
 }
 
 /// vmap:free_vmap_area_noflush

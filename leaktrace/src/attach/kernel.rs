@@ -1,8 +1,8 @@
-//! Kernel probes: raw tracepoints of the slab allocators.
+//! Kernel probes: raw tracepoints of the allocators, and functions that have none.
 
 use std::collections::BTreeMap;
 
-use leaktrace_common::Config;
+use leaktrace_common::{Config, TextRange};
 
 use crate::{
     bpf::{
@@ -15,7 +15,11 @@ use crate::{
 };
 
 /// Pairs of programs on one tracepoint: what one of them was refused, the other has seen.
-const PAIRS: [(&str, &str); 2] = [("lt_kfree", "lt_kfree_2"), ("lt_cache_free", "lt_cache_free_2")];
+const PAIRS: [(&str, &str); 3] = [
+    ("lt_kfree", "lt_kfree_2"),
+    ("lt_cache_free", "lt_cache_free_2"),
+    ("lt_page_free", "lt_page_free_2"),
+];
 
 /// Of the runs that the kernel refused ([`Loaded::recursion_misses`]), those that may have been
 /// refused to both programs of a pair: at most as many as to the one with fewer.
@@ -52,6 +56,7 @@ pub fn attach(
                 attach_vmalloc(loaded, config, layout, btf.as_ref(), &mut unseen);
             }
             KernelKind::Percpu => attach_percpu(loaded, config, layout, &mut unseen),
+            KernelKind::Pages => attach_pages(loaded, config, layout, &mut unseen),
         }
     }
     Ok(unseen)
@@ -123,8 +128,8 @@ fn attach_percpu(
     };
     if let Err(cause) = attached {
         unseen.push(format!("percpu memory: {cause}"));
-    } else if layout.percpu_size == Some(2) && asks_for_calls(config) {
-        unseen.push("percpu memory: this kernel tells neither its callers nor their flags".into());
+    } else if layout.percpu_size == Some(2) && config.filter_gfp != 0 {
+        unseen.push("percpu memory: this kernel does not tell its flags".into());
     }
 }
 
@@ -151,15 +156,38 @@ fn attach_vmalloc(
         .try_for_each(|program| loaded.attach_tracepoint(program));
     if let Err(error) = by_tracepoint {
         unseen.push(format!("vmalloc: {refusal}, {error}"));
-    } else if asks_for_calls(config) {
-        let what = "its address areas tell neither its callers nor their flags";
-        unseen.push(format!("vmalloc: {what} ({refusal})"));
+    } else if config.filter_gfp != 0 {
+        unseen.push(format!("vmalloc: its address areas do not tell its flags ({refusal})"));
     }
 }
 
-/// Whether allocations are filtered by what only their call tells.
-fn asks_for_calls(config: &Config) -> bool {
-    config.filter_modules != 0 || config.filter_gfp != 0
+/// Pages; what cannot be seen goes to `unseen`.
+fn attach_pages(
+    loaded: &mut Loaded,
+    config: &Config,
+    layout: &KernelLayout,
+    unseen: &mut Vec<String>,
+) {
+    let knows_owners = config.all_pages != 0 || config.page_owners[0] != TextRange::EMPTY;
+    let attached = if layout.page_struct_shift.is_none() {
+        Err("its tracepoints have arguments that leaktrace does not know".to_owned())
+    } else if !knows_owners {
+        Err("/proc/kallsyms hides the other allocators, which have pages of their own \
+             (kernel.kptr_restrict is 2: set it to 1)"
+            .to_owned())
+    } else {
+        [KernelProgram::PageFree, KernelProgram::PageFreeAgain, KernelProgram::PageAlloc]
+            .into_iter()
+            .try_for_each(|program| loaded.attach_tracepoint(program))
+            .map_err(|error| error.to_string())
+    };
+    unseen.push(match attached {
+        Err(cause) => format!("pages: {cause}"),
+        // mm/page_alloc.c, 6.1 and 6.18.
+        Ok(()) => "pages that alloc_pages_bulk gives: no tracepoint tells of them (page pools of \
+                   network drivers, NFS)"
+            .into(),
+    });
 }
 
 #[cfg(test)]

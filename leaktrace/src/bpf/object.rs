@@ -136,6 +136,12 @@ pub enum KernelProgram {
     AreaAlloc,
     /// vmap:free_vmap_area_noflush, from 6.2
     AreaFree,
+    /// kmem:mm_page_alloc
+    PageAlloc,
+    /// kmem:mm_page_free
+    PageFree,
+    /// kmem:mm_page_free, a second look
+    PageFreeAgain,
 }
 
 impl KernelProgram {
@@ -158,6 +164,9 @@ impl KernelProgram {
             Self::PercpuFree => ("lt_percpu_free", "percpu_free_percpu"),
             Self::AreaAlloc => ("lt_area_alloc", "alloc_vmap_area"),
             Self::AreaFree => ("lt_area_free", "free_vmap_area_noflush"),
+            Self::PageAlloc => ("lt_page_alloc", "mm_page_alloc"),
+            Self::PageFree => ("lt_page_free", "mm_page_free"),
+            Self::PageFreeAgain => ("lt_page_free_2", "mm_page_free"),
         }
     }
 }

@@ -1,7 +1,5 @@
 //! `leaktrace kernel`
 
-use clap::ValueEnum as _;
-
 use crate::{
     error::Error,
     session::spec::{By, KernelFilters, KernelKind, Spec, StackMode, Target, gfp},
@@ -12,7 +10,7 @@ use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
 /// Flags that `--gfp` takes.
 const GFP_MOST: usize = leaktrace_common::GFP_TESTS;
 
-/// Trace kernel allocations: kmalloc and slab caches, vmalloc, percpu memory.
+/// Trace kernel allocations: kmalloc and slab caches, vmalloc, percpu memory, pages.
 ///
 /// Every allocation and free is counted by call site. Stacks are dear in the kernel (3 to 5
 /// microseconds), so by default they are taken for the first allocations of a call site, for one
@@ -24,6 +22,7 @@ Examples:
   leaktrace kernel -d 60s -o 30s              what is older than 30 s after a minute
   leaktrace kernel --cache kmalloc-64         who allocates from this cache
   leaktrace kernel --by module --stacks all   which driver holds how much
+  leaktrace kernel --pages                    pages of drivers as well
   leaktrace kernel --comm modprobe --stacks all
   leaktrace kernel -d 10s -f json -w leak.json")]
 pub(super) struct Args {
@@ -46,9 +45,14 @@ pub(super) struct Args {
     /// the like; repeatable: any of several [default: all]
     #[arg(long = "gfp", value_name = "FLAG")]
     gfp: Vec<String>,
-    /// Only these allocators, as --kind slab,vmalloc [default: all]
+    /// Only these allocators, as --kind slab,vmalloc [default: slab,vmalloc,percpu]
     #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<KindArg>,
+    /// Trace pages as well: `own`, those that neither a process, a file nor another allocator of
+    /// the kernel has, or `all`
+    #[arg(long, value_enum, value_name = "WHICH", num_args = 0..=1, require_equals = true,
+          default_missing_value = "own")]
+    pages: Option<PagesArg>,
     /// What sums are shown by: each call site with its stack, or one line for each module that the
     /// memory is for, each slab cache, or each process that allocated
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = ByArg::Site)]
@@ -62,6 +66,13 @@ enum KindArg {
     Slab,
     Vmalloc,
     Percpu,
+    Pages,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum PagesArg {
+    Own,
+    All,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -83,15 +94,18 @@ impl ByArg {
     }
 }
 
-/// The allocators asked for, or all.
-fn kinds(asked: &[KindArg]) -> Vec<KernelKind> {
-    let asked = if asked.is_empty() { KindArg::value_variants() } else { asked };
+/// The allocators asked for, or all but pages, which are dear.
+fn kinds(asked: &[KindArg], pages: bool) -> Vec<KernelKind> {
+    let default = [KindArg::Slab, KindArg::Vmalloc, KindArg::Percpu];
+    let asked = if asked.is_empty() { &default } else { asked };
     let mut kinds: Vec<KernelKind> = asked
         .iter()
+        .chain(pages.then_some(&KindArg::Pages))
         .map(|kind| match kind {
             KindArg::Slab => KernelKind::Slab,
             KindArg::Vmalloc => KernelKind::Vmalloc,
             KindArg::Percpu => KernelKind::Percpu,
+            KindArg::Pages => KernelKind::Pages,
         })
         .collect();
     kinds.sort_unstable();
@@ -135,7 +149,8 @@ impl Args {
             view: self.common.view(self.by.meaning())?,
             output: self.common.output(),
             target: Target::Kernel {
-                kinds: kinds(&self.kinds),
+                kinds: kinds(&self.kinds, self.pages.is_some()),
+                all_pages: self.pages == Some(PagesArg::All),
                 filters: KernelFilters {
                     caches: self.caches,
                     modules: self.modules,

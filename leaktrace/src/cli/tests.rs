@@ -34,7 +34,17 @@ fn refused(line: &str, expected: &str) {
 fn defaults_of_each_verb() {
     let kernel = spec("leaktrace kernel");
     let all = vec![KernelKind::Slab, KernelKind::Vmalloc, KernelKind::Percpu];
-    assert_eq!(kernel.target, Target::Kernel { kinds: all, filters: KernelFilters::default() });
+    let target = |kinds: &[KernelKind], all_pages| Target::Kernel {
+        kinds: kinds.to_vec(),
+        all_pages,
+        filters: KernelFilters::default(),
+    };
+    assert_eq!(kernel.target, target(&all, false));
+    let with_pages = [all.as_slice(), &[KernelKind::Pages]].concat();
+    assert_eq!(spec("leaktrace kernel --pages").target, target(&with_pages, false));
+    assert_eq!(spec("leaktrace kernel --pages=all").target, target(&with_pages, true));
+    let pages = target(&[KernelKind::Pages], false);
+    assert_eq!(spec("leaktrace kernel --kind pages").target, pages);
     assert_eq!(kernel.view.by, By::Site);
     assert_eq!(spec("leaktrace kernel --by module").view.by, By::Module);
     assert_eq!(kernel.trace.stacks, StackMode::Adaptive);

@@ -278,11 +278,11 @@ impl Collector {
             cache: match kind {
                 Kind::Kmalloc => Some(self.kmalloc_names.name(key.detail)),
                 Kind::KmemCache => self.maps.cache_name(key.detail),
-                Kind::Malloc | Kind::Vmalloc | Kind::Percpu => None,
+                Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages => None,
             },
             function: match kind {
                 Kind::Malloc => AllocFunction::from_u64(key.detail),
-                Kind::Kmalloc | Kind::KmemCache | Kind::Vmalloc | Kind::Percpu => None,
+                _ => None,
             },
             call_site,
             stack,

@@ -142,6 +142,12 @@ impl Btf {
             .collect()
     }
 
+    /// Bytes of the struct `name`.
+    pub fn struct_bytes(&self, name: &str) -> Option<u32> {
+        // The word that refers to another type elsewhere is the size here.
+        self.target(self.find(kind::STRUCT, name)?)
+    }
+
     /// Byte offset of a member of the struct `name`, also inside anonymous members; `path` may
     /// have several parts with dots between.
     pub fn member_offset(&self, name: &str, path: &str) -> Option<u32> {

@@ -33,3 +33,46 @@ pub fn addresses(names: &[&str]) -> Vec<Option<u64>> {
         })
         .collect()
 }
+
+/// Where functions of the kernel proper lie, from and to, by the beginning of their names up to a
+/// dot: the compiler makes `f.constprop.0` and `f.isra.0` of `f`. One that is not there has none.
+pub fn ranges(names: &[&str]) -> Vec<(u64, u64)> {
+    let Ok(file) = File::open("/proc/kallsyms") else { return Vec::new() };
+    ranges_in(BufReader::new(file).lines().map_while(Result::ok), names)
+}
+
+fn ranges_in(kallsyms: impl Iterator<Item = String>, names: &[&str]) -> Vec<(u64, u64)> {
+    let mut functions: Vec<(u64, bool)> = kallsyms
+        .filter_map(|line| {
+            let mut parts = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(parts.next()?, 16).ok()?;
+            let is_text = matches!(parts.next()?, "t" | "T" | "w" | "W");
+            let name = parts.next()?.split('.').next()?;
+            let is_wanted = parts.next().is_none() && names.contains(&name);
+            (is_text && address != 0).then_some((address, is_wanted))
+        })
+        .collect();
+    functions.sort_unstable();
+    let next = |start: u64| {
+        let at = functions.partition_point(|(address, _)| *address <= start);
+        functions.get(at).map(|(address, _)| *address)
+    };
+    let wanted = functions.iter().filter(|(_, is_wanted)| *is_wanted);
+    wanted.filter_map(|(start, _)| Some((*start, next(*start)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_of_a_function_count_as_it() {
+        let kallsyms = "ffffffff81000000 T new_slab_cache\n\
+                        ffffffff81000100 t new_slab.isra.0\n\
+                        ffffffff81000180 d new_slab_data\n\
+                        ffffffff81000200 T behind\n\
+                        ffffffffc0000000 t new_slab\t[other]\n";
+        let found = ranges_in(kallsyms.lines().map(str::to_owned), &["new_slab"]);
+        assert_eq!(found, [(0xffff_ffff_8100_0100, 0xffff_ffff_8100_0200)]);
+    }
+}

@@ -37,6 +37,10 @@ pub struct KernelLayout {
     pub percpu_size: Option<u32>,
     /// Text of the entries of interrupts and of soft interrupts, from and to; 0 if unknown.
     pub interrupts: [u64; 4],
+    /// `__GFP_MOVABLE`
+    pub gfp_movable: u32,
+    /// log2 of the bytes of `struct page`, if the tracepoints of pages have a known shape.
+    pub page_struct_shift: Option<u32>,
     /// The function that every vmalloc comes to, if its arguments are known.
     pub vmalloc: Option<&'static str>,
 }
@@ -144,6 +148,12 @@ impl KernelLayout {
             gfp_dma: gfp("___GFP_DMA_BIT", 0x01),
             gfp_reclaimable: gfp("___GFP_RECLAIMABLE_BIT", 0x10),
             gfp_account: gfp("___GFP_ACCOUNT_BIT", 0x40_0000),
+            gfp_movable: gfp("___GFP_MOVABLE_BIT", 0x08),
+            page_struct_shift: page_struct_shift(
+                btf.tracepoint("mm_page_alloc").as_deref(),
+                btf.tracepoint("mm_page_free").as_deref(),
+                btf.struct_bytes("page"),
+            ),
             rcu: rcu_layout(&btf),
             interrupts: interrupt_text(),
             percpu_size: btf
@@ -217,6 +227,20 @@ fn percpu_size(params: &[Param]) -> Option<u32> {
     matches!((size, params.len()), (2, 7) | (3, 10)).then_some(size as u32)
 }
 
+/// Shift from a page's number to its `struct page`: see the table in leaktrace-ebpf's pages module
+/// for the shapes.
+fn page_struct_shift(
+    alloc: Option<&[Param]>,
+    free: Option<&[Param]>,
+    struct_bytes: Option<u32>,
+) -> Option<u32> {
+    let page = Param::StructPointer("page".into());
+    let known = alloc?.starts_with(&[page.clone(), Param::Other, Param::Typedef("gfp_t".into())])
+        && free? == [page, Param::Other];
+    let bytes = struct_bytes.filter(|bytes| bytes.is_power_of_two())?;
+    known.then(|| bytes.ilog2())
+}
+
 /// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.
 fn rcu_layout(btf: &Btf) -> Option<RcuLayout> {
     btf.tracepoint("workqueue_execute_start")?;
@@ -282,11 +306,26 @@ mod tests {
     }
 
     #[test]
+    fn pages_have_one_shape() {
+        let page = || Param::StructPointer("page".into());
+        // 5.15 to 6.18
+        let alloc = [page(), Param::Other, Param::Typedef("gfp_t".into()), Param::Other];
+        let free = [page(), Param::Other];
+        assert_eq!(page_struct_shift(Some(&alloc), Some(&free), Some(64)), Some(6));
+        // Blocks could not be told from their parts.
+        assert_eq!(page_struct_shift(Some(&alloc), Some(&free), Some(56)), None);
+        let number = [Param::Other, Param::Other];
+        assert_eq!(page_struct_shift(Some(&alloc), Some(&number), Some(64)), None);
+        assert_eq!(page_struct_shift(None, Some(&free), Some(64)), None);
+    }
+
+    #[test]
     fn the_running_kernel_has_a_layout() {
         if Path::new(VMLINUX_BTF).exists() {
             let layout = KernelLayout::of_running_kernel().unwrap();
             assert!(layout.cache_name_offset > 0);
             assert_eq!(layout.gfp_account, 0x40_0000);
+            assert_eq!(layout.page_struct_shift, Some(6));
         }
     }
 }

@@ -9,4 +9,5 @@ pub mod kallsyms;
 pub mod layout;
 pub mod modules;
 pub mod objects;
+pub mod page_owners;
 pub mod proc;

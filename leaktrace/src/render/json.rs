@@ -279,6 +279,7 @@ fn site(row: &Row) -> WireSite<'_> {
             Kind::Malloc => "malloc",
             Kind::Vmalloc => "vmalloc",
             Kind::Percpu => "percpu",
+            Kind::Pages => "pages",
         },
         cache: row.cache.as_deref(),
         module: row.module.as_deref(),

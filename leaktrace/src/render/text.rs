@@ -205,6 +205,7 @@ fn what(row: &Row) -> String {
         (Kind::KmemCache, _) => "kmem_cache_alloc",
         (Kind::Vmalloc, _) => "vmalloc",
         (Kind::Percpu, _) => "percpu",
+        (Kind::Pages, _) => "pages",
     };
     let mut text = interface.to_owned();
     if let Some(cache) = &row.cache {

@@ -16,7 +16,7 @@ pub struct Owner {
 }
 
 /// Beginnings of names, without leading underscores, of allocators and their helpers.
-const HELPERS: [&str; 65] = [
+const HELPERS: [&str; 72] = [
     // mm/slub.c, mm/slab_common.c, mm/util.c, include/linux/slab.h
     "kmalloc",
     "kzalloc",
@@ -60,6 +60,14 @@ const HELPERS: [&str; 65] = [
     // mm/page_alloc.c
     "alloc_pages",
     "get_free_pages",
+    "alloc_frozen_pages",
+    "get_zeroed_page",
+    "folio_alloc",
+    "page_frag_",
+    "skb_page_frag_refill",
+    // kernel/dma/mapping.c, kernel/dma/direct.c
+    "dma_alloc_",
+    "dma_direct_alloc",
     // mm/mempool.c, mm/dmapool.c
     "mempool_alloc",
     "mempool_kmalloc",

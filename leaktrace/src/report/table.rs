@@ -133,6 +133,7 @@ fn kind_name(kind: Kind) -> Option<String> {
     match kind {
         Kind::Vmalloc => Some("vmalloc".into()),
         Kind::Percpu => Some("percpu".into()),
+        Kind::Pages => Some("pages".into()),
         // The kernel does not tell the cache.
         Kind::Kmalloc | Kind::KmemCache | Kind::Malloc => None,
     }

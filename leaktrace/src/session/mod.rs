@@ -36,7 +36,7 @@ use crate::{
         features::HostFacts,
         layout::{KernelLayout, TaskLayout},
         objects::ObjectTable,
-        proc,
+        page_owners, proc,
     },
     snapshot::{Mode, Snapshot},
 };
@@ -137,7 +137,9 @@ impl AsFd for Ring {
 impl Session {
     fn start(spec: &Spec, facts: &HostFacts, note: &mut dyn FnMut(&str)) -> Result<Self, Error> {
         match &spec.target {
-            Target::Kernel { kinds, filters } => Self::start_kernel(spec, kinds, filters, note),
+            Target::Kernel { kinds, all_pages, filters } => {
+                Self::start_kernel(spec, kinds, *all_pages, filters, note)
+            }
             Target::Processes { pids } => {
                 for pid in pids {
                     proc::check_traceable(*pid)?;
@@ -155,6 +157,7 @@ impl Session {
     fn start_kernel(
         spec: &Spec,
         kinds: &[KernelKind],
+        all_pages: bool,
         filters: &KernelFilters,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
@@ -172,12 +175,18 @@ impl Session {
             rcu_call_offset: u32::from(layout.rcu_call_offset),
             percpu_size_arg: layout.percpu_size.unwrap_or(0),
             possible_cpus: crate::bpf::object::possible_cpus(),
+            all_pages: u32::from(all_pages),
+            gfp_movable: layout.gfp_movable,
+            page_struct_shift: layout.page_struct_shift.unwrap_or(0),
             cache_name_offset: layout.cache_name_offset,
             cache_object_size_offset: layout.cache_object_size_offset,
             gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
             ..config(spec)
         };
-        let config = filters::constants(filters, config)?;
+        let mut config = filters::constants(filters, config)?;
+        if kinds.contains(&KernelKind::Pages) {
+            config.page_owners = page_owners::ranges().unwrap_or_default();
+        }
         let sizes = Sizes::new(spec.trace.max_outstanding, false);
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();

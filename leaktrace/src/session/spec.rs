@@ -28,6 +28,8 @@ pub enum Target {
     Kernel {
         /// By these allocators; never empty.
         kinds: Vec<KernelKind>,
+        /// Also pages of processes, of files and of the other allocators.
+        all_pages: bool,
         /// Only these allocations.
         filters: KernelFilters,
     },
@@ -69,6 +71,8 @@ pub enum KernelKind {
     Vmalloc,
     /// Percpu memory.
     Percpu,
+    /// Pages that no other allocator has.
+    Pages,
 }
 
 impl KernelKind {
@@ -78,6 +82,7 @@ impl KernelKind {
             Self::Slab => "slab",
             Self::Vmalloc => "vmalloc",
             Self::Percpu => "percpu",
+            Self::Pages => "pages",
         }
     }
 }

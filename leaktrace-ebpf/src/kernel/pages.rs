@@ -1,0 +1,229 @@
+//! Pages: alloc_pages and its relatives, free_pages.
+//!
+//! | tracepoint (include/trace/events/kmem.h, 5.15 to 6.18) | arguments |
+//! |---|---|
+//! | mm_page_alloc | page, order, gfp_flags, migratetype |
+//! | mm_page_free | page, order |
+//!
+//! Every page that goes back to the allocator passes mm_page_free (free_pages_prepare,
+//! mm/page_alloc.c); those that mm_page_free_batched tells of as well are told of twice. A block
+//! is known by the address of its first `struct page`, which lies where nothing else does.
+//!
+//! A block may be freed in parts (split_page): then the halves that do not hold the part become
+//! blocks of their own, down to the part. While one CPU does that, others wait that free pages
+//! of the same region, as what they look for may be in nobody's place.
+
+use aya_ebpf::{
+    EbpfContext as _, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use leaktrace_common::{
+    AllocKey, KERNEL_SPACE, Kind, LossReason, MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion,
+};
+
+use super::{
+    by_stack,
+    slab::{Allocation, arg},
+};
+use crate::{
+    atomic, filter, ledger, loss,
+    maps::{PAGE_REGIONS, config},
+    table,
+};
+
+/// Bytes of a page on the machines that leaktrace runs on.
+const PAGE_BYTES: u64 = 4096;
+/// See [`count_in_region`].
+const ONE_MORE: u64 = 1;
+/// See [`count_in_region`].
+const ONE_LESS: u64 = u64::MAX;
+/// Times that a region's lock is tried, some microseconds in all.
+const TRIES: u32 = 256;
+
+/// kmem:mm_page_alloc
+#[raw_tracepoint(tracepoint = "mm_page_alloc")]
+pub(crate) fn lt_page_alloc(ctx: RawTracePointContext) -> i32 {
+    let (page, order, gfp) = (arg!(&ctx, 0), arg!(&ctx, 1) as u32, arg!(&ctx, 2) as u32);
+    if page == 0 || order > MAX_PAGE_ORDER || !filter::wants_gfp(gfp) {
+        return 0;
+    }
+    // Pages of processes and of files can be moved, and say so.
+    if config!(all_pages) == 0 && gfp & config!(gfp_movable) != 0 {
+        return 0;
+    }
+    if order > 0 {
+        // Before the block can be found: see `leaktrace_free_pages`.
+        count_in_region(page, ONE_MORE);
+    }
+    let is_tracked = by_stack::allocated(
+        &ctx,
+        6,
+        &Allocation {
+            kind: Kind::Pages,
+            call_site: 0,
+            address: page,
+            space: KERNEL_SPACE,
+            size_bytes: PAGE_BYTES << order,
+            detail: 0,
+        },
+    );
+    if order > 0 && !is_tracked {
+        count_in_region(page, ONE_LESS);
+    }
+    0
+}
+
+/// kmem:mm_page_free
+#[raw_tracepoint(tracepoint = "mm_page_free")]
+pub(crate) fn lt_page_free(ctx: RawTracePointContext) -> i32 {
+    leaktrace_free_pages(arg!(&ctx, 0), arg!(&ctx, 1) as u32);
+    0
+}
+
+/// kmem:mm_page_free, a second time: see `look_again` of the slab module.
+#[raw_tracepoint(tracepoint = "mm_page_free")]
+pub(crate) fn lt_page_free_2(ctx: RawTracePointContext) -> i32 {
+    leaktrace_free_pages(arg!(&ctx, 0), arg!(&ctx, 1) as u32);
+    0
+}
+
+/// Counts the pages of a block, or of a part of one, as freed. What is not tracked is passed
+/// over: most pages are those of processes and files. Global and not inlined, so that the
+/// verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_free_pages(page: u64, order: u32) -> u32 {
+    if order > MAX_PAGE_ORDER {
+        return 0;
+    }
+    // Read before the look: blocks count here from before they can be found until after their
+    // parts can, so either the look finds the page or there is something to wait for.
+    let has_larger = has_larger_blocks(page);
+    let bytes = leaktrace_size_at(page);
+    if bytes == PAGE_BYTES << order {
+        let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, page)) else { return 0 };
+        // SAFETY: the helper has no preconditions.
+        ledger::count_free(&block, unsafe { bpf_ktime_get_ns() });
+        if order > 0 {
+            count_in_region(page, ONE_LESS);
+        }
+        return 1;
+    }
+    if bytes == 0 && !has_larger {
+        return 0;
+    }
+    if leaktrace_lock(page) == 0 {
+        loss::count(LossReason::DeleteRefused);
+        return 0;
+    }
+    let found = leaktrace_free_part(page, PAGE_BYTES << order);
+    if let Some(region) = region_of(page) {
+        // SAFETY: a live map value, locked by this run.
+        unsafe { (&raw mut (*region).lock).write_volatile(0) };
+    }
+    found
+}
+
+/// Waits for the lock of a page's region; gives 0 if it is not to be had, as when this runs in an
+/// interrupt of its holder. Global as [`leaktrace_free_pages`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_lock(page: u64) -> u32 {
+    let Some(region) = region_of(page) else { return 0 };
+    for _ in 0..TRIES {
+        // SAFETY: a live map value, aligned.
+        if unsafe { atomic::exchange_if(&raw mut (*region).lock, 0, 1) } {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Counts as freed the part of `wanted_bytes` that begins at `page` and puts back what is left of
+/// its block; the region is locked. Global as [`leaktrace_free_pages`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_free_part(page: u64, wanted_bytes: u64) -> u32 {
+    let mut head = leaktrace_head_of(page);
+    if head == 0 {
+        return 0;
+    }
+    let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, head)) else { return 0 };
+    let mut part = block;
+    let mut halvings = 0;
+    while halvings < MAX_PAGE_ORDER && part.size_bytes > wanted_bytes {
+        part.size_bytes /= 2;
+        let middle = head.wrapping_add(span(part.size_bytes));
+        let other = if page >= middle { head } else { middle };
+        if page >= middle {
+            head = middle;
+        }
+        if part.size_bytes > PAGE_BYTES {
+            count_in_region(other, ONE_MORE);
+        }
+        ledger::put_back(AllocKey::new(KERNEL_SPACE, other), &part);
+        halvings += 1;
+    }
+    ledger::count_parts(block.site, u64::from(halvings));
+    // SAFETY: the helper has no preconditions.
+    ledger::count_free(&part, unsafe { bpf_ktime_get_ns() });
+    if block.size_bytes > PAGE_BYTES {
+        count_in_region(page, ONE_LESS);
+    }
+    1
+}
+
+/// The tracked block that a page is in, by its first page; 0 if there is none. Global as
+/// [`leaktrace_free_pages`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_head_of(page: u64) -> u64 {
+    for order in 0..=MAX_PAGE_ORDER {
+        // Blocks are aligned to their size, and so are their struct pages, as the first of all
+        // lies at a round address (vmemmap, arch/x86/include/asm/pgtable_64_types.h).
+        let bytes = PAGE_BYTES << order;
+        let head = page & !(span(bytes) - 1);
+        if leaktrace_size_at(head) >= bytes {
+            return head;
+        }
+    }
+    0
+}
+
+/// Bytes of the tracked block whose first page this is; 0 if there is none. Global as
+/// [`leaktrace_free_pages`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_size_at(page: u64) -> u64 {
+    table::size_at(AllocKey::new(KERNEL_SPACE, page))
+}
+
+/// Bytes of the struct pages of so many bytes of pages.
+#[inline(always)]
+fn span(bytes: u64) -> u64 {
+    (bytes / PAGE_BYTES) << (config!(page_struct_shift) & 31)
+}
+
+/// The region that a page is in: the pages of the largest block.
+#[inline(always)]
+fn region_of(page: u64) -> Option<*mut PageRegion> {
+    let region = page / span(PAGE_BYTES << MAX_PAGE_ORDER);
+    PAGE_REGIONS.get_ptr_mut(region as u32 & (PAGE_REGIONS_COUNT - 1))
+}
+
+#[inline(always)]
+fn has_larger_blocks(page: u64) -> bool {
+    region_of(page).is_some_and(|region| {
+        // SAFETY: a live map value; volatile, as other CPUs write it.
+        unsafe { (&raw const (*region).larger_blocks).read_volatile() != 0 }
+    })
+}
+
+/// Counts blocks of more than a page in a region: [`ONE_MORE`] or [`ONE_LESS`].
+#[inline(always)]
+fn count_in_region(page: u64, change: u64) {
+    if let Some(region) = region_of(page) {
+        // SAFETY: a live map value, aligned.
+        unsafe { atomic::add(&raw mut (*region).larger_blocks, change) };
+    }
+}

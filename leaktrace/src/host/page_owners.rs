@@ -1,0 +1,54 @@
+//! The kernel's allocators that take their memory from the page allocator: their pages are not
+//! counted a second time.
+
+use leaktrace_common::{PAGE_OWNERS, TextRange};
+
+use super::kallsyms;
+
+/// Functions one of which is in the stack of such an allocation, and of none other; whichever of
+/// them a kernel has, as the compiler inlines some.
+const FUNCTIONS: [&str; 24] = [
+    // Slabs: mm/slub.c (5.15 to 6.18), mm/slab.c (to 6.7).
+    "alloc_slab_page",
+    "allocate_slab",
+    "new_slab",
+    "___slab_alloc",
+    "cache_grow_begin",
+    // Large kmallocs: mm/slub.c, mm/slab_common.c.
+    "kmalloc_order",
+    "kmalloc_large",
+    "kmalloc_large_node",
+    "__kmalloc_large_node",
+    "___kmalloc_large_node",
+    "__kmalloc_large_noprof",
+    "__kmalloc_large_node_noprof",
+    // vmalloc and its page tables: mm/vmalloc.c.
+    "__vmalloc_area_node",
+    "__vmalloc_node_range",
+    "__vmalloc_node_range_noprof",
+    // Percpu chunks: mm/percpu-vm.c.
+    "pcpu_alloc_pages",
+    "pcpu_populate_chunk",
+    // Files whose pages do not move, and pages of processes: mm/filemap.c, mm/mempolicy.c.
+    "__page_cache_alloc",
+    "__filemap_get_folio",
+    "__filemap_get_folio_mpol",
+    "filemap_alloc_folio",
+    "filemap_alloc_folio_noprof",
+    "vma_alloc_folio",
+    "vma_alloc_folio_noprof",
+];
+
+/// Where those of this kernel lie; nothing where /proc/kallsyms hides it, and nothing if they
+/// are more than the programs look at.
+pub fn ranges() -> Option<[TextRange; PAGE_OWNERS]> {
+    let found = kallsyms::ranges(&FUNCTIONS);
+    if found.is_empty() || found.len() > PAGE_OWNERS {
+        return None;
+    }
+    let mut ranges = [TextRange::EMPTY; PAGE_OWNERS];
+    for (range, (start, end)) in ranges.iter_mut().zip(found) {
+        *range = TextRange { start, end };
+    }
+    Some(ranges)
+}
