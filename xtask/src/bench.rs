@@ -45,7 +45,15 @@ struct Workload {
     ways: &'static [(&'static str, Way)],
 }
 
-const WORKLOADS: [Workload; 2] = [
+const KERNEL_WAYS: [(&str, Way); 5] = [
+    ("untraced", Way::Untraced),
+    ("leaktrace kernel", Way::Leaktrace(&["kernel", "-q"])),
+    ("leaktrace kernel --stacks site", Way::Leaktrace(&["kernel", "-q", "--stacks", "site"])),
+    ("leaktrace kernel --stacks all", Way::Leaktrace(&["kernel", "-q", "--stacks", "all"])),
+    ("memleak-bpfcc", Way::Memleak(&["1000"])),
+];
+
+const WORKLOADS: [Workload; 4] = [
     Workload {
         name: "malloc/free loop",
         program: "hotloop",
@@ -59,20 +67,9 @@ const WORKLOADS: [Workload; 2] = [
             ("memleak-bpfcc -p", Way::Memleak(&["-p", "PID", "1000"])),
         ],
     },
-    Workload {
-        name: "pipe()+close loop",
-        program: "pipeloop",
-        ways: &[
-            ("untraced", Way::Untraced),
-            ("leaktrace kernel", Way::Leaktrace(&["kernel", "-q"])),
-            (
-                "leaktrace kernel --stacks site",
-                Way::Leaktrace(&["kernel", "-q", "--stacks", "site"]),
-            ),
-            ("leaktrace kernel --stacks all", Way::Leaktrace(&["kernel", "-q", "--stacks", "all"])),
-            ("memleak-bpfcc", Way::Memleak(&["1000"])),
-        ],
-    },
+    Workload { name: "pipe()+close loop", program: "pipeloop", ways: &KERNEL_WAYS },
+    Workload { name: "connect+close loop (TCP)", program: "sockloop", ways: &KERNEL_WAYS },
+    Workload { name: "create+unlink loop", program: "fileloop", ways: &KERNEL_WAYS },
 ];
 
 /// Runs every workload, or those of these programs, in every way and prints a table of medians and ratios.
