@@ -44,6 +44,8 @@ pub struct Config {
     pub filter_caches: u32,
     /// 1: kernel allocations by calls that lie in `text` only.
     pub filter_modules: u32,
+    /// 1: kernel allocations of the tasks in `cgroups` only.
+    pub filter_cgroups: u32,
     /// 1: kernel allocations with the GFP flags of a test in `gfp` only.
     pub filter_gfp: u32,
     /// Index of the `bytes_req` argument of the `kmalloc` tracepoint.
@@ -76,12 +78,16 @@ pub struct Config {
     pub gfp_movable: u32,
     /// log2 of the bytes of `struct page`.
     pub page_struct_shift: u32,
+    /// Always zero.
+    pub zero: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
     /// Tests of GFP flags, any of which may hold.
     pub gfp: [GfpTest; GFP_TESTS],
     /// Where the modules asked for have their text; empty ranges hold nothing.
     pub text: [TextRange; TEXT_RANGES],
+    /// Control groups, in any of which a task may be; those with id 0 hold none.
+    pub cgroups: [CgroupTest; CGROUPS],
     /// Functions of the kernel's other allocators, whose pages count as theirs.
     pub page_owners: [TextRange; PAGE_OWNERS],
 }
@@ -90,6 +96,8 @@ pub struct Config {
 pub const GFP_TESTS: usize = 8;
 /// Ranges in [`Config::text`].
 pub const TEXT_RANGES: usize = 16;
+/// Groups in [`Config::cgroups`].
+pub const CGROUPS: usize = 4;
 /// Ranges in [`Config::page_owners`].
 pub const PAGE_OWNERS: usize = 24;
 
@@ -112,6 +120,23 @@ impl Default for GfpTest {
     fn default() -> Self {
         Self::NEVER
     }
+}
+
+/// A control group of the unified hierarchy; holds the tasks in it and in the groups below it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupTest {
+    /// Its number, which is the inode of its folder; 0 holds none.
+    pub id: u64,
+    /// Groups above it.
+    pub level: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+impl CgroupTest {
+    /// Holds nothing.
+    pub const NONE: Self = Self { id: 0, level: 0, zero: 0 };
 }
 
 /// Addresses of code.
@@ -153,12 +178,13 @@ pub struct RcuLayout {
 }
 
 const _: () = assert!(size_of::<RcuLayout>() == 2 * 8 + 6 * 4);
+const _: () = assert!(size_of::<CgroupTest>() == 16);
 const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16);
 const _: () = assert!(
     size_of::<Config>()
         == 6 * 8
-            + 24 * 4
+            + 26 * 4
             + size_of::<RcuLayout>()
             + GFP_TESTS * 8
-            + (TEXT_RANGES + PAGE_OWNERS) * 16
+            + (TEXT_RANGES + CGROUPS + PAGE_OWNERS) * 16
 );

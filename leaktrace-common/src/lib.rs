@@ -34,7 +34,8 @@ pub use alloc::{
     AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
 };
 pub use config::{
-    Config, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode, TEXT_RANGES, TextRange,
+    CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
+    TEXT_RANGES, TextRange,
 };
 pub use loss::LossReason;
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};

@@ -4,10 +4,12 @@ use aya_ebpf::{
     EbpfContext,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::bpf_probe_read_kernel_str,
+        generated::{bpf_get_current_ancestor_cgroup_id, bpf_probe_read_kernel_str},
     },
 };
-use leaktrace_common::{GFP_TESTS, GfpTest, Kind, SiteVerdict, TEXT_RANGES, TextRange};
+use leaktrace_common::{
+    CGROUPS, CgroupTest, GFP_TESTS, GfpTest, Kind, SiteVerdict, TEXT_RANGES, TextRange,
+};
 
 use crate::{
     ledger,
@@ -45,7 +47,31 @@ pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
         // SAFETY: as above.
         unsafe { FILTER_COMMS.get(comm) }?;
     }
+    if config!(filter_cgroups) != 0 && leaktrace_is_in_cgroups() == 0 {
+        return None;
+    }
     Some(tgid)
+}
+
+/// Whether the running task is in a control group asked for, or below one. Global and not
+/// inlined, as [`leaktrace_has_gfp`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_is_in_cgroups() -> u32 {
+    let tests = (&raw const CONFIG.cgroups).cast::<CgroupTest>();
+    let mut at = 0;
+    while at < CGROUPS {
+        // SAFETY: within the array; volatile, as the loader patches it. The helper has no
+        // preconditions.
+        unsafe {
+            let test = core::ptr::read_volatile(tests.add(at));
+            if test.id != 0 && bpf_get_current_ancestor_cgroup_id(test.level as i32) == test.id {
+                return 1;
+            }
+        }
+        at += 1;
+    }
+    0
 }
 
 /// Whether allocations with these GFP flags are tracked. They are no part of a call site, as one

@@ -9,9 +9,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
-    Bucket, CacheName, Config, GFP_TESTS, GfpTest, InFlight, LossReason, Outstanding, PAGE_OWNERS,
-    PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord, TEXT_RANGES,
-    Target, TextMap, TextMapping, TextRange,
+    Bucket, CGROUPS, CacheName, CgroupTest, Config, GFP_TESTS, GfpTest, InFlight, LossReason,
+    Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey, SiteRecord,
+    StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -33,6 +33,7 @@ pub(crate) static CONFIG: Config = Config {
     filter_comms: 0,
     filter_caches: 0,
     filter_modules: 0,
+    filter_cgroups: 0,
     filter_gfp: 0,
     kmalloc_size_arg: 0,
     cache_arg: 0,
@@ -49,6 +50,7 @@ pub(crate) static CONFIG: Config = Config {
     all_pages: 0,
     gfp_movable: 0,
     page_struct_shift: 6,
+    zero: 0,
     rcu: RcuLayout {
         work_function: 0,
         monitor_function: 0,
@@ -61,6 +63,7 @@ pub(crate) static CONFIG: Config = Config {
     },
     gfp: [GfpTest::NEVER; GFP_TESTS],
     text: [TextRange::EMPTY; TEXT_RANGES],
+    cgroups: [CgroupTest::NONE; CGROUPS],
     page_owners: [TextRange::EMPTY; PAGE_OWNERS],
 };
 

@@ -9,7 +9,7 @@ use std::{
 use leaktrace::{
     cli::{self, Command, Parsed},
     error::Error,
-    host::{doctor, features, modules::check_loaded, proc},
+    host::{cgroup, doctor, features, modules::check_loaded, proc},
     pipeline::{self, sink::Sink},
     render::TextStyle,
     session::{
@@ -57,6 +57,9 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
         Target::Kernel { filters, .. } => {
             let pids = filters.pids.iter().try_for_each(|pid| proc::check_exists(*pid));
             pids.and_then(|()| filters.modules.iter().try_for_each(|name| check_loaded(name)))
+                .and_then(|()| {
+                    filters.cgroups.iter().try_for_each(|path| cgroup::find(path).map(drop))
+                })
         }
         Target::Command { .. } => Ok(()),
     }?;

@@ -1,7 +1,11 @@
 //! Kernel mode: sums by module, cache and process, whom an allocation is for, and the filter by
 //! GFP flags.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use leaktrace_tests::{
     leaker::Leaker,
@@ -155,5 +159,62 @@ fn a_cache_that_is_not_there_is_said_to_be_missing() {
     assert!(ended.final_report().sites().is_empty());
     let stderr = &ended.finished.stderr;
     assert!(stderr.contains("no slab cache has the name `no_such_cache`"), "{stderr}");
+    program.end_after("closed");
+}
+
+/// A group of the unified hierarchy with one below it; both go when dropped.
+struct Groups(PathBuf);
+
+impl Groups {
+    fn new() -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let root = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1).zip(line.split(' ').nth(2)))
+            .find_map(|(point, kind)| (kind == "cgroup2").then_some(point))
+            .ok_or_else(|| io::Error::other("no unified hierarchy of control groups"))?;
+        let outer = Path::new(root).join(format!("leaktrace-test-{}", std::process::id()));
+        fs::create_dir_all(outer.join("inner"))?;
+        Ok(Self(outer))
+    }
+
+    fn inner(&self) -> PathBuf {
+        self.0.join("inner")
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for group in [self.inner(), self.0.clone()] {
+            // One with a process in it stays, which a failed test has left behind.
+            let _ = fs::remove_dir(group);
+        }
+    }
+}
+
+#[test]
+fn a_control_group_holds_those_below_it_and_no_others() {
+    let groups = Groups::new().unwrap();
+    let mut program = Leaker::start("kobjects", &[]);
+    fs::write(groups.inner().join("cgroup.procs"), program.pid_arg()).unwrap();
+    let outer = groups.0.display().to_string();
+    let traced =
+        Traced::start(&["kernel", "--interval", "1h", "--by", "process", "--cgroup", &outer]);
+    program.advance("holding");
+    // This process is in no group below.
+    let pipes: Vec<_> = (0..100).map(|_| std::io::pipe().unwrap()).collect();
+    let report = traced.interrupt().final_report().clone();
+    let pid = u64::from(program.pid());
+    let holders: Vec<u64> = report.value["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| number(group, "pid"))
+        .collect();
+    assert_eq!(holders, [pid], "{}", report.value["groups"]);
+    // A pipe has two kmallocs and six objects, an eventfd and a timerfd three each: see `kernel`.
+    let got = report.sum(|_| true).outstanding_count;
+    assert!(got >= 500 * (7 + 3 + 3), "{got} blocks:\n{}", report.outline());
+    drop(pipes);
     program.end_after("closed");
 }

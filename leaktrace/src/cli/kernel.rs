@@ -1,5 +1,9 @@
 //! `leaktrace kernel`
 
+use std::path::PathBuf;
+
+use leaktrace_common::CGROUPS;
+
 use crate::{
     error::Error,
     session::spec::{By, KernelFilters, KernelKind, Spec, StackMode, Target, gfp},
@@ -33,6 +37,10 @@ pub(super) struct Args {
     /// [default: all]
     #[arg(long = "comm", value_name = "NAME")]
     comms: Vec<String>,
+    /// Only allocations made while a process in this control group (a folder of cgroup2, or a path
+    /// as in /proc/PID/cgroup) or in one below it runs; repeatable [default: all]
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroups: Vec<PathBuf>,
     /// Only objects of this slab cache, as kmalloc-64 or dentry (see /proc/slabinfo); repeatable
     /// [default: all]
     #[arg(long = "cache", value_name = "NAME")]
@@ -142,6 +150,11 @@ impl Args {
                  (see /proc/slabinfo)"
             )));
         }
+        if self.cgroups.len() > CGROUPS {
+            return Err(Error::Usage(format!(
+                "--cgroup takes at most {CGROUPS} groups: name one above several of them"
+            )));
+        }
         let gfp = gfp_names(&self.gfp)?;
         Ok(Spec {
             trace: self.common.trace(None, StackMode::Adaptive)?,
@@ -157,6 +170,7 @@ impl Args {
                     gfp,
                     pids: self.pids,
                     comms: self.comms,
+                    cgroups: self.cgroups,
                 },
             },
         })

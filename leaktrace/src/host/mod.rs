@@ -2,6 +2,7 @@
 
 mod attempts;
 pub mod btf;
+pub mod cgroup;
 pub mod doctor;
 pub mod elf;
 pub mod features;

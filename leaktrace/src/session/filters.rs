@@ -1,11 +1,13 @@
 //! What the filters of kernel allocations mean on this kernel, as constants of the BPF object.
 
-use leaktrace_common::{Config, GFP_TESTS, GfpTest, TEXT_RANGES, TextRange};
+use std::path::PathBuf;
+
+use leaktrace_common::{CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, TEXT_RANGES, TextRange};
 
 use super::spec::{KernelFilters, gfp};
 use crate::{
     error::Error,
-    host::{layout, modules},
+    host::{cgroup, layout, modules},
 };
 
 /// The constants with what is filtered for.
@@ -18,6 +20,8 @@ pub(super) fn constants(filters: &KernelFilters, config: Config) -> Result<Confi
         filter_gfp: u32::from(!filters.gfp.is_empty()),
         gfp: gfp_tests(&filters.gfp)?,
         text: text_ranges(&filters.modules)?,
+        filter_cgroups: u32::from(!filters.cgroups.is_empty()),
+        cgroups: cgroup_tests(&filters.cgroups)?,
         ..config
     })
 }
@@ -42,6 +46,14 @@ fn gfp_tests(names: &[gfp::GfpName]) -> Result<[GfpTest; GFP_TESTS], Error> {
     for (test, name) in tests.iter_mut().zip(names) {
         let value = bits_of(name.set)?;
         *test = GfpTest { mask: value | bits_of(name.clear)?, value };
+    }
+    Ok(tests)
+}
+
+fn cgroup_tests(paths: &[PathBuf]) -> Result<[CgroupTest; CGROUPS], Error> {
+    let mut tests = [CgroupTest::NONE; CGROUPS];
+    for (test, path) in tests.iter_mut().zip(paths) {
+        *test = cgroup::find(path)?;
     }
     Ok(tests)
 }

@@ -60,6 +60,9 @@ pub struct KernelFilters {
     pub pids: Vec<u32>,
     /// Only allocations made while a process of this command name runs.
     pub comms: Vec<String>,
+    /// Only allocations made while a process in or below one of these control groups runs; at
+    /// most as many as the BPF object tests.
+    pub cgroups: Vec<PathBuf>,
 }
 
 /// An allocator of the kernel.
