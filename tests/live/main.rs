@@ -11,4 +11,5 @@ mod lifecycle;
 mod processes;
 mod run;
 mod semantics;
+mod storm;
 mod unwinding;

@@ -27,6 +27,7 @@ pub mod oracle;
 pub mod program;
 pub mod report;
 pub mod samples;
+pub mod storm;
 pub mod traced;
 
 use std::time::{Duration, Instant};

@@ -22,7 +22,7 @@ use self::{kmalloc::KmallocNames, mappings::Mappings, suspects::Suspects};
 use crate::{
     bpf::Maps,
     error::Error,
-    host::objects::ObjectTable,
+    host::{objects::ObjectTable, slabinfo},
     snapshot::{
         Amount, Block, Frame, Holder, Loss, Mode, Object, Place, Process, Site, Snapshot, Stack,
         StackRef,
@@ -71,6 +71,8 @@ pub struct Collector {
     kmalloc_names: KmallocNames,
     /// Every kernel module seen loaded.
     modules: BTreeSet<String>,
+    /// Objects in use by slab cache when the probes went on.
+    slabs: Option<BTreeMap<String, i64>>,
 }
 
 /// What does not change during a session.
@@ -109,12 +111,16 @@ impl Collector {
             suspects: Suspects::default(),
             kmalloc_names: options.kmalloc_names,
             modules: modules(),
+            slabs: None,
         }
     }
 
     /// Tells that the probes are on: time counts from here.
     pub fn start(&mut self) {
         self.started = Instant::now();
+        if self.mode == Mode::Kernel {
+            self.slabs = slabinfo::active_objects();
+        }
     }
 
     /// Adds a traced process image.
@@ -156,6 +162,19 @@ impl Collector {
         let gone = self.modules.difference(&now).cloned().collect();
         self.modules.extend(now);
         gone
+    }
+
+    /// By how much each slab cache has grown since the start, by the kernel's own count.
+    fn cache_growth(&self) -> BTreeMap<String, i64> {
+        let (Some(then), Some(now)) = (&self.slabs, slabinfo::active_objects()) else {
+            return BTreeMap::new();
+        };
+        now.into_iter()
+            .map(|(cache, objects)| {
+                let before = then.get(&cache).copied().unwrap_or(0);
+                (cache, objects - before)
+            })
+            .collect()
     }
 
     /// Notes a further allocator of a process.
@@ -240,6 +259,7 @@ impl Collector {
             max_outstanding: self.max_outstanding,
             blocks_read: read_blocks,
             gone_modules: self.gone_modules(),
+            cache_growth: self.cache_growth(),
             older_ms: wants.older_ns / 1_000_000,
         })
     }

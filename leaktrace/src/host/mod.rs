@@ -12,3 +12,4 @@ pub mod modules;
 pub mod objects;
 pub mod page_owners;
 pub mod proc;
+pub mod slabinfo;

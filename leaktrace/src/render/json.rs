@@ -96,6 +96,12 @@ struct WireLimits {
 }
 
 #[derive(Serialize)]
+struct WireDoubt {
+    cache_outstanding: u64,
+    cache_growth: i64,
+}
+
+#[derive(Serialize)]
 struct WireVerdict {
     reachability: &'static str,
     evidence: String,
@@ -125,6 +131,8 @@ struct WireSite<'a> {
     estimated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<WireVerdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    doubt: Option<WireDoubt>,
     stack: Vec<WireFrame<'a>>,
     truncated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -292,6 +300,10 @@ fn site(row: &Row) -> WireSite<'_> {
         largest_bytes: row.largest_bytes,
         estimated: false,
         verdict: verdict(row),
+        doubt: row.doubt.map(|doubt| WireDoubt {
+            cache_outstanding: doubt.outstanding,
+            cache_growth: doubt.growth,
+        }),
         stack: row.stack.iter().map(frame).collect(),
         truncated: row.truncated.is_some(),
         truncated_reason: row.truncated,

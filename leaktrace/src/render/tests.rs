@@ -78,6 +78,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         max_outstanding: 1_000_000,
         blocks_read: true,
         gone_modules: std::collections::BTreeSet::new(),
+        cache_growth: std::collections::BTreeMap::new(),
         older_ms: 0,
     }
 }

@@ -148,6 +148,17 @@ fn write_group(
         let module = escape(module);
         writeln!(out, "      certain leak: module {module} was unloaded with these outstanding")?;
     }
+    if let (Some(doubt), Some(cache)) = (first.doubt, &first.cache) {
+        let grown = match doubt.growth {
+            ..=0 => "did not grow".to_owned(),
+            more => format!("grew by {} objects only", format_count(more.unsigned_abs())),
+        };
+        let (all, cache) = (format_count(doubt.outstanding), escape(cache));
+        writeln!(
+            out,
+            "      perhaps no leak: {all} blocks of cache {cache} look outstanding, but it {grown}"
+        )?;
+    }
     let with_stack: Vec<&Row> = group.rows.iter().filter(|row| row.stack_taken).collect();
     if group.rows.len() == 1 {
         stack(first, out)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
-use super::{Owner, Totals, owner};
+use super::{Doubt, Owner, Totals, owner};
 use crate::snapshot::{
     Block, Frame, Holder, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
 };
@@ -24,6 +24,8 @@ pub struct Row {
     pub owner: Option<Owner>,
     /// Whether that module was unloaded: what is outstanding then is a certain leak.
     pub module_gone: bool,
+    /// Set where its slab cache did not grow as its blocks did.
+    pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
     pub function: Option<AllocFunction>,
     /// The process, for user memory.
@@ -208,6 +210,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         kind: site.kind,
         cache: site.cache.clone(),
         owner: if site.kind == Kind::Malloc { None } else { owner::find(&stack) },
+        doubt: None,
         module_gone: module.as_ref().is_some_and(|name| snapshot.gone_modules.contains(name)),
         module,
         function: site.function,

@@ -4,6 +4,7 @@
 
 mod merge;
 mod owner;
+mod reconcile;
 mod table;
 mod trust;
 
@@ -11,6 +12,7 @@ use leaktrace_common::StackMode;
 
 pub use merge::{FrameView, Row};
 pub use owner::Owner;
+pub use reconcile::Doubt;
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
 
@@ -75,7 +77,11 @@ pub struct Group {
 
 /// Builds the report of a snapshot.
 pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
-    let rows = merge::rows(snapshot, names);
+    let doubts = reconcile::doubts(snapshot);
+    let mut rows = merge::rows(snapshot, names);
+    for row in &mut rows {
+        row.doubt = row.cache.as_ref().and_then(|cache| doubts.get(cache)).copied();
+    }
     let mut totals = Totals::default();
     for row in &rows {
         totals.add(&row.totals);
@@ -97,7 +103,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         groups,
         groups_total,
         table,
-        trust: trust::trust(&snapshot.loss, snapshot.mode),
+        trust: trust::trust(&snapshot.loss, snapshot.mode, &doubts),
         max_outstanding: snapshot.max_outstanding,
     }
 }

@@ -1,7 +1,10 @@
 //! What a report could not see, in sentences.
 
+use std::collections::BTreeMap;
+
 use leaktrace_common::LossReason;
 
+use super::Doubt;
 use crate::{
     snapshot::{Loss, Mode},
     units::format_count,
@@ -20,7 +23,7 @@ pub struct Trust {
     pub loss: Loss,
 }
 
-pub(super) fn trust(loss: &Loss, mode: Mode) -> Trust {
+pub(super) fn trust(loss: &Loss, mode: Mode, doubts: &BTreeMap<String, Doubt>) -> Trust {
     let mut missed: Vec<String> = Vec::new();
     let mut notes: Vec<String> = Vec::new();
     for (reason, count) in &loss.reasons {
@@ -42,11 +45,19 @@ pub(super) fn trust(loss: &Loss, mode: Mode) -> Trust {
         ));
     }
     missed.extend(loss.unseen.iter().map(|what| format!("not seen: {what}")));
+    if !doubts.is_empty() {
+        let caches: Vec<&str> = doubts.keys().map(String::as_str).collect();
+        missed.push(format!(
+            "frees missed, as it seems: /proc/slabinfo shows less growth than outstanding blocks in \
+             {}",
+            caches.join(", ")
+        ));
+    }
     if loss.stacks_truncated > 0 {
         notes.push(format!(
             "stacks that are cut short, each with its reason: {}",
             format_count(loss.stacks_truncated)
         ));
     }
-    Trust { complete: loss.is_complete(), missed, notes, loss: loss.clone() }
+    Trust { complete: loss.is_complete() && doubts.is_empty(), missed, notes, loss: loss.clone() }
 }

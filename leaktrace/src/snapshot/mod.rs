@@ -54,6 +54,9 @@ pub struct Snapshot {
     pub blocks_read: bool,
     /// Kernel modules that were loaded at an earlier snapshot, or at the start, and are not now.
     pub gone_modules: BTreeSet<String>,
+    /// Objects in use in each slab cache now, less those at the start, by the kernel's own count;
+    /// empty where it does not tell, and but in kernel mode.
+    pub cache_growth: BTreeMap<String, i64>,
     /// With `--older`: outstanding figures count only blocks at least this old.
     pub older_ms: u64,
 }

@@ -158,6 +158,7 @@ mod tests {
             max_outstanding: 0,
             blocks_read: false,
             gone_modules: std::collections::BTreeSet::new(),
+            cache_growth: std::collections::BTreeMap::new(),
             older_ms: 0,
         }
     }

@@ -1,0 +1,79 @@
+//! A minute of network traffic, walks over files and new processes on all CPUs, in the machine of
+//! `cargo xtask vm`, whose kernel lets every free be seen: nothing may look leaked that the kernel
+//! does not hold, by its own count.
+
+#![allow(clippy::print_stdout, reason = "the table is what one wants to see")]
+
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+
+use leaktrace_tests::{
+    report::{Amounts, Report, number},
+    storm::{Storm, slab_objects},
+    traced::Traced,
+};
+
+/// How long it lasts.
+const STORM: Duration = Duration::from_secs(60);
+
+/// Outstanding blocks, and all that were allocated, by slab cache.
+fn by_cache(report: &Report) -> BTreeMap<String, (u64, u64)> {
+    let groups = report.value["groups"].as_array().map(Vec::as_slice).unwrap_or_default();
+    groups
+        .iter()
+        .filter_map(|group| {
+            let figures = (number(group, "outstanding_count"), number(group, "allocated_count"));
+            Some((group["name"].as_str()?.to_owned(), figures))
+        })
+        .collect()
+}
+
+#[test]
+fn a_storm_leaves_nothing_that_the_kernel_does_not_hold() {
+    let mut traced = Traced::start(&["kernel", "--kind", "slab", "--by", "cache", "-i", "2s"]);
+    traced.next_report(Duration::from_secs(30));
+    let before: BTreeMap<String, i64> = slab_objects().unwrap().into_iter().collect();
+    let rounds = Storm::start().blow(STORM);
+    // What RCU and work items still have to free.
+    traced.next_report(Duration::from_secs(30));
+    traced.next_report(Duration::from_secs(30));
+    let after = slab_objects().unwrap();
+    let report = traced.interrupt().final_report().clone();
+
+    let tracked = by_cache(&report);
+    println!("{rounds:?}");
+    println!("{:<28} {:>12} {:>12} {:>12}", "cache", "allocated", "outstanding", "slabinfo");
+    let mut without_growth = 0;
+    for (cache, now) in after {
+        let Some((outstanding, allocated)) = tracked.get(&cache) else { continue };
+        let growth = now - before.get(&cache).copied().unwrap_or(0);
+        if *outstanding > 0 {
+            println!("{cache:<28} {allocated:>12} {outstanding:>12} {growth:>12}");
+        }
+        if growth <= 0 {
+            without_growth += outstanding;
+        }
+    }
+    let totals = Amounts::of(&report.value["totals"]);
+    let events = totals.allocated_count + totals.freed_count;
+    println!("events: {events}, loss: {}", report.value["loss"]);
+    for (what, rounds, least) in [
+        ("connections", &rounds.connections, 1000),
+        ("files", &rounds.files, 1000),
+        ("processes", &rounds.processes, 50),
+    ] {
+        let rounds = rounds.load(Ordering::Relaxed);
+        assert!(rounds > least, "too weak a storm: {rounds} {what}");
+    }
+    assert!(events > 200_000, "too weak a storm: {events} events");
+    let allowed = events / 10_000;
+    assert!(report.loss("missed_frees") <= allowed, "loss: {}", report.value["loss"]);
+    assert_eq!(report.loss("missed_allocs"), 0, "loss: {}", report.value["loss"]);
+    assert!(
+        without_growth <= allowed,
+        "{without_growth} blocks outstanding in caches that did not grow, of {events} events"
+    );
+    assert_eq!(report.value["loss"]["unseen"].as_array().map(Vec::len), Some(0));
+    let doubts: Vec<_> =
+        report.sites().into_iter().filter(|site| !site.value["doubt"].is_null()).collect();
+    assert!(doubts.is_empty(), "{doubts:?}");
+}
