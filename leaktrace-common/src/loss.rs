@@ -26,7 +26,8 @@ pub enum LossReason {
     DeleteRefused = 8,
     /// A call could not be followed to its return: no room.
     InFlightFull = 9,
-    /// A call never returned (longjmp, an exception, a killed thread).
+    /// A call never returned (longjmp, an exception, a killed thread), or not as far as could be
+    /// seen: the kernel keeps room for so many kretprobes.
     SkippedReturn = 10,
     /// A return without a known call.
     UnknownReturn = 11,

@@ -58,6 +58,11 @@ pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
     let Some(site) = site_of(&ctx, 5, &allocation) else { return 0 };
     let block = Outstanding { size_bytes, timestamp_ns: 0, site, tgid };
     let thread = bpf_get_current_pid_tgid();
+    // SAFETY: the value is not looked at, only its presence.
+    if unsafe { VMALLOC_IN_FLIGHT.get(thread) }.is_some() {
+        // The kernel had no room to watch the return of the thread's last call.
+        loss::count(LossReason::SkippedReturn);
+    }
     if VMALLOC_IN_FLIGHT.insert(thread, block, u64::from(BPF_ANY)).is_err() {
         loss::count(LossReason::InFlightFull);
     }

@@ -203,7 +203,12 @@ fn kernel(facts: &HostFacts) -> [Check; 5] {
     let fentry = Want {
         name: "fentry",
         needed_by: Modes::None,
-        lost: "sight of kmem_cache_free_bulk: objects freed through it still look outstanding",
+        lost: if facts.has_kprobe {
+            "nothing: kprobes take its place"
+        } else {
+            "sight of kmem_cache_free_bulk: objects freed through it still look outstanding; and \
+             kfree_rcu is seen some seconds late"
+        },
         mend: "use a kernel with CONFIG_FUNCTION_TRACER=y and CONFIG_DEBUG_INFO_BTF=y",
     };
     let is_root = facts.is_root;
@@ -259,11 +264,12 @@ fn uprobes(facts: &HostFacts) -> [Check; 4] {
     ]
 }
 
-fn restrictions(facts: &HostFacts) -> [Check; 4] {
+fn restrictions(facts: &HostFacts) -> [Check; 5] {
     let kprobe = Want {
         name: "kprobes",
         needed_by: Modes::None,
-        lost: "nothing today: they would be the next way where fentry is refused",
+        lost: "vmalloc's callers and the bytes asked for: its address areas are traced instead; \
+               and what stands in for fentry where that is refused",
         mend: "use a kernel with CONFIG_KPROBE_EVENTS=y",
     };
     let lockdown = Want {
@@ -283,6 +289,12 @@ fn restrictions(facts: &HostFacts) -> [Check; 4] {
         needed_by: Modes::None,
         lost: "uprobes, where leaktrace has no CAP_PERFMON",
         mend: AS_ROOT,
+    };
+    let slabinfo = Want {
+        name: "/proc/slabinfo",
+        needed_by: Modes::None,
+        lost: "the comparison of outstanding blocks with the kernel's own count of each slab cache",
+        mend: if facts.is_root { "use a kernel with CONFIG_SLUB_DEBUG=y" } else { AS_ROOT },
     };
     // 1 hides addresses from those without CAP_SYSLOG, 2 from everyone.
     let shows_pointers = match facts.kptr_restrict {
@@ -304,6 +316,10 @@ fn restrictions(facts: &HostFacts) -> [Check; 4] {
         lockdown.of(mode != "confidentiality", mode),
         pointers.of(shows_pointers, shown(facts.kptr_restrict)),
         paranoid.of(may_perf, shown(facts.perf_event_paranoid)),
+        slabinfo.of(
+            facts.has_slabinfo,
+            if facts.has_slabinfo { "it can be read" } else { "it cannot be read" },
+        ),
     ]
 }
 

@@ -97,6 +97,8 @@ pub struct HostFacts {
     pub fentry: Answer,
     /// The perf subsystem has kprobes.
     pub has_kprobe: bool,
+    /// Whether /proc/slabinfo can be read.
+    pub has_slabinfo: bool,
     /// Our effective capabilities.
     pub capabilities: Capabilities,
     /// The lockdown mode; none where the kernel has no lockdown.
@@ -132,6 +134,7 @@ pub fn probe() -> HostFacts {
         session: attempts::session(),
         fentry: attempts::fentry(),
         has_kprobe: pmu("kprobe"),
+        has_slabinfo: super::slabinfo::active_objects().is_some(),
         capabilities: capabilities(&read("/proc/self/status").unwrap_or_default()),
         lockdown: read("/sys/kernel/security/lockdown").and_then(|text| lockdown_mode(&text)),
         kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),

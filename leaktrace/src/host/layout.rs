@@ -159,14 +159,10 @@ impl KernelLayout {
             percpu_size: btf
                 .tracepoint("percpu_alloc_percpu")
                 .and_then(|params| percpu_size(&params)),
-            // From 6.10 on the functions that allocate have another name. The caller is the
-            // last of nine arguments.
-            vmalloc: ["__vmalloc_node_range_noprof", "__vmalloc_node_range"]
-                .into_iter()
-                .find(|name| btf.function(name).is_some_and(|params| params.len() == 9)),
-            rcu_call_offset: btf.function("kvfree_call_rcu").is_some_and(|params| {
-                params.get(1) == Some(&Param::Typedef("rcu_callback_t".into()))
-            }),
+            vmalloc: vmalloc_function(|name| btf.function(name)),
+            rcu_call_offset: btf
+                .function("kvfree_call_rcu")
+                .is_some_and(|params| rcu_call_offset(&params)),
         })
     }
 }
@@ -241,6 +237,20 @@ fn page_struct_shift(
     known.then(|| bytes.ilog2())
 }
 
+/// Whether the second of the arguments of `kvfree_call_rcu` is an offset in the place of a function
+/// (to 6.3), and no pointer.
+fn rcu_call_offset(params: &[Param]) -> bool {
+    params.get(1) == Some(&Param::Typedef("rcu_callback_t".into()))
+}
+
+/// The function that every vmalloc comes to: from 6.10 on those that allocate have another name.
+/// The caller is the last of nine arguments.
+fn vmalloc_function(params_of: impl Fn(&str) -> Option<Vec<Param>>) -> Option<&'static str> {
+    ["__vmalloc_node_range_noprof", "__vmalloc_node_range"]
+        .into_iter()
+        .find(|name| params_of(name).is_some_and(|params| params.len() == 9))
+}
+
 /// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.
 fn rcu_layout(btf: &Btf) -> Option<RcuLayout> {
     btf.tracepoint("workqueue_execute_start")?;
@@ -303,6 +313,41 @@ mod tests {
         check("cpg", "cpsgi", None);
         check("cpzzgi", "cpg", None);
         check("cpzgz", "cpsgi", None);
+    }
+
+    #[test]
+    fn percpu_memory_has_two_shapes() {
+        // To 5.17: reserved, is_atomic, size, align, base_addr, off, ptr.
+        assert_eq!(percpu_size(&params("iizzpip")), Some(2));
+        // From 5.18: call_site first, bytes_alloc and gfp_flags last.
+        assert_eq!(percpu_size(&params("ciizzpipzg")), Some(3));
+        assert_eq!(percpu_size(&params("ciizzpip")), None);
+        assert_eq!(percpu_size(&params("iip")), None);
+    }
+
+    #[test]
+    fn kvfree_call_rcu_has_two_shapes() {
+        let head = || Param::StructPointer("callback_head".into());
+        // 5.15 and 6.1
+        assert!(rcu_call_offset(&[head(), Param::Typedef("rcu_callback_t".into())]));
+        // 6.6 to 6.18
+        assert!(!rcu_call_offset(&[head(), Param::Pointer]));
+        assert!(!rcu_call_offset(&[]));
+    }
+
+    #[test]
+    fn vmalloc_has_two_names() {
+        // size, align, start, end, gfp_mask, prot, vm_flags, node, caller
+        let nine = || params("ccccgccip");
+        let of = |known: &'static str, shape: Vec<Param>| {
+            vmalloc_function(|name| (name == known).then(|| shape.clone()))
+        };
+        // 5.15 to 6.9
+        assert_eq!(of("__vmalloc_node_range", nine()), Some("__vmalloc_node_range"));
+        // 6.10 to 6.18
+        let noprof = "__vmalloc_node_range_noprof";
+        assert_eq!(of(noprof, nine()), Some(noprof));
+        assert_eq!(of(noprof, params("ccg")), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn good() -> HostFacts {
         session: Answer::Yes,
         fentry: Answer::Yes,
         has_kprobe: true,
+        has_slabinfo: true,
         capabilities: Capabilities(u64::MAX),
         lockdown: Some("none".into()),
         kptr_restrict: Some(1),
