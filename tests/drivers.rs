@@ -92,6 +92,37 @@ fn a_module_filter_leaves_out_all_other_calls() {
     driver.unload();
 }
 
+/// Entries below /proc are allocated by the kernel for the driver: they are the module's, unless only
+/// its own calls are asked for.
+#[test]
+fn a_module_filter_keeps_what_the_kernel_allocates_for_the_module() {
+    let driver = Driver::load("leak_device");
+    let entries = |report: &Report| {
+        let sites = report.sites().into_iter().filter(|site| site.cache() == "proc_dir_entry");
+        sites.map(|site| number(site.value, "outstanding_count")).sum::<u64>()
+    };
+    let args = ["kernel", "--module", "leak_device", "-i", "1s"];
+    let data =
+        |report: &Report| report.sum_in_module("leak_device", "entry_data").outstanding_count;
+    let mut traced = Traced::start(&args);
+    driver.command("add", 100);
+    traced.wait_report("entries and their data are there", SOON, |report| {
+        (entries(report), data(report)) == (100, 100)
+    });
+    let report = traced.interrupt().final_report().clone();
+    let others = report.outline_of(|site| site.module() != "leak_device");
+    assert!(report.sites().iter().all(|site| site.module() == "leak_device"), "{others}");
+    driver.unload();
+
+    let driver = Driver::load("leak_device");
+    let mut traced = Traced::start(&[&args[..], &["--stacks", "site"]].concat());
+    driver.command("add", 100);
+    traced.wait_report("their data is there", SOON, |report| data(report) == 100);
+    let report = traced.interrupt().final_report().clone();
+    assert_eq!(entries(&report), 0, "{}", report.outline_of(|site| site.cache() != ""));
+    driver.unload();
+}
+
 #[test]
 fn a_clock_that_resume_takes_again_is_leaked() {
     let driver = Driver::load("leak_clock");

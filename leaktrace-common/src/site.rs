@@ -112,6 +112,8 @@ pub enum SiteVerdict {
     Wanted = 1,
     /// It is not.
     Unwanted = 2,
+    /// It lies in no module asked for, but its callers may: the stack decides, each time.
+    ByStack = 3,
 }
 
 /// Name of a slab cache, NUL-padded.

@@ -8,7 +8,7 @@ use aya_ebpf::{
     },
 };
 use leaktrace_common::{
-    CGROUPS, CgroupTest, GFP_TESTS, GfpTest, Kind, SiteVerdict, TEXT_RANGES, TextRange,
+    CGROUPS, CgroupTest, GFP_TESTS, GfpTest, Kind, SiteVerdict, StackMode, TEXT_RANGES, TextRange,
 };
 
 use crate::{
@@ -99,21 +99,28 @@ pub extern "C" fn leaktrace_has_gfp(gfp: u32) -> u32 {
     0
 }
 
-/// Whether a call site is asked for, by its slab cache and by the module that it lies in; decided
-/// once for each. `base` is its record without stack.
+/// Whether a call site is asked for, by its slab cache and by the module that it lies in: a
+/// [`SiteVerdict`], found once for each. `base` is its record without stack.
 #[inline(always)]
-pub(crate) fn wants_site(base: u32, kind: Kind, detail: u64, call_site: u64) -> bool {
+pub(crate) fn site_verdict(base: u32, kind: Kind, detail: u64, call_site: u64) -> u32 {
     if config!(filter_caches) == 0 && config!(filter_modules) == 0 {
-        return true;
+        return SiteVerdict::Wanted as u32;
     }
     let known = ledger::verdict(base);
     if known != SiteVerdict::Unknown as u32 {
-        return known == SiteVerdict::Wanted as u32;
+        return known;
     }
-    let wanted = wants_cache(kind, detail)
-        && (config!(filter_modules) == 0 || leaktrace_in_text(call_site) != 0);
-    ledger::set_verdict(base, wanted);
-    wanted
+    let verdict = if !wants_cache(kind, detail) {
+        SiteVerdict::Unwanted
+    } else if config!(filter_modules) == 0 || leaktrace_in_text(call_site) != 0 {
+        SiteVerdict::Wanted
+    } else if config!(stack_mode) == StackMode::Site as u32 {
+        SiteVerdict::Unwanted
+    } else {
+        SiteVerdict::ByStack
+    } as u32;
+    ledger::set_verdict(base, verdict);
+    verdict
 }
 
 #[inline(always)]

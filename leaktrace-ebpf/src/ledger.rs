@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use leaktrace_common::{
-    AllocKey, LossReason, Outstanding, SiteKey, SiteVerdict, StackId, StackMode, lifetime_bucket,
+    AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode, lifetime_bucket,
 };
 
 use crate::{
@@ -107,13 +107,12 @@ pub(crate) fn verdict(site: u32) -> u32 {
     SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).verdict })
 }
 
-/// Remembers whether a call site is asked for.
+/// Remembers a [`SiteVerdict`] on a call site.
 #[inline(always)]
-pub(crate) fn set_verdict(site: u32, wanted: bool) {
-    let verdict = if wanted { SiteVerdict::Wanted } else { SiteVerdict::Unwanted };
+pub(crate) fn set_verdict(site: u32, verdict: u32) {
     if let Some(record) = SITES.get_ptr_mut(site) {
         // SAFETY: a live map value; whoever is second writes the same.
-        unsafe { (*record).verdict = verdict as u32 };
+        unsafe { (*record).verdict = verdict };
     }
 }
 

@@ -113,11 +113,13 @@ const SERIAL: [&str; 1] = ["--test-threads=1"];
 
 /// What runs in the machine: kernel, test file, and which of its tests (arguments of the test
 /// runner). Each in a machine of its own, as a driver may leave the kernel in any state.
-const MACHINES: [(vm::Flavour, &str, &[&str]); 4] = [
+const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
     // A thousand backtraces each are too slow in an emulated machine; those of `unwinding` run.
     (vm::Flavour::Amd64, "live", &["--skip", "gdb::"]),
     (vm::Flavour::Amd64, "drivers", &[]),
     (vm::Flavour::Amd64, "storm", &["--nocapture"]),
+    // Where interrupts are threads, and locks sleep.
+    (vm::Flavour::RtAmd64, "live", &["kernel::default_stacks", "kernel::percpu", "pages_in_pipes"]),
     // What differs: uprobe_multi links, and walks that meet on one CPU.
     (vm::Flavour::Newer, "live", &["at_once", "verifier", "semantics::", "kernel::"]),
 ];

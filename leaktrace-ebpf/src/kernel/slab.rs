@@ -23,9 +23,10 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, StackId,
+    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteVerdict, StackId,
 };
 
+use super::by_stack;
 use crate::{
     filter, ledger, loss,
     maps::{CACHES, config},
@@ -191,7 +192,9 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
     }
     let Some(tgid) = filter::wanted_tgid(ctx, slot) else { return 0 };
     let Some(base) = base_of(allocation) else { return 0 };
-    if !filter::wants_site(base, allocation.kind, allocation.detail, allocation.call_site) {
+    let verdict =
+        filter::site_verdict(base, allocation.kind, allocation.detail, allocation.call_site);
+    if verdict == SiteVerdict::Unwanted as u32 {
         return 0;
     }
     let size_bytes = match allocation.size_bytes {
@@ -208,7 +211,7 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
             size_bytes
         }
     };
-    let Some(site) = with_stack(ctx, slot, allocation, base) else { return 0 };
+    let Some(site) = with_stack(ctx, slot, allocation, base, verdict) else { return 0 };
     ledger::on_alloc(
         AllocKey::new(allocation.space, allocation.address),
         Outstanding {
@@ -226,10 +229,12 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
 #[inline(always)]
 pub(super) fn site_of<C: EbpfContext>(ctx: &C, slot: u32, allocation: &Allocation) -> Option<u32> {
     let base = base_of(allocation)?;
-    if !filter::wants_site(base, allocation.kind, allocation.detail, allocation.call_site) {
+    let verdict =
+        filter::site_verdict(base, allocation.kind, allocation.detail, allocation.call_site);
+    if verdict == SiteVerdict::Unwanted as u32 {
         return None;
     }
-    with_stack(ctx, slot, allocation, base)
+    with_stack(ctx, slot, allocation, base, verdict)
 }
 
 #[inline(always)]
@@ -253,13 +258,23 @@ fn base_of(allocation: &Allocation) -> Option<u32> {
     })
 }
 
+/// The site, with its stack if that is wanted or decides; nothing if the stack is not asked for.
 #[inline(always)]
 fn with_stack<C: EbpfContext>(
     ctx: &C,
     slot: u32,
     allocation: &Allocation,
     base: u32,
+    verdict: u32,
 ) -> Option<u32> {
+    if config!(filter_modules) != 0 && verdict == SiteVerdict::ByStack as u32 {
+        let is_wanted = stack::read_kernel(ctx, slot)
+            && by_stack::leaktrace_wants_frames(slot, allocation.kind as u32) != 0;
+        if !is_wanted {
+            return None;
+        }
+        return ledger::site_index(&key_of(allocation, stack::name_kernel(slot, true)));
+    }
     if !ledger::wants_stack(base) {
         return Some(base);
     }

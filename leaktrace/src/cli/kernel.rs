@@ -45,8 +45,9 @@ pub(super) struct Args {
     /// [default: all]
     #[arg(long = "cache", value_name = "NAME")]
     caches: Vec<String>,
-    /// Only calls that lie in the code of this loaded module (see /proc/modules), and not what
-    /// the kernel allocates on its behalf; repeatable [default: all]
+    /// Only what this loaded module (see /proc/modules) allocates, or has the kernel allocate: its
+    /// code is in the stack, which is taken for every allocation of the host then; with --stacks
+    /// site only its own calls, which costs next to nothing; repeatable [default: all]
     #[arg(long = "module", value_name = "NAME")]
     modules: Vec<String>,
     /// Only allocations with this GFP flag, as __GFP_ZERO, or made as GFP_ATOMIC, GFP_KERNEL and

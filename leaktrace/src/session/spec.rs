@@ -52,7 +52,7 @@ pub enum Target {
 pub struct KernelFilters {
     /// Only objects of these slab caches.
     pub caches: Vec<String>,
-    /// Only calls that lie in the code of these modules.
+    /// Only calls with code of these modules in their stack.
     pub modules: Vec<String>,
     /// Only allocations with one of these GFP flags; at most as many as the BPF object tests.
     pub gfp: Vec<gfp::GfpName>,
