@@ -34,6 +34,10 @@ pub(super) fn trust(loss: &Loss, mode: Mode, doubts: &BTreeMap<String, Doubt>) -
                 "{} frees of blocks that are not tracked (allocated before tracing began)",
                 format_count(*count)
             )),
+            LossReason::SkippedReturn if mode == Mode::Kernel => missed.push(format!(
+                "{} allocations missed: the kernel had no room to watch the return of vmalloc",
+                format_count(*count)
+            )),
             LossReason::UntrackedFree => notes.push(sentence),
             _ => missed.push(sentence),
         }
