@@ -8,6 +8,7 @@ use std::fs::{self, File};
 
 use leaktrace_tests::{
     SOON,
+    binary::target_dir,
     driver::Driver,
     report::{Amounts, Report, number},
     traced::Traced,
@@ -363,6 +364,51 @@ mod unloaded {
         assert_eq!(got, account, "{lost}");
         let leaks = report.sum(|site| site.value["verdict"]["reachability"] == "definitely lost");
         assert_eq!(leaks.outstanding_count, account.outstanding_count, "{lost}");
+    }
+
+    /// Its debug information is read when it has gone, and the file says what was where.
+    #[test]
+    fn lines_and_inlined_functions_are_there_with_debug_information() {
+        let driver = Driver::load("leak_clock");
+        let folder = target_dir().join("test-drivers");
+        let folder = folder.to_str().unwrap_or_default();
+        let args = ["kernel", "--stacks", "all", "-i", "1h", "--debug-dir", folder];
+        let traced = Traced::start(&args);
+        driver.command("probe", 0);
+        driver.command("cycle", 100);
+        driver.unload();
+        let ended = traced.interrupt();
+        let report = ended.final_report();
+        let source = fs::read_to_string("drivers/leak_clock.c").unwrap_or_default();
+        let line = |text: &str, from: &str| {
+            let behind = source.lines().position(|line| line.contains(from)).unwrap_or_default();
+            let found = source.lines().skip(behind).position(|line| line.contains(text));
+            behind + found.unwrap_or_else(|| panic!("no {text:?} in the driver")) + 1
+        };
+        // Function, line and whether it is inlined, of the driver's own file.
+        let expected = [
+            ("clock_get", line("kzalloc(", "*clock_get("), false),
+            ("take_clock", line("clock_get(consumer)", "take_clock("), true),
+            ("device_resume", line("take_clock();", "int device_resume("), false),
+            ("cycle", line("device_resume();", "int cycle("), false),
+        ]
+        .map(|(name, line, is_inlined)| format!("{name} leak_clock.c:{line} {is_inlined}"));
+        let handles = report.sum(|site| {
+            let frames = site.value["stack"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let shown: Vec<String> = frames
+                .iter()
+                .filter_map(|frame| {
+                    let file = frame["file"].as_str()?.rsplit('/').next()?;
+                    let name = frame["symbol"].as_str()?;
+                    let is_inlined = frame["inlined"] == true;
+                    Some(format!("{name} {file}:{} {is_inlined}", frame["line"]))
+                })
+                .filter(|frame| frame.contains("leak_clock.c"))
+                .collect();
+            shown == expected
+        });
+        let all = report.outline_of(|site| site.module() == "leak_clock");
+        assert_eq!(handles.outstanding_count, 100, "expected {expected:?}\n{all}");
     }
 }
 

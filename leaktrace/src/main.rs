@@ -74,7 +74,7 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
         color: sink.as_ref().is_some_and(Sink::is_terminal)
             && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::new(&spec.debug_dirs);
     if matches!(spec.target, Target::Kernel { .. }) {
         symbolizer.read_kernel();
     }

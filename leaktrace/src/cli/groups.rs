@@ -57,6 +57,10 @@ pub(super) struct CommonArgs {
     #[arg(long, value_name = "N", default_value_t = 127,
           value_parser = clap::value_parser!(u32).range(1..=127))]
     max_depth: u32,
+    /// Folder with debug information that no package installed: of kernel modules (anywhere below
+    /// it), of vmlinux, and .build-id folders; repeatable [default: /usr/lib/debug and the like]
+    #[arg(long = "debug-dir", value_name = "DIR")]
+    debug_dirs: Vec<PathBuf>,
     /// Format of the reports
     #[arg(short, long, value_enum, default_value_t = FormatArg::Text)]
     format: FormatArg,
@@ -216,6 +220,18 @@ impl CommonArgs {
             show_allocs: self.show_allocs,
             by,
         })
+    }
+
+    /// Folders with debug information, all of which exist.
+    pub(super) fn debug_dirs(&self) -> Result<Vec<PathBuf>, Error> {
+        if let Some(folder) = self.debug_dirs.iter().find(|folder| !folder.is_dir()) {
+            let shown = folder.display().to_string().replace(char::is_control, "?");
+            return Err(Error::Usage(format!(
+                "--debug-dir {shown}: there is no such folder: name the one that holds the files \
+                 with debug information"
+            )));
+        }
+        Ok(self.debug_dirs.clone())
     }
 
     /// How and where reports are printed.

@@ -162,6 +162,7 @@ impl Args {
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
             view: self.common.view(self.by.meaning())?,
             output: self.common.output(),
+            debug_dirs: self.common.debug_dirs()?,
             target: Target::Kernel {
                 kinds: kinds(&self.kinds, self.pages.is_some()),
                 all_pages: self.pages == Some(PagesArg::All),

@@ -43,6 +43,7 @@ impl Args {
             schedule: self.common.schedule(None)?,
             view: self.common.view(self.user.by())?,
             output: self.common.output(),
+            debug_dirs: self.common.debug_dirs()?,
             target: Target::Command { argv: self.argv, error_exitcode: self.error_exitcode },
         })
     }

@@ -94,6 +94,10 @@ fn bad_usage_is_one_line() {
     refused("leaktrace kernel -o 5", "`5` is not a time");
     refused("leaktrace kernel -z many", "`many` is not a size: write 4096, 64KiB or 10MB");
     refused("leaktrace kernel -z 2 -Z 1", "--min-size 2 is above --max-size 1");
+    refused(
+        "leaktrace kernel --debug-dir /no/such",
+        "--debug-dir /no/such: there is no such folder",
+    );
     refused("leaktrace kernel --max-depth 128", "128 is not in 1..=127");
     refused("leaktrace kernel --max-outstanding 0", "0 is not in 1..=50000000");
     refused("leaktrace kernel --comm a_name_of_16_byt", "names no command");

@@ -39,6 +39,7 @@ impl Args {
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
             view: self.common.view(self.user.by())?,
             output: self.common.output(),
+            debug_dirs: self.common.debug_dirs()?,
             target: Target::Processes { pids },
         })
     }

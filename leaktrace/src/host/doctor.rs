@@ -264,7 +264,7 @@ fn uprobes(facts: &HostFacts) -> [Check; 4] {
     ]
 }
 
-fn restrictions(facts: &HostFacts) -> [Check; 5] {
+fn restrictions(facts: &HostFacts) -> [Check; 6] {
     let kprobe = Want {
         name: "kprobes",
         needed_by: Modes::None,
@@ -296,6 +296,14 @@ fn restrictions(facts: &HostFacts) -> [Check; 5] {
         lost: "the comparison of outstanding blocks with the kernel's own count of each slab cache",
         mend: if facts.is_root { "use a kernel with CONFIG_SLUB_DEBUG=y" } else { AS_ROOT },
     };
+    let lines = Want {
+        name: "kernel debug information",
+        needed_by: Modes::None,
+        lost: "file, line and inlined functions of the kernel's own functions; those of a module \
+               need its file only",
+        mend: "install the debug package of this kernel (Debian: linux-image-RELEASE-dbg), or name \
+               a folder with its vmlinux with --debug-dir",
+    };
     // 1 hides addresses from those without CAP_SYSLOG, 2 from everyone.
     let shows_pointers = match facts.kptr_restrict {
         Some(0) | None => true,
@@ -319,6 +327,13 @@ fn restrictions(facts: &HostFacts) -> [Check; 5] {
         slabinfo.of(
             facts.has_slabinfo,
             if facts.has_slabinfo { "it can be read" } else { "it cannot be read" },
+        ),
+        lines.of(
+            facts.vmlinux.is_some(),
+            facts
+                .vmlinux
+                .as_ref()
+                .map_or("not installed".to_owned(), |path| path.display().to_string()),
         ),
     ]
 }

@@ -1,8 +1,14 @@
 //! What this host allows: probed once, by trying; attaching and `doctor` both go by it.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use super::attempts;
+use super::{
+    attempts,
+    debug_files::{self, KERNEL_NOTES},
+};
 
 /// Whether the host allows something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +105,8 @@ pub struct HostFacts {
     pub has_kprobe: bool,
     /// Whether /proc/slabinfo can be read.
     pub has_slabinfo: bool,
+    /// The kernel's file with debug information, where packages put it.
+    pub vmlinux: Option<PathBuf>,
     /// Our effective capabilities.
     pub capabilities: Capabilities,
     /// The lockdown mode; none where the kernel has no lockdown.
@@ -123,9 +131,11 @@ pub fn probe() -> HostFacts {
     let read = |path: &str| fs::read_to_string(path).ok();
     let number = |path: &str| read(path)?.trim().parse().ok();
     let pmu = |name: &str| Path::new("/sys/bus/event_source/devices").join(name).exists();
+    let kernel_release = read("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     HostFacts {
         is_root: nix::unistd::geteuid().is_root(),
-        kernel_release: read("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        vmlinux: debug_files::vmlinux(Path::new(KERNEL_NOTES), &[], &kernel_release),
+        kernel_release,
         has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         raw_tracepoint: attempts::raw_tracepoint(),
         slab_tracepoints: attempts::slab_tracepoints(),

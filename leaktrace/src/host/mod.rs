@@ -3,6 +3,7 @@
 mod attempts;
 pub mod btf;
 pub mod cgroup;
+pub mod debug_files;
 pub mod doctor;
 pub mod elf;
 pub mod features;

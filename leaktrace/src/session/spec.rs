@@ -19,6 +19,8 @@ pub struct Spec {
     pub view: View,
     /// How and where it is printed.
     pub output: Output,
+    /// Folders with debug information, besides where packages put it.
+    pub debug_dirs: Vec<PathBuf>,
 }
 
 /// What is traced.

@@ -10,6 +10,9 @@ use std::{
     path::PathBuf,
 };
 
+use blazesym::symbolize::Symbolizer as Blazesym;
+
+use super::kernel_lines::{KernelLines, LANDMARK};
 use crate::snapshot::{Frame, Resolved, Symbol, Unknown};
 
 /// What lies in the kernel proper.
@@ -29,6 +32,9 @@ pub(super) struct Kernel {
     functions: io::Result<Functions>,
     /// Those of modules that have gone.
     gone: Functions,
+    lines: KernelLines,
+    /// Address of [`LANDMARK`].
+    landmark: Option<u64>,
 }
 
 /// Functions by address.
@@ -54,15 +60,17 @@ struct Entry {
     name_start: u32,
 }
 
-impl Default for Kernel {
-    fn default() -> Self {
-        Self::new("/proc/kallsyms".into(), "/proc/modules".into())
-    }
-}
-
 impl Kernel {
-    fn new(kallsyms: PathBuf, modules: PathBuf) -> Self {
+    /// The running kernel; `folders` hold debug information besides where packages put it.
+    pub(super) fn running(folders: &[PathBuf]) -> Self {
+        let lines = KernelLines::new(folders);
+        Self::new("/proc/kallsyms".into(), "/proc/modules".into(), lines)
+    }
+
+    fn new(kallsyms: PathBuf, modules: PathBuf, lines: KernelLines) -> Self {
         Self {
+            lines,
+            landmark: None,
             kallsyms,
             modules,
             modules_then: None,
@@ -81,14 +89,20 @@ impl Kernel {
             if let (Ok(old), Ok(new)) = (&self.functions, &functions) {
                 self.gone.take_in(old, |object| !new.objects.iter().any(|known| known == object));
             }
+            self.landmark = functions.as_ref().ok().and_then(|known| known.address(LANDMARK));
             self.functions = functions;
+            self.lines.note_modules(&String::from_utf8_lossy(&modules_now));
             self.modules_then = Some(modules_now);
         }
         has_changed
     }
 
     /// Names kernel frames.
-    pub(super) fn resolve(&mut self, frames: &[Frame]) -> Vec<(Frame, Resolved)> {
+    pub(super) fn resolve(
+        &mut self,
+        blazesym: &Blazesym,
+        frames: &[Frame],
+    ) -> Vec<(Frame, Resolved)> {
         let is_fresh = self.refresh();
         // BPF programs and trampolines come and go without a change in the list of modules.
         let may_be_newer = |functions: &Functions| {
@@ -100,7 +114,7 @@ impl Kernel {
         if !is_fresh && self.functions.as_ref().is_ok_and(may_be_newer) {
             self.functions = Functions::read(&self.kallsyms);
         }
-        frames.iter().map(|frame| (*frame, self.name(call_of(frame)))).collect()
+        frames.iter().map(|frame| (*frame, self.name(blazesym, call_of(frame)))).collect()
     }
 
     /// Whether a frame lies in a module of the list, whose functions stay as they are.
@@ -114,7 +128,7 @@ impl Kernel {
         })
     }
 
-    fn name(&self, address: u64) -> Resolved {
+    fn name(&mut self, blazesym: &Blazesym, address: u64) -> Resolved {
         match &self.functions {
             Err(error) => Resolved::Unknown(Unknown::Unreadable(VMLINUX.into(), error.to_string())),
             Ok(functions) if functions.are_hidden => Resolved::Unknown(Unknown::KernelHidden),
@@ -122,10 +136,13 @@ impl Kernel {
                 // Where a module has gone, its neighbour's last function does not reach.
                 let found = [functions.find(address), self.gone.find(address)];
                 let nearest = found.into_iter().flatten().max_by_key(|(entry, _)| entry.address);
-                nearest.map_or_else(
-                    || Resolved::Unknown(Unknown::NoSymbol(VMLINUX.into())),
-                    |(_, symbol)| Resolved::Known(vec![symbol]),
-                )
+                let Some((_, symbol)) = nearest else {
+                    return Resolved::Unknown(Unknown::NoSymbol(VMLINUX.into()));
+                };
+                Resolved::Known(match symbol.object == VMLINUX {
+                    true => self.lines.in_vmlinux(blazesym, symbol, address, self.landmark),
+                    false => self.lines.in_module(symbol, address),
+                })
             }
         }
     }
@@ -216,6 +233,16 @@ impl Functions {
         u16::try_from(index).ok()
     }
 
+    /// Where the kernel's own function of this name lies.
+    fn address(&self, name: &str) -> Option<u64> {
+        let found = self.entries.iter().find(|entry| {
+            let start = entry.name_start as usize;
+            entry.object == 0
+                && self.names.get(start..start + usize::from(entry.name_bytes)) == Some(name)
+        });
+        found.map(|entry| entry.address)
+    }
+
     fn find(&self, address: u64) -> Option<(Entry, Symbol)> {
         let next = self.entries.partition_point(|entry| entry.address <= address);
         let entry = *self.entries.get(next.checked_sub(1)?)?;
@@ -272,7 +299,7 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
         fn new(kallsyms: &str) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let path = |name| directory.path().join(name);
-            let kernel = Kernel::new(path("kallsyms"), path("modules"));
+            let kernel = Kernel::new(path("kallsyms"), path("modules"), KernelLines::new(&[]));
             let host = Self { directory, kernel };
             host.write("kallsyms", kallsyms);
             host
@@ -285,7 +312,7 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
         /// The name of what calls and comes back to `address`, as a person reads it.
         fn ask(&mut self, address: u64) -> String {
             let frame = Frame { address, place: Place::Kernel };
-            match self.kernel.resolve(&[frame]).pop().unwrap().1 {
+            match self.kernel.resolve(&Blazesym::new(), &[frame]).pop().unwrap().1 {
                 Resolved::Known(symbols) => symbols
                     .iter()
                     .map(|symbol| format!("{}+{} {}", symbol.name, symbol.offset, symbol.object))
@@ -358,12 +385,12 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
     #[test]
     fn the_running_kernel_is_read() {
         let text = fs::read_to_string("/proc/kallsyms").unwrap();
-        let mut kernel = Kernel::default();
+        let mut kernel = Kernel::running(&[]);
         for wanted in ["kfree", "vfs_read", "do_exit"] {
             let line = text.lines().find(|line| line.ends_with(&format!(" T {wanted}"))).unwrap();
             let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
             let frame = Frame { address: address + 5, place: Place::Kernel };
-            let (_, resolved) = kernel.resolve(&[frame]).pop().unwrap();
+            let (_, resolved) = kernel.resolve(&Blazesym::new(), &[frame]).pop().unwrap();
             if address == 0 {
                 assert_eq!(resolved, Resolved::Unknown(Unknown::KernelHidden));
                 continue;

@@ -4,10 +4,15 @@
 
 mod functions;
 mod kernel;
+mod kernel_lines;
+mod module_lines;
 mod perf_map;
 mod user;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+};
 
 use blazesym::symbolize::Symbolizer as Blazesym;
 
@@ -22,23 +27,20 @@ pub struct Symbolizer {
     perf_maps: HashMap<u32, PerfMap>,
 }
 
-impl Default for Symbolizer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Symbolizer {
-    /// A symbolizer that has read nothing yet.
-    pub fn new() -> Self {
+    /// A symbolizer that has read nothing yet; `folders` hold debug information besides where
+    /// packages put it.
+    pub fn new(folders: &[PathBuf]) -> Self {
+        let usual = ["/usr/lib/debug", "/lib/debug"].map(PathBuf::from);
         let blazesym = Blazesym::builder()
+            .set_debug_dirs(Some(folders.iter().chain(&usual)))
             .enable_code_info(true)
             .enable_inlined_fns(true)
             .enable_demangling(true)
             .build();
         Self {
             blazesym,
-            kernel: kernel::Kernel::default(),
+            kernel: kernel::Kernel::running(folders),
             functions: HashMap::new(),
             perf_maps: HashMap::new(),
         }
@@ -76,7 +78,7 @@ impl Symbolizer {
             }
         }
         if !kernel.is_empty() {
-            names.frames.extend(self.kernel.resolve(&kernel));
+            names.frames.extend(self.kernel.resolve(&self.blazesym, &kernel));
         }
         for (index, frames) in objects {
             if let Some(object) = snapshot.objects.get(index as usize) {
@@ -185,7 +187,7 @@ mod tests {
         let frame = Frame { address: address + 1, place: Place::Object { object: 0, file_offset } };
         let object = Object { path: "/the/test".into(), readable_at: "/proc/self/exe".into() };
         let mut names = Names::default();
-        Symbolizer::new().resolve(&snapshot(vec![frame], vec![object]), &mut names);
+        Symbolizer::new(&[]).resolve(&snapshot(vec![frame], vec![object]), &mut names);
         let Some(Resolved::Known(symbols)) = names.frames.get(&frame) else {
             panic!("not found: {names:?}");
         };
@@ -206,7 +208,7 @@ mod tests {
         ];
         let object = Object { path: "[vdso]".into(), readable_at: String::new() };
         let mut names = Names::default();
-        Symbolizer::new().resolve(&snapshot(frames.clone(), vec![object]), &mut names);
+        Symbolizer::new(&[]).resolve(&snapshot(frames.clone(), vec![object]), &mut names);
         let reasons: Vec<_> = frames.iter().filter_map(|frame| names.frames.get(frame)).collect();
         assert_eq!(
             reasons,

@@ -98,7 +98,7 @@ mod tests {
     fn resolve_in(object: &Object, file_offset: u64) -> Resolved {
         let place = Place::Object { object: 0, file_offset };
         let frame = Frame { address: 0x7000_0000_0000, place };
-        let blazesym = super::super::Symbolizer::new().blazesym;
+        let blazesym = super::super::Symbolizer::new(&[]).blazesym;
         resolve(&blazesym, &mut HashMap::new(), object, &[(frame, file_offset)]).pop().unwrap().1
     }
 
@@ -136,7 +136,7 @@ mod tests {
             .collect();
         assert!(frames.len() > 1000);
         let object = Object { path: path.clone(), readable_at: path };
-        let blazesym = super::super::Symbolizer::new().blazesym;
+        let blazesym = super::super::Symbolizer::new(&[]).blazesym;
         for (frame, resolved) in resolve(&blazesym, &mut HashMap::new(), &object, &frames) {
             let Resolved::Known(symbols) = resolved else { panic!("{frame:x?}: {resolved:?}") };
             assert_eq!(symbols.last().unwrap().offset, 0, "{frame:x?}: {symbols:?}");

@@ -21,7 +21,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("unwind", &["host", "bpf", "session::spec"]),
     ("collect", &["host", "bpf", "snapshot", "unwind"]),
     ("session", &["host", "bpf", "attach", "unwind", "collect", "snapshot", "session::spec"]),
-    ("symbol", &["snapshot"]),
+    ("symbol", &["host", "snapshot"]),
     ("recording", &["snapshot"]),
     ("analyze", &["snapshot"]),
     ("report", &["snapshot", "analyze", "session::spec"]),

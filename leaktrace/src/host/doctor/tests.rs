@@ -15,6 +15,7 @@ fn good() -> HostFacts {
         fentry: Answer::Yes,
         has_kprobe: true,
         has_slabinfo: true,
+        vmlinux: Some("/usr/lib/debug/boot/vmlinux-6.18.0".into()),
         capabilities: Capabilities(u64::MAX),
         lockdown: Some("none".into()),
         kptr_restrict: Some(1),
