@@ -146,10 +146,15 @@ fn wants_cache(kind: Kind, detail: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_in_text(return_address: u64) -> u32 {
-    let ranges = (&raw const CONFIG.text).cast::<TextRange>();
+    is_in_one((&raw const CONFIG.text).cast(), TEXT_RANGES, return_address)
+}
+
+/// Whether a call lies in one of `count` ranges of [`CONFIG`]; 1 or 0.
+#[inline(always)]
+pub(crate) fn is_in_one(ranges: *const TextRange, count: usize, return_address: u64) -> u32 {
     let mut at = 0;
-    while at < TEXT_RANGES {
-        // SAFETY: within the array; volatile, as the loader patches it.
+    while at < count {
+        // SAFETY: within the caller's array; volatile, as the loader patches it.
         let range = unsafe { core::ptr::read_volatile(ranges.add(at)) };
         // The call lies before its return address.
         if return_address > range.start && return_address <= range.end {

@@ -113,13 +113,7 @@ fn overflow(word: u64, block: &Outstanding) -> u32 {
 #[inline(always)]
 pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
     let word = BlockWord::of(key);
-    let (first, second) = BlockWord::buckets(word, config!(buckets));
-    let mut bucket = first;
-    let mut slot = leaktrace_find_slot(first, word);
-    if slot >= BUCKET_SLOTS {
-        bucket = second;
-        slot = leaktrace_find_slot(second, word);
-    }
+    let (bucket, slot) = locate(word);
     if slot < BUCKET_SLOTS {
         let found = BLOCKS.get_ptr_mut(bucket)?;
         // SAFETY: a live map value; the slot is below the number of slots. The block is read
@@ -155,13 +149,7 @@ pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
 #[inline(always)]
 pub(crate) fn size_at(key: AllocKey) -> u64 {
     let word = BlockWord::of(key);
-    let (first, second) = BlockWord::buckets(word, config!(buckets));
-    let mut bucket = first;
-    let mut slot = leaktrace_find_slot(first, word);
-    if slot >= BUCKET_SLOTS {
-        bucket = second;
-        slot = leaktrace_find_slot(second, word);
-    }
+    let (bucket, slot) = locate(word);
     if slot < BUCKET_SLOTS {
         let Some(found) = BLOCKS.get_ptr(bucket) else { return 0 };
         // SAFETY: a live map value; the slot is below the number of slots.
@@ -177,6 +165,17 @@ pub(crate) fn size_at(key: AllocKey) -> u64 {
             _ => 0,
         }
     }
+}
+
+/// Bucket and slot that hold `word`; the slot is [`BUCKET_SLOTS`] or more if none does.
+#[inline(always)]
+fn locate(word: u64) -> (u32, u32) {
+    let (first, second) = BlockWord::buckets(word, config!(buckets));
+    let slot = leaktrace_find_slot(first, word);
+    if slot < BUCKET_SLOTS {
+        return (first, slot);
+    }
+    (second, leaktrace_find_slot(second, word))
 }
 
 /// The slot of a bucket that holds `word`; [`BUCKET_SLOTS`] or more if none does. Global and not

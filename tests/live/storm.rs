@@ -41,9 +41,6 @@ fn blocks_that_were_freed_unseen_are_doubted_and_held_ones_are_not() {
         let is_explained = (outstanding as i64) < 2 * growth.max(0) + 512;
         assert!(is_explained || doubted, "{cache}: {outstanding} blocks, {growth} in slabinfo");
     }
-    // One that is makes the report incomplete.
-    let doubted = blocks.values().any(|(_, doubted)| *doubted);
-    assert!(!doubted || report.value["loss"]["complete"] == false, "{}", report.value["loss"]);
     // What the pipes take grows by so many objects in truth.
     for site in &pipes {
         assert!(!is_doubted(site), "{}", site.value);

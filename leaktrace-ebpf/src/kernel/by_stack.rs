@@ -2,7 +2,7 @@
 //! look at that.
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::RawTracePointContext};
-use leaktrace_common::{AllocKey, Kind, Outstanding, PAGE_OWNERS, TextRange};
+use leaktrace_common::{AllocKey, Kind, Outstanding, PAGE_OWNERS};
 
 use super::slab::{Allocation, key_of};
 use crate::{
@@ -74,15 +74,5 @@ pub extern "C" fn leaktrace_wants_frames(slot: u32, kind: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_is_owner(return_address: u64) -> u32 {
-    let ranges = (&raw const CONFIG.page_owners).cast::<TextRange>();
-    let mut at = 0;
-    while at < PAGE_OWNERS {
-        // SAFETY: within the array; volatile, as the loader patches it.
-        let range = unsafe { core::ptr::read_volatile(ranges.add(at)) };
-        if return_address > range.start && return_address <= range.end {
-            return 1;
-        }
-        at += 1;
-    }
-    0
+    filter::is_in_one((&raw const CONFIG.page_owners).cast(), PAGE_OWNERS, return_address)
 }

@@ -21,7 +21,11 @@ pub fn find(path: &Path) -> Result<CgroupTest, Error> {
         .ok()
         .and_then(|mounts| mount_point(&mounts))
         .ok_or_else(|| {
-            Error::Host("--cgroup needs the unified hierarchy of control groups (cgroup2): it is not mounted".into())
+            Error::Host(
+                "--cgroup needs the unified hierarchy of control groups (cgroup2): it is not \
+                 mounted"
+                    .into(),
+            )
         })?;
     let shown = path.display();
     let below = path.strip_prefix(&root).or_else(|_| path.strip_prefix("/")).unwrap_or(path);

@@ -1,5 +1,6 @@
-//! The tracked blocks of each slab cache against the kernel's own count: a cache that did not grow
-//! as they did has had frees that were not seen.
+//! The tracked blocks of each slab cache against the kernel's own count. Where a cache did not grow
+//! as they did, older blocks were freed in their place, or frees of them were not seen: which of
+//! the two cannot be told, and neither is a leak.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ pub struct Doubt {
 /// Objects that a cache may hold more, or fewer, without counting them: what CPUs keep at hand.
 const AT_HAND: i64 = 256;
 
-/// The caches whose blocks may have been freed unseen.
+/// The caches that did not grow as their blocks did.
 pub(super) fn doubts(snapshot: &Snapshot) -> BTreeMap<String, Doubt> {
     let mut tracked: BTreeMap<&String, u64> = BTreeMap::new();
     for site in &snapshot.sites {
@@ -36,7 +37,7 @@ fn compare(
         .iter()
         .filter_map(|(cache, outstanding)| {
             let (outstanding, growth) = (*outstanding, *grown.get(*cache)?);
-            // Older objects were freed meanwhile if it shrank: no reason for more doubt.
+            // That it shrank is no reason for more doubt.
             let explained = growth.max(0).saturating_mul(2).saturating_add(AT_HAND);
             let is_doubtful = i64::try_from(outstanding).is_ok_and(|count| count > explained);
             is_doubtful.then(|| ((*cache).clone(), Doubt { outstanding, growth }))
