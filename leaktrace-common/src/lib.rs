@@ -17,6 +17,7 @@
 //! | `MAPPINGS` | index -> [`TextMapping`] | loader, by mmap | BPF walk |
 //! | `TEXT_MAPS` | space -> [`TextMap`] | loader; BPF marks what it has told | BPF walk |
 //! | `EVENTS` | ring of [`Event`] | BPF process programs and walk | session |
+//! | `MAP_EVENTS` | ring of [`MapEvent`] | BPF mapping programs | collector |
 //!
 //! Every type is `repr(C)` without implicit padding, so that both sides agree on each byte.
 #![no_std]
@@ -24,6 +25,7 @@
 mod alloc;
 mod config;
 mod loss;
+mod mapping;
 mod pages;
 mod site;
 mod stack;
@@ -38,6 +40,7 @@ pub use config::{
     TEXT_RANGES, TextRange,
 };
 pub use loss::LossReason;
+pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
 pub use site::{
     CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, lifetime_bucket,

@@ -35,11 +35,13 @@ pub enum LossReason {
     ResultUnreadable = 12,
     /// The event ring was full.
     EventsFull = 13,
+    /// The ring of mappings was full.
+    MappingsFull = 14,
 }
 
 impl LossReason {
     /// Number of reasons.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 15;
 
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -57,6 +59,7 @@ impl LossReason {
         Self::UnknownReturn,
         Self::ResultUnreadable,
         Self::EventsFull,
+        Self::MappingsFull,
     ];
 
     /// What happened, to follow a count ("12 allocations missed: ...").
@@ -87,6 +90,10 @@ impl LossReason {
                 "allocations missed: the result of posix_memalign could not be read"
             }
             Self::EventsFull => "process events missed: the event ring was full",
+            Self::MappingsFull => {
+                "calls of mmap, munmap, mremap or brk missed: their ring was full (a shorter \
+                 --interval empties it more often)"
+            }
         }
     }
 }

@@ -16,9 +16,29 @@ pub enum Kind {
     Percpu = 5,
     /// `alloc_pages` and its relatives.
     Pages = 6,
+    /// `mmap`, `mremap` and `brk` of a process; counted by the loader, never in `SITES`.
+    Mmap = 7,
 }
 
 impl Kind {
+    /// Its name in a report.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kmalloc => "kmalloc",
+            Self::KmemCache => "kmem_cache",
+            Self::Malloc => "malloc",
+            Self::Vmalloc => "vmalloc",
+            Self::Percpu => "percpu",
+            Self::Pages => "pages",
+            Self::Mmap => "mmap",
+        }
+    }
+
+    /// Whether it is memory of a process.
+    pub const fn is_of_process(self) -> bool {
+        matches!(self, Self::Malloc | Self::Mmap)
+    }
+
     /// The kind with this number, if there is one.
     pub const fn from_u32(raw: u32) -> Option<Self> {
         match raw {
@@ -28,6 +48,7 @@ impl Kind {
             4 => Some(Self::Vmalloc),
             5 => Some(Self::Percpu),
             6 => Some(Self::Pages),
+            7 => Some(Self::Mmap),
             _ => None,
         }
     }
@@ -144,7 +165,7 @@ mod tests {
     #[test]
     fn kinds_survive_their_number() {
         let known = || (0..100).filter_map(Kind::from_u32);
-        assert_eq!(known().count(), 6);
+        assert_eq!(known().count(), 7);
         assert!(known().all(|kind| Kind::from_u32(kind as u32) == Some(kind)));
     }
 }

@@ -188,3 +188,7 @@ pub(crate) static RULE_CACHE: Array<CachedRule> =
 /// Rare events for the session.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
+
+/// Calls that map and unmap memory, for the collector.
+#[map]
+pub(crate) static MAP_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 12, 0);

@@ -8,6 +8,7 @@ mod hostile;
 mod kernel;
 mod kernel_view;
 mod lifecycle;
+mod mappings;
 mod processes;
 mod run;
 mod semantics;

@@ -281,11 +281,13 @@ fn threads_that_allocate_at_once_have_their_own_stacks() {
 fn the_verifier_has_little_work() {
     require_root();
     let leaker = Leaker::start("cpp", &[]);
-    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    let arguments = ["user", "-p", &leaker.pid_arg(), "--interval", "1h", "--kind", "malloc,mmap"];
+    let traced = Traced::start(&arguments);
     let programs = verified_instructions(traced.pid());
     let big: Vec<_> = programs.iter().filter(|(_, count)| *count >= 10_000).collect();
     assert!(big.is_empty(), "verified instructions: {big:?} of {programs:?}");
     let walks = programs.iter().any(|(name, _)| name == "lt_session" || name == "lt_entry");
     assert!(walks, "neither lt_session nor lt_entry: {programs:?}");
+    assert!(programs.iter().any(|(name, _)| name == "lt_sys_exit"), "{programs:?}");
     traced.interrupt();
 }

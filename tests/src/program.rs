@@ -51,6 +51,7 @@ const RECIPES: &[Recipe] = &[
     },
     // No libc to be found in its mappings; its own malloc is in the executable.
     Recipe { name: "many-static", source: "many.c", flags: &["-static", "-s"] },
+    Recipe { name: "mappings", source: "mappings.c", flags: &["-O2", "-fomit-frame-pointer"] },
     Recipe { name: "maze-c", source: "maze.c", flags: UNWIND_FLAGS },
     Recipe { name: "maze-cpp", source: "maze.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },

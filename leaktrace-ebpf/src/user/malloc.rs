@@ -234,7 +234,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
 
 /// Whether a call is made inside the unfinished call `outer`; see the module.
 #[inline(always)]
-fn is_nested(outer: &InFlight, space: u32, stack_pointer: u64, caller: u64) -> bool {
+pub(super) fn is_nested(outer: &InFlight, space: u32, stack_pointer: u64, caller: u64) -> bool {
     if outer.space != space || stack_pointer > outer.stack_pointer {
         return false;
     }

@@ -1,5 +1,6 @@
-//! User allocations: the malloc family, and what happens to traced processes.
+//! User allocations: the malloc family, mappings, and what happens to traced processes.
 
 mod malloc;
+mod mapping;
 mod process;
 pub(crate) mod walk;

@@ -1,6 +1,6 @@
 //! Finds the allocator functions of a mapped object.
 
-use std::fs::File;
+use std::{fs::File, ops::Range};
 
 use leaktrace_common::AllocFunction;
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadRef as _, SymbolKind};
@@ -15,6 +15,9 @@ pub struct Allocator {
     pub allocating: Vec<(u64, AllocFunction)>,
     /// Functions that only take memory back: file offset of the probe, and the function.
     pub freeing: Vec<(u64, AllocFunction)>,
+    /// Offsets in the file that hold its code: those of its functions, or all of them where the
+    /// object is nothing but an allocator.
+    pub code: Vec<Range<u64>>,
 }
 
 /// The object's allocator, if it defines at least `malloc` and `free`.
@@ -28,6 +31,7 @@ pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object:
     let bytes = ElfBytes::new(file);
     let elf = object::File::parse(&bytes)?;
     let mut found: Vec<(AllocFunction, u64, u64)> = Vec::new();
+    let mut is_c_library = false;
     for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
         if symbol.kind() != SymbolKind::Text || symbol.is_undefined() {
             continue;
@@ -35,6 +39,7 @@ pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object:
         let Ok(name) = symbol.name() else { continue };
         // Versioned names of .symtab: `free@@GLIBC_2.2.5`.
         let name = name.split('@').next().unwrap_or(name);
+        is_c_library |= name == "__libc_start_main";
         let Some(function) = AllocFunction::ALL.into_iter().find(|f| f.name() == name) else {
             continue;
         };
@@ -50,6 +55,7 @@ pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object:
     let mut allocator = Allocator::default();
     for (function, address, size) in found {
         let Some(start) = file_offset(&elf, address) else { continue };
+        allocator.code.push(start..start.saturating_add(size.max(1)));
         // Without a size, the first bytes do.
         let length = if size == 0 { 64 } else { size.min(4096) };
         let code = (&bytes).read_bytes_at(start, length).unwrap_or(&[]);
@@ -64,6 +70,14 @@ pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object:
         if !list.iter().any(|(known, _)| *known == probe) {
             list.push((probe, function));
         }
+    }
+    // A library without a loader of its own: no program, and not the C library.
+    let is_library = elf.kind() == object::ObjectKind::Dynamic
+        && elf.section_by_name(".interp").is_none()
+        && !is_c_library;
+    if is_library {
+        allocator.code.clear();
+        allocator.code.push(0..u64::MAX);
     }
     Ok(Some(allocator))
 }
@@ -98,6 +112,8 @@ mod tests {
     fn a_small_allocator_is_found() {
         let found = find_in(ALLOCATOR).unwrap();
         assert_eq!((found.allocating.len(), found.freeing.len()), (1, 1), "{found:?}");
+        // It is nothing but an allocator.
+        assert!(found.code.iter().any(|part| part.contains(&0)), "{found:?}");
     }
 
     proptest! {
@@ -138,6 +154,9 @@ mod tests {
         let allocator = find(&file, ProbeAt::Cheapest).unwrap().expect("no allocator found");
         assert!(allocator.allocating.len() >= 6, "{allocator:?}");
         assert_eq!(allocator.freeing.len(), 1);
+        // A C library is more than its allocator.
+        let code: u64 = allocator.code.iter().map(|part| part.end - part.start).sum();
+        assert!(allocator.code.len() >= 7 && code < 64 * 1024, "{:?}", allocator.code);
         let at_entry = find(&file, ProbeAt::Entry).unwrap().unwrap();
         assert_eq!(at_entry.allocating.len(), allocator.allocating.len());
     }

@@ -13,6 +13,7 @@ use crate::{
     },
     error::Error,
     host::features::HostFacts,
+    session::spec::TraceOptions,
 };
 
 /// How uprobes are attached.
@@ -51,15 +52,21 @@ enum Programs {
 }
 
 impl UserProbes {
-    /// Loads the programs, and attaches those that follow execs and, if wanted, forks.
+    /// Loads the programs, and attaches those that follow execs and, if wanted, forks and system
+    /// calls that map memory.
     ///
     /// # Errors
     ///
     /// [`Error::Kernel`] when the kernel refuses a program.
-    pub fn new(loaded: &mut Loaded, way: Way, children: bool) -> Result<Self, Error> {
+    pub fn new(loaded: &mut Loaded, way: Way, trace: &TraceOptions) -> Result<Self, Error> {
         loaded.attach_tracepoint(KernelProgram::Exec)?;
-        if children {
+        if trace.children {
             loaded.attach_tracepoint(KernelProgram::Fork)?;
+        }
+        if trace.user_kinds.mmap {
+            // What takes memory away first.
+            loaded.attach_tracepoint(KernelProgram::SyscallEnter)?;
+            loaded.attach_tracepoint(KernelProgram::SyscallExit)?;
         }
         // Without it (before 5.7) new mappings are noticed by the first stack that meets one.
         let _ = loaded.attach_tracepoint(KernelProgram::Mapped);

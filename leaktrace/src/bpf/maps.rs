@@ -31,6 +31,7 @@ pub struct Maps {
     filter_kmalloc: HashMap<MapData, u64, u32>,
     sites: MappedArray<SiteRecord>,
     events: Option<RingBuf<MapData>>,
+    map_events: Option<RingBuf<MapData>>,
 }
 
 impl Loaded {
@@ -65,6 +66,7 @@ impl Loaded {
             filter_kmalloc: self.typed("FILTER_KMALLOC")?,
             sites,
             events: Some(self.typed("EVENTS")?),
+            map_events: Some(self.typed("MAP_EVENTS")?),
         })
     }
 
@@ -266,6 +268,11 @@ impl Maps {
     /// The ring of rare events, once.
     pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
         self.events.take()
+    }
+
+    /// The ring of mappings, once.
+    pub fn take_map_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.map_events.take()
     }
 }
 

@@ -37,11 +37,13 @@ pub struct Sizes {
     pub walks: u32,
     /// Unwind rows; 1 where no process is traced.
     pub unwind_rows: u32,
+    /// Bytes in the ring of mappings; one page where none are traced.
+    pub map_ring_bytes: u32,
 }
 
 impl Sizes {
     /// Sizes for a session with room for `max_outstanding` blocks.
-    pub fn new(max_outstanding: u32, traces_processes: bool) -> Self {
+    pub fn new(max_outstanding: u32, traces_processes: bool, traces_mappings: bool) -> Self {
         let cpus = possible_cpus();
         Self {
             outstanding: max_outstanding,
@@ -54,6 +56,8 @@ impl Sizes {
             walks: if traces_processes { WALKS_PER_CPU * cpus } else { 1 },
             // 32 MiB: python3 takes 0.1 million rows, the largest compilers 2.
             unwind_rows: if traces_processes { 4 << 20 } else { 1 },
+            // Some 40,000 calls.
+            map_ring_bytes: if traces_mappings { 4 << 20 } else { 4096 },
         }
     }
 }
@@ -82,6 +86,7 @@ impl Loaded {
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("IN_FLIGHT", sizes.threads)
             .map_max_entries("WALKS", sizes.walks)
+            .map_max_entries("MAP_EVENTS", sizes.map_ring_bytes)
             .map_max_entries("ROWS", sizes.unwind_rows)
             // 4 KiB of text have some 40 to 140 rows; small functions have few.
             .map_max_entries("PAGES", (sizes.unwind_rows / 16).max(1))
@@ -136,6 +141,10 @@ pub enum KernelProgram {
     AreaAlloc,
     /// vmap:free_vmap_area_noflush, from 6.2
     AreaFree,
+    /// raw_syscalls:sys_enter
+    SyscallEnter,
+    /// raw_syscalls:sys_exit
+    SyscallExit,
     /// kmem:mm_page_alloc
     PageAlloc,
     /// kmem:mm_page_free
@@ -164,6 +173,8 @@ impl KernelProgram {
             Self::PercpuFree => ("lt_percpu_free", "percpu_free_percpu"),
             Self::AreaAlloc => ("lt_area_alloc", "alloc_vmap_area"),
             Self::AreaFree => ("lt_area_free", "free_vmap_area_noflush"),
+            Self::SyscallEnter => ("lt_sys_enter", "sys_enter"),
+            Self::SyscallExit => ("lt_sys_exit", "sys_exit"),
             Self::PageAlloc => ("lt_page_alloc", "mm_page_alloc"),
             Self::PageFree => ("lt_page_free", "mm_page_free"),
             Self::PageFreeAgain => ("lt_page_free_2", "mm_page_free"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::session::spec::{
-    By, Format, KernelFilters, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind,
+    By, Format, KernelFilters, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind, UserKinds,
 };
 
 fn parse_line(line: &str) -> Result<Parsed, Error> {
@@ -230,4 +230,13 @@ fn every_verb_has_examples() {
             other => panic!("{verb}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn kinds_of_a_process() {
+    let kinds = |options: &str| spec(&format!("leaktrace user -p 7 {options}")).trace.user_kinds;
+    assert_eq!(kinds(""), UserKinds { malloc: true, mmap: false });
+    assert_eq!(kinds("--kind malloc,mmap"), UserKinds { malloc: true, mmap: true });
+    assert_eq!(kinds("--kind mmap"), UserKinds { malloc: false, mmap: true });
+    refused("leaktrace user -p 7 --kind slab", "--kind");
 }

@@ -4,7 +4,10 @@
 //! blocks themselves are wanted. Knows no names of functions, no verdicts, no formats.
 
 pub mod kmalloc;
+mod map_sites;
 pub mod mappings;
+mod mmaps;
+mod ranges;
 pub mod suspects;
 
 use std::{
@@ -18,7 +21,7 @@ use leaktrace_common::{
     StackEnd, StackId, StackMode,
 };
 
-use self::{kmalloc::KmallocNames, mappings::Mappings, suspects::Suspects};
+use self::{kmalloc::KmallocNames, map_sites::Mapped, mappings::Mappings, suspects::Suspects};
 use crate::{
     bpf::Maps,
     error::Error,
@@ -71,6 +74,10 @@ pub struct Collector {
     kmalloc_names: KmallocNames,
     /// Every kernel module seen loaded.
     modules: BTreeSet<String>,
+    /// What processes map themselves, if that is followed.
+    mapped: Option<Mapped>,
+    /// What of processes is traced.
+    user_kinds: Vec<Kind>,
     /// Objects in use by slab cache when the probes went on.
     slabs: Option<BTreeMap<String, i64>>,
 }
@@ -88,6 +95,8 @@ pub struct CollectorOptions {
     pub unfiltered: bool,
     /// Names of kmalloc's caches.
     pub kmalloc_names: KmallocNames,
+    /// What of processes is traced; empty in kernel mode.
+    pub user_kinds: Vec<Kind>,
 }
 
 impl Collector {
@@ -111,6 +120,8 @@ impl Collector {
             suspects: Suspects::default(),
             kmalloc_names: options.kmalloc_names,
             modules: modules(),
+            mapped: None,
+            user_kinds: options.user_kinds,
             slabs: None,
         }
     }
@@ -145,6 +156,7 @@ impl Collector {
     /// What the kernel says to reading the blocks.
     pub fn forget_image(&mut self, space: u32) -> Result<(), Error> {
         self.processes.remove(&space);
+        self.forget_mappings(space);
         self.maps.forget_space(space)
     }
 
@@ -225,7 +237,7 @@ impl Collector {
             self.find_suspects(&records);
         }
         let (mut stacks, mut comms) = (BTreeMap::new(), Comms::new());
-        let sites: Vec<Site> = records
+        let mut sites: Vec<Site> = records
             .iter()
             .filter(|(_, record)| record.allocated_count > 0)
             .filter_map(|(index, record)| {
@@ -233,6 +245,7 @@ impl Collector {
                 self.site(record, details, now_ns, wants, &mut stacks, &mut comms)
             })
             .collect();
+        sites.extend(self.map_sites(now_ns, wants, &mut stacks));
         let stacks_truncated =
             stacks.values().filter(|stack: &&Stack| stack.end != StackEnd::Complete).count();
         Ok(Snapshot {
@@ -242,6 +255,7 @@ impl Collector {
             is_final: wants.is_final,
             elapsed_ms: self.started.elapsed().as_millis() as u64,
             stack_mode: self.stack_mode,
+            user_kinds: self.user_kinds.clone(),
             sites,
             stacks,
             objects: self
@@ -288,7 +302,7 @@ impl Collector {
         let stack = match key.stack {
             StackId::NOT_TAKEN => StackRef::NotTaken,
             StackId::LOST => StackRef::Lost,
-            id => self.stack(key, id, stacks),
+            id => self.stack(key.space, key.call_site, id, stacks),
         };
         let details = details.flatten();
         Some(Site {
@@ -298,12 +312,13 @@ impl Collector {
             cache: match kind {
                 Kind::Kmalloc => Some(self.kmalloc_names.name(key.detail)),
                 Kind::KmemCache => self.maps.cache_name(key.detail),
-                Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages => None,
+                Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages | Kind::Mmap => None,
             },
             function: match kind {
                 Kind::Malloc => AllocFunction::from_u64(key.detail),
                 _ => None,
             },
+            mapping: None,
             call_site,
             stack,
             allocated,
@@ -347,19 +362,25 @@ impl Collector {
     }
 
     /// The stack of a site, normalized once and then remembered.
-    fn stack(&mut self, key: &SiteKey, id: u64, stacks: &mut BTreeMap<u64, Stack>) -> StackRef {
+    fn stack(
+        &mut self,
+        space: u32,
+        call_site: u64,
+        id: u64,
+        stacks: &mut BTreeMap<u64, Stack>,
+    ) -> StackRef {
         // The same addresses mean other functions in another process.
-        let local_id = StackId::mix(id, u64::from(key.space));
+        let local_id = StackId::mix(id, u64::from(space));
         if !self.stacks.contains_key(&local_id) {
             let Some(record) = self.maps.stack(id) else { return StackRef::Lost };
             let count = (record.count as usize).min(record.frames.len());
             let mut frames = record.frames.get(..count).unwrap_or(&[]);
-            if key.space == KERNEL_SPACE {
+            if space == KERNEL_SPACE {
                 // Below the call site stand the tracepoint's own frames.
-                let at = frames.iter().position(|address| *address == key.call_site);
+                let at = frames.iter().position(|address| *address == call_site);
                 frames = at.and_then(|at| frames.get(at..)).unwrap_or(frames);
             }
-            let frames = frames.iter().map(|address| self.frame(key.space, *address)).collect();
+            let frames = frames.iter().map(|address| self.frame(space, *address)).collect();
             let end = StackEnd::from_u32(record.end);
             self.stacks.insert(local_id, Stack { frames, end });
         }
@@ -406,10 +427,14 @@ impl Collector {
         unseen: &[String],
         stacks_truncated: u64,
     ) -> Loss {
+        let lost_mappings = |reason| match reason {
+            LossReason::OutstandingFull => self.lost_mappings(),
+            _ => 0,
+        };
         let reasons = LossReason::ALL
             .into_iter()
             .filter(|reason| self.unfiltered || *reason != LossReason::UntrackedFree)
-            .map(|reason| (reason, self.maps.loss(reason)))
+            .map(|reason| (reason, self.maps.loss(reason) + lost_mappings(reason)))
             .filter(|(_, count)| *count > 0)
             .collect();
         Loss {

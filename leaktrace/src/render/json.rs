@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use leaktrace_common::{Kind, LossReason};
+use leaktrace_common::LossReason;
 use serde::Serialize;
 
 use crate::{
@@ -25,9 +25,13 @@ struct WireReport<'a> {
     #[serde(rename = "final")]
     is_final: bool,
     elapsed_ms: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kinds: Vec<&'static str>,
     #[serde(skip_serializing_if = "is_zero")]
     older_ms: u64,
     totals: WireTotals,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    held: Vec<WireHeld>,
     loss: WireLoss<'a>,
     limits: WireLimits,
     sites_total: usize,
@@ -74,6 +78,13 @@ struct WireTotals {
     allocated_count: u64,
     freed_bytes: u64,
     freed_count: u64,
+}
+
+#[derive(Serialize)]
+struct WireHeld {
+    role: &'static str,
+    #[serde(flatten)]
+    totals: WireTotals,
 }
 
 #[derive(Serialize)]
@@ -205,8 +216,14 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         },
         is_final: report.is_final,
         elapsed_ms: report.elapsed_ms,
+        kinds: report.user_kinds.iter().map(|kind| kind.name()).collect(),
         older_ms: report.older_ms,
         totals: totals(&report.totals),
+        held: report
+            .held
+            .iter()
+            .map(|held| WireHeld { role: held.role.name(), totals: totals(&held.totals) })
+            .collect(),
         loss: WireLoss {
             complete: report.trust.complete,
             missed_allocs: loss.missed_allocs(),
@@ -281,19 +298,15 @@ fn verdict(row: &Row) -> Option<WireVerdict> {
 fn site(row: &Row) -> WireSite<'_> {
     WireSite {
         id: format!("{:016x}", row.id),
-        kind: match row.kind {
-            Kind::Kmalloc => "kmalloc",
-            Kind::KmemCache => "kmem_cache",
-            Kind::Malloc => "malloc",
-            Kind::Vmalloc => "vmalloc",
-            Kind::Percpu => "percpu",
-            Kind::Pages => "pages",
-        },
+        kind: row.kind.name(),
         cache: row.cache.as_deref(),
         module: row.module.as_deref(),
         owner: row.owner.as_ref().map(|owner| owner.symbol.as_str()),
         owner_module: row.owner.as_ref().map(|owner| owner.module.as_str()),
-        function: row.function.map(|function| function.name()),
+        function: row
+            .function
+            .map(|function| function.name())
+            .or(row.mapping.map(|mapping| mapping.call.name())),
         process: row.process.as_ref().map(process),
         totals: totals(&row.totals),
         oldest_ms: row.oldest_ms,

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, StackEnd, StackMode};
+use leaktrace_common::{
+    AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, MapCall, StackEnd, StackMode,
+};
 
 use super::*;
 use crate::{
     report,
     session::spec::{By, Sort, View},
     snapshot::{
-        Amount, Block, Frame, Holder, Loss, Mode, Names, Place, Process, Resolved, Site, Snapshot,
-        Stack, StackRef, Symbol, Unknown,
+        Amount, Block, Frame, Holder, Loss, Mapping, Mode, Names, Place, Process, Resolved, Role,
+        Site, Snapshot, Stack, StackRef, Symbol, Unknown,
     },
 };
 
@@ -48,6 +50,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         space: 0,
         cache: None,
         function: None,
+        mapping: None,
         call_site,
         stack,
         allocated: amount(0, 0),
@@ -70,6 +73,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         is_final: true,
         elapsed_ms: 10_000,
         stack_mode,
+        user_kinds: Vec::new(),
         sites: Vec::new(),
         stacks: BTreeMap::new(),
         objects: Vec::new(),
@@ -210,6 +214,27 @@ fn a_kernel_call_site_is_split_by_its_stacks() {
 fn user_stacks_are_whole_or_say_why_not() {
     insta::assert_snapshot!("user_text", rendered(&user(), Format::Text));
     insta::assert_snapshot!("user_json", rendered(&user(), Format::Json));
+}
+
+/// What the program maps is a call site; what others map stands apart and in no sum.
+#[test]
+fn mappings_of_others_stand_apart() {
+    let (mut snapshot, names) = user();
+    snapshot.user_kinds = vec![Kind::Malloc, Kind::Mmap];
+    let roles = [Role::Program, Role::Allocator, Role::Stack, Role::Reserved];
+    for (id, role) in (100..).zip(roles) {
+        snapshot.sites.push(Site {
+            space: 1,
+            mapping: Some(Mapping { call: MapCall::Mmap, role }),
+            allocated: amount(id, id * 4096),
+            freed: amount(99, 99 * 4096),
+            outstanding: amount(id - 99, (id - 99) * 4096),
+            ..site(id, Kind::Mmap, frame(0x77, Place::Unmapped), StackRef::Lost)
+        });
+    }
+    let mapped = (snapshot, names);
+    insta::assert_snapshot!("mappings_text", rendered(&mapped, Format::Text));
+    insta::assert_snapshot!("mappings_json", rendered(&mapped, Format::Json));
 }
 
 #[test]

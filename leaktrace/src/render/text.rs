@@ -7,7 +7,7 @@ use leaktrace_common::Kind;
 use super::{TextStyle, escape::escape, table};
 use crate::{
     report::{FrameView, Group, Owner, Report, Row},
-    snapshot::{Amount, Mode},
+    snapshot::{Amount, Mode, Role},
     units::{format_bytes, format_count, format_ms},
 };
 
@@ -36,6 +36,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
         Some(sums) => table::write(sums, out, style)?,
         None => groups(report, &shown, out, style)?,
     }
+    held(report, out)?;
     writeln!(out)?;
     trust(report, out, style)?;
     writeln!(out)
@@ -216,6 +217,7 @@ fn what(row: &Row) -> String {
         (Kind::KmemCache, _) => "kmem_cache_alloc",
         (Kind::Vmalloc, _) => "vmalloc",
         (Kind::Percpu, _) => "percpu",
+        (Kind::Mmap, _) => row.mapping.map_or("mmap", |mapping| mapping.call.name()),
         (Kind::Pages, _) => "pages",
     };
     let mut text = interface.to_owned();
@@ -363,6 +365,28 @@ fn blocks(group: &Group, out: &mut dyn Write) -> io::Result<()> {
         0 => Ok(()),
         more => writeln!(out, "      and {} more blocks", format_count(more as u64)),
     }
+}
+
+/// What is mapped and no leak of its own, a line for each role.
+fn held(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let shown = report.held.iter().filter(|held| held.totals.outstanding.count > 0);
+    for (index, held) in shown.enumerate() {
+        if index == 0 {
+            writeln!(out, "\nmapped, and in no figure above:")?;
+        }
+        let what = match held.role {
+            Role::Program => "by the program",
+            Role::Allocator => "by the allocator, which gives it out as blocks",
+            Role::Stack => "as stacks of threads",
+            Role::Loader => "by the dynamic loader",
+            Role::Reserved => "without access, as reserved addresses",
+        };
+        let Amount { count, bytes } = held.totals.outstanding;
+        let noun = if count == 1 { "mapping" } else { "mappings" };
+        let (bytes, count) = (format_bytes(bytes), format_count(count));
+        writeln!(out, "  {bytes} in {count} {noun} {what}")?;
+    }
+    Ok(())
 }
 
 fn trust(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {

@@ -6,7 +6,7 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
 use super::{Doubt, Owner, Totals, owner};
 use crate::snapshot::{
-    Block, Frame, Holder, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
+    Block, Frame, Holder, Mapping, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
 };
 
 /// One call site with one stack.
@@ -28,6 +28,8 @@ pub struct Row {
     pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
     pub function: Option<AllocFunction>,
+    /// How the memory was mapped and what for, for [`Kind::Mmap`].
+    pub mapping: Option<Mapping>,
     /// The process, for user memory.
     pub process: Option<Process>,
     /// Counted since the start.
@@ -58,6 +60,7 @@ pub(super) struct CallSite {
     kind: Kind,
     space: u32,
     cache: Option<String>,
+    mapping: Option<Mapping>,
     frames: Vec<FrameIdentity>,
 }
 
@@ -89,6 +92,7 @@ struct Identity {
     space: u32,
     cache: Option<String>,
     function: Option<AllocFunction>,
+    mapping: Option<Mapping>,
     stack: Vec<FrameIdentity>,
     end: Option<StackEnd>,
     stack_taken: bool,
@@ -115,6 +119,7 @@ impl Row {
             kind: self.kind,
             space: self.space,
             cache: self.cache.clone(),
+            mapping: self.mapping,
             frames: self.call_site.clone(),
         }
     }
@@ -195,6 +200,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         space: site.space,
         cache: site.cache.clone(),
         function: site.function,
+        mapping: site.mapping,
         stack: identified.clone(),
         end: known.map(|stack| stack.end),
         stack_taken,
@@ -204,16 +210,17 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         .find_map(|frame| {
             frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
         })
-        .filter(|_| site.kind != Kind::Malloc);
+        .filter(|_| !site.kind.is_of_process());
     let row = Row {
         id: site.id,
         kind: site.kind,
         cache: site.cache.clone(),
-        owner: if site.kind == Kind::Malloc { None } else { owner::find(&stack) },
+        owner: if site.kind.is_of_process() { None } else { owner::find(&stack) },
         doubt: None,
         module_gone: module.as_ref().is_some_and(|name| snapshot.gone_modules.contains(name)),
         module,
         function: site.function,
+        mapping: site.mapping,
         process: snapshot.processes.get(&site.space).cloned(),
         totals: Totals {
             outstanding: site.outstanding,

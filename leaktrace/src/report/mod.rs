@@ -8,7 +8,7 @@ mod reconcile;
 mod table;
 mod trust;
 
-use leaktrace_common::StackMode;
+use leaktrace_common::{Kind, StackMode};
 
 pub use merge::{FrameView, Row};
 pub use owner::Owner;
@@ -18,7 +18,7 @@ pub use trust::Trust;
 
 use crate::{
     session::spec::{Sort, View},
-    snapshot::{Amount, Mode, Names, Process, Snapshot},
+    snapshot::{Amount, Mode, Names, Process, Role, Snapshot},
 };
 
 /// What is shown.
@@ -38,8 +38,12 @@ pub struct Report {
     pub older_ms: u64,
     /// Traced processes.
     pub processes: Vec<Process>,
+    /// What of a process was traced; empty in kernel mode.
+    pub user_kinds: Vec<Kind>,
     /// Over all call sites, shown or not.
     pub totals: Totals,
+    /// Mappings that are no leaks of their own, by what they are for; in no other figure.
+    pub held: Vec<Held>,
     /// The call sites shown, in order: those with nothing outstanding come last.
     pub groups: Vec<Group>,
     /// Call sites with outstanding blocks, shown or not.
@@ -63,6 +67,15 @@ pub struct Totals {
     pub freed: Amount,
 }
 
+/// Mappings of one role, over all call sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What they are for.
+    pub role: Role,
+    /// Their figures.
+    pub totals: Totals,
+}
+
 /// A call site, with its stacks where only some allocations have one.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -78,7 +91,7 @@ pub struct Group {
 /// Builds the report of a snapshot.
 pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
     let doubts = reconcile::doubts(snapshot);
-    let mut rows = merge::rows(snapshot, names);
+    let (held, mut rows) = set_aside(merge::rows(snapshot, names));
     for row in &mut rows {
         row.doubt = row.cache.as_ref().and_then(|cache| doubts.get(cache)).copied();
     }
@@ -99,7 +112,9 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         elapsed_ms: snapshot.elapsed_ms,
         older_ms: snapshot.older_ms,
         processes: snapshot.processes.values().cloned().collect(),
+        user_kinds: snapshot.user_kinds.clone(),
         totals,
+        held,
         groups,
         groups_total,
         table,
@@ -116,11 +131,27 @@ impl Totals {
     }
 }
 
+/// Takes out the mappings that are no leaks of their own: what lies in them is counted
+/// elsewhere.
+fn set_aside(rows: Vec<Row>) -> (Vec<Held>, Vec<Row>) {
+    let mut held: std::collections::BTreeMap<Role, Totals> = std::collections::BTreeMap::new();
+    let mut others = Vec::new();
+    for row in rows {
+        match row.mapping.map(|mapping| mapping.role) {
+            None | Some(Role::Program) => others.push(row),
+            Some(role) => held.entry(role).or_default().add(&row.totals),
+        }
+    }
+    (held.into_iter().map(|(role, totals)| Held { role, totals }).collect(), others)
+}
+
 /// Joins the rows of one call site, unless each row has its full stack anyway.
 fn group(rows: Vec<Row>, each_alone: bool) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut index = std::collections::HashMap::new();
     for row in rows {
+        // A mapping's call site is that of a C library's wrapper, and its stack always taken.
+        let each_alone = each_alone || row.kind == Kind::Mmap;
         let known = if each_alone { None } else { index.get(&row.call_site()).copied() };
         let at = known.unwrap_or(groups.len());
         match groups.get_mut(at) {

@@ -93,7 +93,7 @@ pub(super) fn build(groups: &[Group], by: By, sort: Sort, top: usize) -> Option<
 
 /// What a row gives to which lines.
 fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
-    if by == By::Process && row.kind != Kind::Malloc {
+    if by == By::Process && !row.kind.is_of_process() {
         return row
             .holders
             .iter()
@@ -135,7 +135,7 @@ fn kind_name(kind: Kind) -> Option<String> {
         Kind::Percpu => Some("percpu".into()),
         Kind::Pages => Some("pages".into()),
         // The kernel does not tell the cache.
-        Kind::Kmalloc | Kind::KmemCache | Kind::Malloc => None,
+        Kind::Kmalloc | Kind::KmemCache | Kind::Malloc | Kind::Mmap => None,
     }
 }
 

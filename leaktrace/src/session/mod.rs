@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use leaktrace_common::{Config, Event as BpfEvent, EventKind};
+use leaktrace_common::{Config, Event as BpfEvent, EventKind, Kind, MapEvent};
 use tokio::{
     io::unix::AsyncFd,
     time::{Instant, Interval, MissedTickBehavior},
@@ -116,6 +116,7 @@ struct Session {
     /// Watched for their end, with their process IDs.
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
+    map_ring: Option<AsyncFd<Ring>>,
     unseen: Vec<String>,
 }
 
@@ -144,12 +145,12 @@ impl Session {
                 for pid in pids {
                     proc::check_traceable(*pid)?;
                 }
-                Self::start_user(spec, Way::best(facts), Mode::User, pids, None, note)
+                Self::start_user(spec, facts, Mode::User, pids, None, note)
             }
             Target::Command { argv, .. } => {
                 let suspended = Suspended::start(argv)?;
                 let pids = [suspended.pid()];
-                Self::start_user(spec, Way::best(facts), Mode::Run, &pids, Some(suspended), note)
+                Self::start_user(spec, facts, Mode::Run, &pids, Some(suspended), note)
             }
         }
     }
@@ -187,7 +188,7 @@ impl Session {
         if kinds.contains(&KernelKind::Pages) {
             config.page_owners = page_owners::ranges().unwrap_or_default();
         }
-        let sizes = Sizes::new(spec.trace.max_outstanding, false);
+        let sizes = Sizes::new(spec.trace.max_outstanding, false, false);
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
         let mut maps = loaded.maps()?;
@@ -208,7 +209,7 @@ impl Session {
         }
         let unfiltered = *filters == KernelFilters::default() && takes_all_sizes(spec);
         let mut collector =
-            collector(maps, ObjectTable::default(), spec, Mode::Kernel, unfiltered, kmalloc_names);
+            collector(maps, spec, Mode::Kernel, unfiltered, kmalloc_names, Vec::new());
         let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
         collector.start();
         note_memory(map_bytes, spec, note);
@@ -222,19 +223,21 @@ impl Session {
             child: None,
             pidfds: Vec::new(),
             ring: None,
+            map_ring: None,
             unseen,
         })
     }
 
     fn start_user(
         spec: &Spec,
-        way: Way,
+        facts: &HostFacts,
         mode: Mode,
         pids: &[u32],
         suspended: Option<Suspended>,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
-        let sizes = Sizes::new(spec.trace.max_outstanding, true);
+        let kinds = spec.trace.user_kinds;
+        let sizes = Sizes::new(spec.trace.max_outstanding, true, kinds.mmap);
         let mut config = config(spec);
         if spec.trace.children {
             let task = TaskLayout::of_running_kernel()?;
@@ -243,24 +246,20 @@ impl Session {
         }
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
-        let mut processes = Processes::new(&mut loaded, way, &spec.trace)?;
+        let mut processes = Processes::new(&mut loaded, Way::best(facts), &spec.trace)?;
         let maps = loaded.maps()?;
         let unfiltered = takes_all_sizes(spec);
-        let mut collector = collector(
-            maps,
-            ObjectTable::default(),
-            spec,
-            mode,
-            unfiltered,
-            KmallocNames::default(),
-        );
-        let ring = match collector.maps.take_events() {
-            // SAFETY: the ring owns its descriptor, which stays open until it is dropped.
-            Some(ring) => Some(unsafe { AsyncFd::register(Ring(ring)) }.map_err(|error| {
-                Error::kernel("cannot watch the event ring", error.into_parts().1)
-            })?),
-            None => None,
-        };
+        let mut user_kinds = Vec::new();
+        user_kinds.extend(kinds.malloc.then_some(Kind::Malloc));
+        user_kinds.extend(kinds.mmap.then_some(Kind::Mmap));
+        let names = KmallocNames::default();
+        let mut collector = collector(maps, spec, mode, unfiltered, names, user_kinds);
+        let ring = collector.maps.take_events().map(watch).transpose()?;
+        let mut map_ring = None;
+        if kinds.mmap {
+            collector.follow_mappings((spec.trace.min_size_bytes, spec.trace.max_size_bytes));
+            map_ring = collector.maps.take_map_events().map(watch).transpose()?;
+        }
         let mut pidfds = Vec::new();
         for pid in pids {
             pidfds.push((*pid, processes::pidfd(*pid)?));
@@ -284,6 +283,7 @@ impl Session {
             child,
             pidfds,
             ring,
+            map_ring,
             unseen: Vec::new(),
         })
     }
@@ -332,8 +332,8 @@ impl Session {
                         self.collector.exited(child.pid());
                     }
                     let snapshot = self.snapshot(spec, true)?;
-                    let outstanding_count =
-                        snapshot.sites.iter().map(|site| site.outstanding.count).sum();
+                    let leaking = snapshot.sites.iter().filter(|site| site.can_leak());
+                    let outstanding_count = leaking.map(|site| site.outstanding.count).sum();
                     sink(&snapshot)?;
                     return Ok(Outcome::CommandEnded {
                         code: ended.exit_code(),
@@ -377,6 +377,7 @@ impl Session {
                     }
                 }
                 () = wait_for_ring(self.ring.as_ref()) => return Ok(Event::Ring),
+                () = wait_for_ring(self.map_ring.as_ref()) => return Ok(Event::Ring),
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_until(deadline) => return Ok(Event::TimeUp),
                 () = wait_for_tick(ticks.as_mut()) => return Ok(Event::Tick),
@@ -405,14 +406,10 @@ impl Session {
 
     /// Handles what the ring tells of traced processes.
     fn drain_ring(&mut self) -> Result<(), Error> {
-        let mut events = Vec::new();
+        let mut events: Vec<BpfEvent> = Vec::new();
         if let Some(ring) = &mut self.ring {
-            while let Some(item) = ring.get_mut().0.next() {
-                if item.len() >= size_of::<BpfEvent>() {
-                    // SAFETY: the ring holds whole events of this repr(C) type of integers.
-                    events.push(unsafe { item.as_ptr().cast::<BpfEvent>().read_unaligned() });
-                }
-            }
+            // SAFETY: the ring holds events of this repr(C) type of integers.
+            unsafe { drain(ring, |event| events.push(event)) };
         }
         let Some(processes) = &mut self.processes else { return Ok(()) };
         for event in events {
@@ -443,6 +440,12 @@ impl Session {
                 processes.mapped(event.tgid);
             }
         }
+        // After the images that are gone or new are known.
+        if let Some(ring) = &mut self.map_ring {
+            let collector = &mut self.collector;
+            // SAFETY: as above.
+            unsafe { drain(ring, |event: MapEvent| collector.apply_mapping(&event)) };
+        }
         Ok(())
     }
 
@@ -455,10 +458,10 @@ impl Session {
 
     /// Lets go of everything: links first, so that no program runs on maps that are gone.
     fn end(self) {
-        let Self { processes, loaded, collector, child, pidfds, ring, .. } = self;
+        let Self { processes, loaded, collector, child, pidfds, ring, map_ring, .. } = self;
         drop(processes);
         drop(loaded);
-        drop((collector, child, pidfds, ring));
+        drop((collector, child, pidfds, ring, map_ring));
     }
 }
 
@@ -475,27 +478,49 @@ fn config(spec: &Spec) -> Config {
     }
 }
 
+/// The ring as something that can be waited for.
+fn watch(ring: RingBuf<MapData>) -> Result<AsyncFd<Ring>, Error> {
+    // SAFETY: the ring owns its descriptor, which stays open until it is dropped.
+    unsafe { AsyncFd::register(Ring(ring)) }
+        .map_err(|error| Error::kernel("cannot watch an event ring", error.into_parts().1))
+}
+
+/// Takes everything out of a ring.
+///
+/// # Safety
+///
+/// The ring holds values of `T` only, for which every bit pattern is valid.
+unsafe fn drain<T>(ring: &mut AsyncFd<Ring>, mut visit: impl FnMut(T)) {
+    while let Some(item) = ring.get_mut().0.next() {
+        if item.len() >= size_of::<T>() {
+            // SAFETY: the caller's promise; the length is checked.
+            visit(unsafe { item.as_ptr().cast::<T>().read_unaligned() });
+        }
+    }
+}
+
 fn takes_all_sizes(spec: &Spec) -> bool {
     spec.trace.min_size_bytes == 0 && spec.trace.max_size_bytes == u64::MAX
 }
 
 fn collector(
     maps: Maps,
-    objects: ObjectTable,
     spec: &Spec,
     mode: Mode,
     unfiltered: bool,
     kmalloc_names: KmallocNames,
+    user_kinds: Vec<Kind>,
 ) -> Collector {
     Collector::new(
         maps,
-        objects,
+        ObjectTable::default(),
         CollectorOptions {
             mode,
             stack_mode: spec.trace.stacks,
             max_outstanding: u64::from(spec.trace.max_outstanding),
             unfiltered,
             kmalloc_names,
+            user_kinds,
         },
     )
 }

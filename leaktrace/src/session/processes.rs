@@ -44,6 +44,8 @@ pub(super) struct Processes {
     /// Rows of each object's unwind table, by path.
     rows: Vec<(String, u64)>,
     children: ChildCounts,
+    /// Whether allocators get probes.
+    traces_malloc: bool,
 }
 
 /// How well the children of traced processes could be followed.
@@ -79,7 +81,7 @@ const LONGEST_BLIND: Duration = Duration::from_millis(50);
 
 impl Processes {
     pub(super) fn new(loaded: &mut Loaded, way: Way, trace: &TraceOptions) -> Result<Self, Error> {
-        let probes = UserProbes::new(loaded, way, trace.children)?;
+        let probes = UserProbes::new(loaded, way, trace)?;
         Ok(Self {
             probes,
             probe_at: trace.probe_at,
@@ -90,6 +92,7 @@ impl Processes {
             failed: BTreeMap::new(),
             rows: Vec::new(),
             children: ChildCounts::default(),
+            traces_malloc: trace.user_kinds.malloc,
         })
     }
 
@@ -106,11 +109,18 @@ impl Processes {
     ) -> Result<(), Error> {
         // Known to the programs and to the collector, with its unwind tables, before the first
         // probe fires.
+        let heap_end = proc::mappings(pid)?
+            .iter()
+            .find(|mapping| mapping.path.as_deref() == Some("[heap]"))
+            .map(|heap| heap.end);
         let space = collector.maps.add_target(pid)?;
+        if let Some(end) = heap_end {
+            collector.set_heap_end(space, end);
+        }
         collector.add_process(space, describe(pid, String::new()));
         self.traced.insert(pid, Traced { space, wait: FIRST_WAIT, ..Traced::default() });
         self.read_mappings(pid, collector)?;
-        if self.attach_new(pid, loaded, collector)? == 0 {
+        if self.attach_new(pid, loaded, collector)? == 0 && self.traces_malloc {
             return Err(Error::Usage(format!(
                 "process {pid} maps no libc or other allocator that leaktrace can find: no symbol \
                  table of its objects has malloc and free (a stripped static executable?)"
@@ -135,6 +145,7 @@ impl Processes {
         self.traced.insert(pid, traced);
         if new_space != old_space {
             collector.add_process(new_space, describe(pid, String::new()));
+            collector.forked_mappings(old_space, new_space);
         }
         let attached = self
             .read_mappings(pid, collector)
@@ -355,7 +366,10 @@ impl Processes {
             let Some(Some(allocator)) = self.allocators.get(id) else { continue };
             let Some(object) = collector.objects.get(*id) else { continue };
             let (readable_at, path) = (object.readable_at(), object.path.clone());
-            self.probes.attach(loaded, &readable_at, allocator, pid)?;
+            collector.add_allocator_code(*id, &allocator.code);
+            if self.traces_malloc {
+                self.probes.attach(loaded, &readable_at, allocator, pid)?;
+            }
             collector.add_allocator(pid, &path);
         }
         Ok(new.len())

@@ -111,6 +111,17 @@ pub struct TraceOptions {
     pub unwind: Unwind,
     /// Whether children of traced processes are traced as well.
     pub children: bool,
+    /// What of a process is traced.
+    pub user_kinds: UserKinds,
+}
+
+/// What of a process is traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserKinds {
+    /// Blocks of malloc and its relatives.
+    pub malloc: bool,
+    /// Memory that it maps itself: costs every system call of the host.
+    pub mmap: bool,
 }
 
 /// How user stacks are unwound.

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, StackEnd, StackMode};
+use leaktrace_common::{
+    AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, MapCall, StackEnd, StackMode,
+};
 use serde::{Deserialize, Serialize};
 
 mod names;
@@ -38,6 +40,8 @@ pub struct Snapshot {
     pub elapsed_ms: u64,
     /// When stacks were taken.
     pub stack_mode: StackMode,
+    /// What of a process is traced; empty in kernel mode.
+    pub user_kinds: Vec<Kind>,
     /// Every call site seen since the start.
     pub sites: Vec<Site>,
     /// The stacks that the sites refer to.
@@ -111,6 +115,8 @@ pub struct Site {
     pub cache: Option<String>,
     /// The allocator function that was called, for [`Kind::Malloc`].
     pub function: Option<AllocFunction>,
+    /// How the memory was mapped and what for, for [`Kind::Mmap`].
+    pub mapping: Option<Mapping>,
     /// The call itself: the innermost frame, known even when there is no stack.
     pub call_site: Frame,
     /// Its stack.
@@ -133,6 +139,51 @@ pub struct Site {
     pub holders: Vec<Holder>,
     /// The outstanding blocks themselves (`--show-allocs`), oldest first.
     pub blocks: Vec<Block>,
+}
+
+impl Site {
+    /// Whether what is outstanding here can be a leak: not memory that somebody holds for blocks,
+    /// stacks or code that are accounted for elsewhere.
+    pub fn can_leak(&self) -> bool {
+        self.mapping.is_none_or(|mapping| mapping.role == Role::Program)
+    }
+}
+
+/// How a process mapped memory, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    /// The system call.
+    pub call: MapCall,
+    /// Whose memory it is.
+    pub role: Role,
+}
+
+/// Whose memory a mapping is. Only [`Role::Program`] can be a leak of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The program's own.
+    Program,
+    /// An allocator's, which gives it out as blocks that are counted themselves.
+    Allocator,
+    /// A thread's stack.
+    Stack,
+    /// The dynamic loader's.
+    Loader,
+    /// Addresses that were reserved without access to them.
+    Reserved,
+}
+
+impl Role {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::Allocator => "allocator",
+            Self::Stack => "stack",
+            Self::Loader => "loader",
+            Self::Reserved => "reserved",
+        }
+    }
 }
 
 /// Outstanding kernel memory by the process that was running when it was allocated.
@@ -256,6 +307,7 @@ impl Loss {
             LossReason::SitesFull,
             LossReason::InFlightFull,
             LossReason::ResultUnreadable,
+            LossReason::MappingsFull,
         ]
         .into_iter()
         .map(|reason| self.count(reason))

@@ -152,6 +152,7 @@ mod tests {
             is_final: true,
             elapsed_ms: 0,
             stack_mode: StackMode::All,
+            user_kinds: Vec::new(),
             sites: Vec::new(),
             stacks: [(1, Stack { frames, end: StackEnd::Complete })].into(),
             objects,

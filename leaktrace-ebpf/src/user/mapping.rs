@@ -1,0 +1,159 @@
+//! Memory that a traced process maps itself: mmap, munmap, mremap, brk.
+//!
+//! By the raw tracepoints of all system calls, which cost every system call of every process.
+//! fexit would cost these four alone, but the kernel runs no fexit program that has been preempted
+//! on the same CPU (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c, 6.1 and 6.18), and a
+//! mapping that is missed makes the ranges wrong; kretprobes have a bounded number of calls under
+//! way. These tracepoints run with preemption off. Ranges are the loader's work, as no map of the
+//! kernel finds ranges that overlap: each call is one record in a ring.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use leaktrace_common::{LossReason, MapEvent, MapEventKind, MapSyscall, StackId};
+
+use super::{
+    malloc,
+    walk::{self, Start},
+};
+use crate::{
+    loss,
+    maps::{IN_FLIGHT, MAP_EVENTS, TARGETS},
+};
+
+/// `MAP_FIXED` and `MAP_ANONYMOUS` (include/uapi/asm-generic/mman-common.h, 6.1 and 6.18).
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+/// Low byte of the code segment of 32-bit code, whose system calls have other numbers
+/// (`__USER32_CS`, arch/x86/include/asm/segment.h; Xen sets bits above).
+const CODE_32: u64 = 0x23;
+/// Results from here on are errors (include/linux/err.h).
+const FIRST_ERROR: u64 = 4095_u64.wrapping_neg();
+/// Bytes in the ring from which on the loader is woken; else it looks when a report is due.
+const WAKE_BYTES: u64 = 256 * 1024;
+
+/// raw_syscalls:sys_enter(regs, id)
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub(crate) fn lt_sys_enter(ctx: RawTracePointContext) -> i32 {
+    let arguments = ctx.as_ptr().cast::<u64>();
+    // SAFETY: the tracepoint has two arguments.
+    let (regs, number) = unsafe { (*arguments, *arguments.add(1)) };
+    if number == MapSyscall::MUNMAP || number == MapSyscall::MREMAP {
+        entered(number, regs);
+    }
+    0
+}
+
+/// raw_syscalls:sys_exit(regs, ret)
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn lt_sys_exit(ctx: RawTracePointContext) -> i32 {
+    let arguments = ctx.as_ptr().cast::<u64>();
+    // SAFETY: the tracepoint has two arguments; the helper checks the address.
+    unsafe {
+        let (regs, result) = (*arguments, *arguments.add(1));
+        let number_at = &raw const (*(regs as *const pt_regs)).orig_rax;
+        if let Ok(
+            number @ (MapSyscall::MMAP | MapSyscall::MUNMAP | MapSyscall::BRK | MapSyscall::MREMAP),
+        ) = bpf_probe_read_kernel(number_at)
+        {
+            returned(number, regs, result);
+        }
+    }
+    0
+}
+
+/// A call that takes memory away begins.
+#[inline(always)]
+fn entered(number: u64, regs: u64) {
+    let Some((mut event, _)) = describe(regs) else { return };
+    event.kind = match number {
+        MapSyscall::MUNMAP => MapEventKind::Unmapping,
+        _ => MapEventKind::Moving,
+    } as u32;
+    tell(&event);
+}
+
+/// A call has returned `result`.
+#[inline(always)]
+fn returned(number: u64, regs: u64, result: u64) {
+    let Some((mut event, regs)) = describe(regs) else { return };
+    event.result = result;
+    let failed = result >= FIRST_ERROR;
+    let (kind, gives_memory) = match number {
+        // Memory, or something that replaces what was there.
+        MapSyscall::MMAP if !failed && regs.r10 & (MAP_ANONYMOUS | MAP_FIXED) != 0 => {
+            (MapEventKind::Mapped, regs.r10 & MAP_ANONYMOUS != 0)
+        }
+        MapSyscall::MUNMAP => (MapEventKind::Unmapped, false),
+        MapSyscall::MREMAP => (MapEventKind::Moved, !failed),
+        MapSyscall::BRK => (MapEventKind::Brk, regs.rdi != 0 && result == regs.rdi),
+        _ => return,
+    };
+    event.kind = kind as u32;
+    if gives_memory {
+        let thread = bpf_get_current_pid_tgid();
+        event.in_allocator = u32::from(is_in_allocator(thread, event.space, regs.rsp));
+        event.stack = walk::take_user(&Start {
+            tgid: (thread >> 32) as u32,
+            space: event.space,
+            caller: regs.rip,
+            // As if the system call were a function that had just been entered.
+            stack_pointer: regs.rsp.wrapping_sub(8),
+            frame_pointer: regs.rbp,
+        });
+    }
+    tell(&event);
+}
+
+/// The record of a call of a traced process, and the user's registers.
+#[inline(always)]
+fn describe(regs: u64) -> Option<(MapEvent, pt_regs)> {
+    let thread = bpf_get_current_pid_tgid();
+    let target = TARGETS.get_ptr((thread >> 32) as u32)?;
+    // SAFETY: a live map value; the helper checks the address.
+    let (space, regs) =
+        unsafe { ((*target).space, bpf_probe_read_kernel(regs as *const pt_regs).ok()?) };
+    if regs.cs & 0xff == CODE_32 {
+        return None;
+    }
+    let event = MapEvent {
+        kind: 0,
+        space,
+        tid: thread as u32,
+        in_allocator: 0,
+        // SAFETY: the helper has no preconditions.
+        timestamp_ns: unsafe { bpf_ktime_get_ns() },
+        address: regs.rdi,
+        length: regs.rsi,
+        new_length: regs.rdx,
+        result: 0,
+        protection: regs.rdx as u32,
+        flags: regs.r10 as u32,
+        call_site: regs.rip,
+        stack: StackId::NOT_TAKEN,
+    };
+    Some((event, regs))
+}
+
+/// Whether the thread is inside an allocator call.
+#[inline(always)]
+fn is_in_allocator(thread: u64, space: u32, stack_pointer: u64) -> bool {
+    let Some(flight) = IN_FLIGHT.get_ptr(thread) else { return false };
+    // SAFETY: a live map value that belongs to this thread.
+    unsafe { (*flight).stack_pointer != 0 && malloc::is_nested(&*flight, space, stack_pointer, 0) }
+}
+
+#[inline(always)]
+fn tell(event: &MapEvent) {
+    let wake = match MAP_EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) {
+        waiting if waiting >= WAKE_BYTES => BPF_RB_FORCE_WAKEUP,
+        _ => BPF_RB_NO_WAKEUP,
+    };
+    if MAP_EVENTS.output::<MapEvent>(event, u64::from(wake)).is_err() {
+        loss::count(LossReason::MappingsFull);
+    }
+}

@@ -1,0 +1,176 @@
+//! Mappings -> sites of a Snapshot, and whose memory each is.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    ops::Range,
+};
+
+use leaktrace_common::{Kind, MapEvent, StackId};
+
+use super::{BLOCKS_SHOWN, Collector, Wants, mmaps::Mmaps};
+use crate::{
+    host::objects::ObjectId,
+    snapshot::{Frame, Mapping, Place, Role, Site, Stack, StackRef},
+};
+
+/// Names of glibc's dynamic loader begin so (`ld-linux-x86-64.so.2`).
+const LOADER: &str = "ld-linux";
+/// Bytes of a huge page where the kernel does not tell.
+const HUGE_BYTES: u64 = 2 << 20;
+
+/// Offsets in an object's file that hold an allocator's code.
+type Code = Vec<Range<u64>>;
+
+/// Mappings, and what tells whose they are.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    mmaps: Mmaps,
+    /// By object.
+    allocators: HashMap<ObjectId, Code>,
+}
+
+impl Collector {
+    /// Follows what processes map: mappings of `sizes`, in bytes.
+    pub fn follow_mappings(&mut self, sizes: (u64, u64)) {
+        let limit = self.max_outstanding as usize;
+        let mmaps = Mmaps::new(sizes, limit, huge_bytes().unwrap_or(HUGE_BYTES));
+        self.mapped = Some(Mapped { mmaps, allocators: HashMap::new() });
+    }
+
+    /// Takes in a system call that maps or unmaps memory.
+    pub fn apply_mapping(&mut self, event: &MapEvent) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.mmaps.apply(event);
+        }
+    }
+
+    /// Tells where the heap of a process image ends.
+    pub fn set_heap_end(&mut self, space: u32, end: u64) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.mmaps.set_heap_end(space, end);
+        }
+    }
+
+    /// A process image has a child that is a copy of it.
+    pub fn forked_mappings(&mut self, parent: u32, child: u32) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.mmaps.forked(parent, child);
+        }
+    }
+
+    /// Notes where an object has allocator functions: what these map is theirs.
+    pub fn add_allocator_code(&mut self, object: ObjectId, code: &[Range<u64>]) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.allocators.insert(object, code.to_vec());
+        }
+    }
+
+    pub(super) fn forget_mappings(&mut self, space: u32) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.mmaps.forget(space);
+        }
+    }
+
+    /// Mappings that found no room.
+    pub(super) fn lost_mappings(&self) -> u64 {
+        self.mapped.as_ref().map_or(0, |mapped| mapped.mmaps.lost())
+    }
+
+    /// The call sites of mappings.
+    pub(super) fn map_sites(
+        &mut self,
+        now_ns: u64,
+        wants: Wants,
+        stacks: &mut BTreeMap<u64, Stack>,
+    ) -> Vec<Site> {
+        // Taken out for the time in which stacks are looked up.
+        let Some(mapped) = self.mapped.take() else { return Vec::new() };
+        let blocks = if wants.blocks { BLOCKS_SHOWN } else { 0 };
+        let mut details = mapped.mmaps.details(now_ns, wants.older_ns, blocks);
+        let mut sites = Vec::new();
+        for (at, site, counters) in mapped.mmaps.sites() {
+            if !self.processes.contains_key(&site.space) {
+                continue;
+            }
+            let details = details.remove(&at).unwrap_or_default();
+            let stack = match site.stack {
+                StackId::NOT_TAKEN => StackRef::NotTaken,
+                StackId::LOST => StackRef::Lost,
+                id => self.stack(site.space, site.call_site, id, stacks),
+            };
+            let call_site = self.call_site(site.space, site.call_site);
+            let frames = match stack {
+                StackRef::Known(id) => self.stacks.get(&id).map(|stack| stack.frames.as_slice()),
+                StackRef::NotTaken | StackRef::Lost => None,
+            };
+            let frames = frames.unwrap_or(std::slice::from_ref(&call_site));
+            let role = self.role(site.role, frames, &mapped.allocators);
+            let outstanding = match wants.older_ns {
+                0 => counters.allocated.minus(counters.freed),
+                _ => details.outstanding,
+            };
+            let is_held = details.outstanding.count > 0;
+            let ms_since = |ns: u64| now_ns.saturating_sub(ns) / 1_000_000;
+            sites.push(Site {
+                id: site.id(),
+                kind: Kind::Mmap,
+                space: site.space,
+                cache: None,
+                function: None,
+                mapping: Some(Mapping { call: site.call, role }),
+                call_site,
+                stack,
+                allocated: counters.allocated,
+                freed: counters.freed,
+                outstanding,
+                oldest_ms: is_held.then(|| ms_since(details.oldest_ns)),
+                largest_bytes: counters.largest_bytes,
+                last_ms: ms_since(counters.last_ns),
+                lifetimes: counters.lifetimes,
+                holders: Vec::new(),
+                blocks: details.blocks,
+            });
+        }
+        self.mapped = Some(mapped);
+        sites
+    }
+
+    /// Whose memory a mapping is, by its stack as well: an allocator also maps what it needs
+    /// itself, outside of any call, or for sizes that a filter leaves out.
+    fn role(&self, told: Role, frames: &[Frame], allocators: &HashMap<ObjectId, Code>) -> Role {
+        let place = |frame: &Frame| match frame.place {
+            Place::Object { object, file_offset } => Some((ObjectId(object), file_offset)),
+            Place::Kernel | Place::Anonymous { .. } | Place::Unmapped => None,
+        };
+        let is_allocator = |frame: &Frame| {
+            place(frame).is_some_and(|(object, offset)| {
+                let call = offset.saturating_sub(1);
+                allocators
+                    .get(&object)
+                    .is_some_and(|code| code.iter().any(|part| part.contains(&call)))
+            })
+        };
+        let is_loader = |frame: &Frame| {
+            let object = place(frame).and_then(|(object, _)| self.objects.get(object));
+            object.is_some_and(|object| {
+                object.path.rsplit('/').next().is_some_and(|name| name.starts_with(LOADER))
+            })
+        };
+        if told == Role::Allocator || frames.iter().any(is_allocator) {
+            Role::Allocator
+        } else if frames.first().is_some_and(is_loader) {
+            Role::Loader
+        } else {
+            told
+        }
+    }
+}
+
+/// The default size of a huge page, in bytes.
+fn huge_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Hugepagesize:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024).filter(|bytes| bytes.is_power_of_two())
+}
