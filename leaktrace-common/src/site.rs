@@ -103,9 +103,7 @@ pub struct SiteRecord {
     pub allocated_count: u64,
     /// Bytes asked for by them.
     pub allocated_bytes: u64,
-    /// Tracked blocks that were freed.
-    pub freed_count: u64,
-    /// Bytes asked for by these.
+    /// Bytes asked for by the blocks that were freed.
     pub freed_bytes: u64,
     /// Largest single allocation.
     pub largest_bytes: u64,
@@ -121,6 +119,14 @@ pub struct SiteRecord {
     pub zero: u32,
     /// Freed blocks by age, see [`lifetime_bucket`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
+}
+
+impl SiteRecord {
+    /// Tracked blocks that were freed: the sum of their ages' buckets, as a counter of its own
+    /// would cost each free another atomic addition.
+    pub fn freed_count(&self) -> u64 {
+        self.lifetimes.iter().sum()
+    }
 }
 
 /// Whether a call site is asked for (`--cache`, `--module`).
@@ -146,7 +152,7 @@ pub struct CacheName {
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 32);
-const _: () = assert!(size_of::<SiteRecord>() == 32 + 6 * 8 + 4 * 4 + LIFETIME_BUCKETS * 8);
+const _: () = assert!(size_of::<SiteRecord>() == 32 + 5 * 8 + 4 * 4 + LIFETIME_BUCKETS * 8);
 
 #[cfg(test)]
 mod tests {

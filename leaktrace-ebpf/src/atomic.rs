@@ -1,6 +1,6 @@
 //! Atomic additions and exchanges; the methods of `AtomicU64` do not exist for the BPF target.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd};
 
 /// Adds to a counter in a map value.
 ///
@@ -37,4 +37,15 @@ pub(crate) unsafe fn exchange_if(word: *mut u64, old: u64, new: u64) -> bool {
     const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
     // SAFETY: the caller's promise.
     unsafe { atomic_cxchg::<u64, ORDER, ORDER>(word, old, new) }.0 == old
+}
+
+/// Sets bits of a word.
+///
+/// # Safety
+///
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn set(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { atomic_or::<u64, u64, { AtomicOrdering::Relaxed }>(word, bits) };
 }

@@ -212,7 +212,6 @@ pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) 
     let bucket = lifetime_bucket(age_ns);
     // SAFETY: a live map value; `bucket` is below the number of buckets.
     unsafe {
-        atomic::add(&raw mut (*record).freed_count, 1);
         atomic::add(&raw mut (*record).freed_bytes, size_bytes);
         let buckets = (&raw mut (*record).lifetimes).cast::<u64>();
         atomic::add(buckets.add(bucket), 1);

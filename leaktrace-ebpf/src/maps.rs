@@ -88,6 +88,11 @@ pub(crate) static BLOCKS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPA
 #[map]
 pub(crate) static OVERFLOW: HashMap<u64, Outstanding> = HashMap::with_max_entries(1, 0);
 
+/// A bit for each bucket of [`BLOCKS`]: whether blocks that belong there lie in their second
+/// bucket. Most have none, which saves the look.
+#[map]
+pub(crate) static DISPLACED: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Index of a call site in [`SITES`]; written by the ledger; as many as `SITES` holds.
 #[map]
 pub(crate) static SITE_INDEX: HashMap<SiteKey, u32> = HashMap::with_max_entries(1, 0);
@@ -111,6 +116,11 @@ pub(crate) static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(
 #[map]
 pub(crate) static LOSS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(LossReason::COUNT as u32, 0);
+
+/// The address whose free has been handled and not been looked at again; see
+/// [`crate::kernel`]'s second programs.
+#[map]
+pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// 0: next slot in [`SITES`]; 1: last space given to a process image; 2: blocks in [`OVERFLOW`].
 #[map]

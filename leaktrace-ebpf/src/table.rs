@@ -2,15 +2,15 @@
 //!
 //! Its own, as the kernel's hash map costs 230 to 290 ns for an insert or a delete, and 88 bytes
 //! a block: here each is a few cache lines, and userspace reads all of it without a system call.
-//! A block may lie in two buckets, the emptier of which it gets; the few that find both full go
-//! to a hash map. Slots are claimed by an atomic exchange, so there is no lock to be refused.
+//! A block may lie in two buckets: it gets the first, and the emptier one where that is crowded;
+//! the few that find both full go to a hash map. Slots are claimed by an atomic exchange, so there is no lock to be refused.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use leaktrace_common::{AllocKey, BUCKET_SLOTS, BlockWord, LossReason, Outstanding};
 
 use crate::{
     atomic, ledger,
-    maps::{BLOCKS, CURSORS, OVERFLOW, config},
+    maps::{BLOCKS, CURSORS, DISPLACED, OVERFLOW, config},
     stack::EEXIST,
 };
 
@@ -20,6 +20,27 @@ const E2BIG: i32 = -7;
 const OVERFLOW_CURSOR: u32 = 2;
 /// Times that a slot may be lost to another CPU before the block goes to `OVERFLOW`.
 const CLAIMS: u32 = 2;
+
+/// From this slot on being the first free one, a bucket is crowded. If all are chosen so, none of
+/// 250,000 blocks finds both its buckets full with five slots in eight used.
+const CROWDED: u32 = 6;
+
+/// Whether a block whose first bucket this is may lie in its second one.
+#[inline(always)]
+fn is_displaced(first: u32) -> bool {
+    let Some(word) = DISPLACED.get_ptr(first / 64) else { return true };
+    // SAFETY: a live map value; volatile, as other CPUs write it.
+    unsafe { word.read_volatile() >> (first % 64) & 1 != 0 }
+}
+
+/// Notes that a block lies in its second bucket, or will.
+#[inline(always)]
+fn mark_displaced(first: u32) {
+    if let Some(word) = DISPLACED.get_ptr_mut(first / 64) {
+        // SAFETY: a live map value, aligned.
+        unsafe { atomic::set(word, 1 << (first % 64)) };
+    }
+}
 
 /// Adds a block. One that is at its address already was freed unseen: that is counted, and its
 /// record replaced.
@@ -43,10 +64,16 @@ pub extern "C" fn leaktrace_insert(word: u64, size_bytes: u64, timestamp_ns: u64
     let block =
         Outstanding { size_bytes, timestamp_ns, site: who as u32, tgid: (who >> 32) as u32 };
     let (first, second) = BlockWord::buckets(word, config!(buckets));
-    let (mut bucket, mut slot) = (first, leaktrace_find_slot(first, word));
-    if slot >= BUCKET_SLOTS {
-        (bucket, slot) = (second, leaktrace_find_slot(second, word));
+    let mut in_first = Slots(leaktrace_find_slots(first, word));
+    let mut in_second = Slots::NONE;
+    if in_first.found() >= BUCKET_SLOTS && (in_first.free() >= CROWDED || is_displaced(first)) {
+        in_second = Slots(leaktrace_find_slots(second, word));
     }
+    let (bucket, slot) = if in_first.found() < BUCKET_SLOTS {
+        (first, in_first.found())
+    } else {
+        (second, in_second.found())
+    };
     if slot < BUCKET_SLOTS
         && let Some(found) = BLOCKS.get_ptr_mut(bucket)
     {
@@ -59,12 +86,19 @@ pub extern "C" fn leaktrace_insert(word: u64, size_bytes: u64, timestamp_ns: u64
         }
         return INSERTED;
     }
-    for _ in 0..CLAIMS {
-        let in_first = leaktrace_find_slot(first, BlockWord::FREE);
-        let in_second = leaktrace_find_slot(second, BlockWord::FREE);
+    for claim in 0..CLAIMS {
+        if claim > 0 {
+            in_first = Slots(leaktrace_find_slots(first, word));
+            in_second = Slots(leaktrace_find_slots(second, word));
+        }
         // Slots are taken in order: the lower free one is in the emptier bucket.
-        let (bucket, slot) =
-            if in_first <= in_second { (first, in_first) } else { (second, in_second) };
+        let (bucket, slot) = if in_first.free() < CROWDED || in_first.free() <= in_second.free() {
+            (first, in_first.free())
+        } else {
+            // Before anybody can look for the block.
+            mark_displaced(first);
+            (second, in_second.free())
+        };
         if slot >= BUCKET_SLOTS {
             break;
         }
@@ -72,9 +106,9 @@ pub extern "C" fn leaktrace_insert(word: u64, size_bytes: u64, timestamp_ns: u64
         // SAFETY: a live map value; the slot is below the number of slots, and this run's alone
         // once it is claimed. The key comes last: until then nobody finds the block.
         unsafe {
-            let key = (&raw mut (*found).keys).cast::<u64>().add(slot as usize);
+            let key = (&raw mut (*found).keys).cast::<u64>().add(bounded(slot));
             if atomic::exchange_if(key, BlockWord::FREE, BlockWord::CLAIMED) {
-                let at = (&raw mut (*found).blocks).cast::<Outstanding>().add(slot as usize);
+                let at = (&raw mut (*found).blocks).cast::<Outstanding>().add(bounded(slot));
                 at.write_volatile(block);
                 key.write_volatile(word);
                 return INSERTED;
@@ -170,19 +204,26 @@ pub(crate) fn size_at(key: AllocKey) -> u64 {
 /// Bucket and slot that hold `word`; the slot is [`BUCKET_SLOTS`] or more if none does.
 #[inline(always)]
 fn locate(word: u64) -> (u32, u32) {
-    let (first, second) = BlockWord::buckets(word, config!(buckets));
-    let slot = leaktrace_find_slot(first, word);
-    if slot < BUCKET_SLOTS {
-        return (first, slot);
-    }
-    (second, leaktrace_find_slot(second, word))
+    let place = leaktrace_locate(word);
+    ((place >> 32) as u32, place as u32)
 }
 
-/// The slot of a bucket that holds `word`; [`BUCKET_SLOTS`] or more if none does. Global and not
-/// inlined, so that the verifier checks it once.
+/// As [`locate`], the bucket in the upper half. Global and not inlined, so that the verifier
+/// checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn leaktrace_find_slot(bucket: u32, word: u64) -> u32 {
+pub extern "C" fn leaktrace_locate(word: u64) -> u64 {
+    let (first, second) = BlockWord::buckets(word, config!(buckets));
+    let slot = find_slot(first, word);
+    if slot < BUCKET_SLOTS || !is_displaced(first) {
+        return u64::from(first) << 32 | u64::from(slot);
+    }
+    u64::from(second) << 32 | u64::from(find_slot(second, word))
+}
+
+/// The slot of a bucket that holds `word`; [`BUCKET_SLOTS`] or more if none does.
+#[inline(always)]
+fn find_slot(bucket: u32, word: u64) -> u32 {
     let Some(found) = BLOCKS.get_ptr(bucket) else { return BUCKET_SLOTS };
     let mut slot = 0;
     while slot < BUCKET_SLOTS {
@@ -196,4 +237,62 @@ pub extern "C" fn leaktrace_find_slot(bucket: u32, word: u64) -> u32 {
         slot += 1;
     }
     slot
+}
+
+/// A slot as it is, in a form whose bound the verifier sees: LLVM would leave a mask out.
+#[inline(always)]
+fn bounded(slot: u32) -> usize {
+    const { assert!(BUCKET_SLOTS == 8) };
+    let mut bounded = u64::from(slot);
+    // SAFETY: changes the register alone.
+    unsafe {
+        core::arch::asm!("{0} &= 7", inout(reg) bounded, options(pure, nomem, nostack));
+    }
+    bounded as usize
+}
+
+/// What [`leaktrace_find_slots`] found.
+#[derive(Clone, Copy)]
+struct Slots(u32);
+
+impl Slots {
+    /// No slot.
+    const NONE: Self = Self(BUCKET_SLOTS | BUCKET_SLOTS << 8);
+
+    /// The slot that holds the word; [`BUCKET_SLOTS`] or more if none does.
+    #[inline(always)]
+    fn found(self) -> u32 {
+        self.0 & 0xff
+    }
+
+    /// The first free slot; [`BUCKET_SLOTS`] or more if there is none.
+    #[inline(always)]
+    fn free(self) -> u32 {
+        self.0 >> 8
+    }
+}
+
+/// Both the slot that holds `word` and the first free one, as [`Slots`] has them: one look at
+/// the keys instead of two. Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_find_slots(bucket: u32, word: u64) -> u32 {
+    let Some(found) = BLOCKS.get_ptr(bucket) else { return Slots::NONE.0 };
+    // SAFETY: a live map value, of which only the address is taken.
+    let keys = unsafe { &raw const (*found).keys }.cast::<u64>();
+    let (mut at, mut free) = (BUCKET_SLOTS, BUCKET_SLOTS);
+    // From the last to the first, so that the lowest stays; unrolled, which halves the time.
+    macro_rules! look {
+        ($($slot:literal)*) => {$(
+            // SAFETY: as in `find_slot`.
+            let key = unsafe { keys.add($slot).read_volatile() };
+            if key == word {
+                at = $slot;
+            } else if key == BlockWord::FREE {
+                free = $slot;
+            }
+        )*};
+    }
+    look!(7 6 5 4 3 2 1 0);
+    at | free << 8
 }

@@ -29,7 +29,7 @@ use leaktrace_common::{
 use super::by_stack;
 use crate::{
     filter, ledger, loss,
-    maps::{CACHES, config},
+    maps::{CACHES, HANDLED, config},
     stack,
 };
 
@@ -303,6 +303,10 @@ fn free(ctx: &RawTracePointContext) -> i32 {
         if !ledger::on_free(key, now_ns) && !filter::is_own() {
             loss::count(LossReason::UntrackedFree);
         }
+        if let Some(handled) = HANDLED.get_ptr_mut(0) {
+            // SAFETY: a live map value, this CPU's own.
+            unsafe { handled.write_volatile(address) };
+        }
     }
     0
 }
@@ -311,9 +315,21 @@ fn free(ctx: &RawTracePointContext) -> i32 {
 /// same CPU, so frees in an interrupt of it are refused, some hundred in a row when they come
 /// from RCU callbacks. A second program on the tracepoint is not running then; when it is itself
 /// the one that was interrupted, the first is not.
+///
+/// Mostly the first has run just before: its mark saves the look. The mark is used up, so that
+/// none is left that a later free of the same address could meet.
 #[inline(always)]
 fn look_again(ctx: &RawTracePointContext) -> i32 {
     let address = arg!(ctx, 1);
+    if let Some(handled) = HANDLED.get_ptr_mut(0) {
+        // SAFETY: as in `free`.
+        unsafe {
+            if handled.read_volatile() == address {
+                handled.write_volatile(0);
+                return 0;
+            }
+        }
+    }
     if address > ZERO_SIZE_PTR
         && let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, address))
     {

@@ -80,6 +80,7 @@ impl Loaded {
         let ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
             .map_max_entries("BLOCKS", buckets)
+            .map_max_entries("DISPLACED", buckets.div_ceil(64))
             .map_max_entries("OVERFLOW", BlockWord::overflow_for(sizes.outstanding))
             .map_max_entries("SITE_INDEX", sizes.sites)
             .map_max_entries("SITES", sizes.sites)

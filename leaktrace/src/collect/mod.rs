@@ -225,7 +225,7 @@ impl Collector {
         });
         let outstanding_count: u64 = records
             .iter()
-            .map(|(_, record)| record.allocated_count.saturating_sub(record.freed_count))
+            .map(|(_, record)| record.allocated_count.saturating_sub(record.freed_count()))
             .sum();
         let read_blocks = wants.is_final
             || wants.older_ns > 0
@@ -291,7 +291,7 @@ impl Collector {
         let key = &record.key;
         let kind = Kind::from_u32(key.kind)?;
         let allocated = Amount { count: record.allocated_count, bytes: record.allocated_bytes };
-        let freed = Amount { count: record.freed_count, bytes: record.freed_bytes };
+        let freed = Amount { count: record.freed_count(), bytes: record.freed_bytes };
         let outstanding = match details {
             Some(details) if wants.older_ns > 0 => {
                 details.map(|found| found.outstanding).unwrap_or_default()
