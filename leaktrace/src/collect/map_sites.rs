@@ -1,7 +1,7 @@
 //! Mappings -> sites of a Snapshot, and whose memory each is.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     ops::Range,
 };
@@ -28,6 +28,8 @@ pub(super) struct Mapped {
     mmaps: Mmaps,
     /// By object.
     allocators: HashMap<ObjectId, Code>,
+    /// Spaces of images that began as copies of others: no loader ran in them.
+    copies: HashSet<u32>,
 }
 
 impl Collector {
@@ -35,7 +37,7 @@ impl Collector {
     pub fn follow_mappings(&mut self, sizes: (u64, u64)) {
         let limit = self.max_outstanding as usize;
         let mmaps = Mmaps::new(sizes, limit, huge_bytes().unwrap_or(HUGE_BYTES));
-        self.mapped = Some(Mapped { mmaps, allocators: HashMap::new() });
+        self.mapped = Some(Mapped { mmaps, allocators: HashMap::new(), copies: HashSet::new() });
     }
 
     /// Takes in a system call that maps or unmaps memory.
@@ -56,6 +58,9 @@ impl Collector {
     pub fn forked_mappings(&mut self, parent: u32, child: u32) {
         if let Some(mapped) = &mut self.mapped {
             mapped.mmaps.forked(parent, child);
+            if parent != child {
+                mapped.copies.insert(child);
+            }
         }
     }
 
@@ -69,6 +74,7 @@ impl Collector {
     pub(super) fn forget_mappings(&mut self, space: u32) {
         if let Some(mapped) = &mut self.mapped {
             mapped.mmaps.forget(space);
+            mapped.copies.remove(&space);
         }
     }
 
@@ -105,7 +111,17 @@ impl Collector {
                 StackRef::NotTaken | StackRef::Lost => None,
             };
             let frames = frames.unwrap_or(std::slice::from_ref(&call_site));
-            let role = self.role(site.role, frames, &mapped.allocators);
+            let role = match self.role(site.role, frames, &mapped.allocators) {
+                // The loader's start of an image that lived for milliseconds, mostly: no leak
+                // that anybody could stand behind.
+                Role::Program
+                    if frames.first().is_some_and(|frame| frame.place == Place::Unmapped)
+                        && !mapped.copies.contains(&site.space) =>
+                {
+                    Role::Unknown
+                }
+                role => role,
+            };
             let outstanding = match wants.older_ns {
                 0 => counters.allocated.minus(counters.freed),
                 _ => details.outstanding,

@@ -380,6 +380,7 @@ fn held(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             Role::Stack => "as stacks of threads",
             Role::Loader => "by the dynamic loader",
             Role::Reserved => "without access, as reserved addresses",
+            Role::Unknown => "by what could not be told before the process ended",
         };
         let Amount { count, bytes } = held.totals.outstanding;
         let noun = if count == 1 { "mapping" } else { "mappings" };

@@ -171,6 +171,8 @@ pub enum Role {
     Loader,
     /// Addresses that were reserved without access to them.
     Reserved,
+    /// Not known: what the process had mapped could not be read before it ended.
+    Unknown,
 }
 
 impl Role {
@@ -182,6 +184,7 @@ impl Role {
             Self::Stack => "stack",
             Self::Loader => "loader",
             Self::Reserved => "reserved",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -91,10 +91,11 @@ fn a_signal_is_forwarded() {
         let mut child = Suspended::start(&argv(&["sleep", "60"])).unwrap().resume().unwrap();
         let pause = std::time::Duration::from_millis(20);
         assert!(tokio::time::timeout(pause, child.ended()).await.is_err());
-        child.forward(libc::SIGINT);
+        // Not SIGINT, which shells have what they start in the background ignore.
+        child.forward(libc::SIGTERM);
         child.ended().await.unwrap().exit_code()
     });
-    assert_eq!(code, 130);
+    assert_eq!(code, 143);
 }
 
 #[test]
