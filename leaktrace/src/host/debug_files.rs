@@ -14,7 +14,7 @@ use object::{LittleEndian, Object as _, elf::FileHeader64, read::ReadCache};
 use walkdir::WalkDir;
 
 /// Where packages put debug information.
-const DEBUG: &str = "/usr/lib/debug";
+pub const DEBUG: &str = "/usr/lib/debug";
 
 /// Notes of the running kernel.
 pub const KERNEL_NOTES: &str = "/sys/kernel/notes";

@@ -8,8 +8,7 @@ use object::{
     read::{ReadCache, ReadRef},
 };
 
-/// Where separate debug files lie, by build ID.
-const BY_BUILD_ID: &str = "/usr/lib/debug/.build-id";
+use crate::host::debug_files;
 
 /// One object's functions, each table read when it is first asked.
 #[derive(Debug)]
@@ -73,10 +72,9 @@ fn read_ranges(path: &str) -> Option<Vec<(u64, u64)>> {
     let mut ranges: Vec<(u64, u64)> = file.dynamic_symbols().filter_map(range).collect();
     if file.symbol_table().is_some_and(|table| table.symbols().next().is_some()) {
         ranges.extend(file.symbols().filter_map(range));
-    } else if let Ok(Some([first, rest @ ..])) = file.build_id() {
-        let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let debug_file = File::open(format!("{BY_BUILD_ID}/{first:02x}/{rest}.debug"));
-        let cache = debug_file.map(ReadCache::new).ok();
+    } else if let Ok(Some(build_id)) = file.build_id() {
+        let debug_file = debug_files::by_id(&[], build_id).find_map(|path| File::open(path).ok());
+        let cache = debug_file.map(ReadCache::new);
         if let Some(file) = cache.as_ref().and_then(|cache| object::File::parse(cache).ok()) {
             ranges.extend(file.symbols().filter_map(range));
         }

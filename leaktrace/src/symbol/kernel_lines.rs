@@ -59,12 +59,6 @@ struct Module {
     lines: Option<Option<ModuleLines>>,
 }
 
-impl std::fmt::Debug for ModuleLines {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ModuleLines")
-    }
-}
-
 impl KernelLines {
     /// Of the running kernel; `folders` hold more files, anywhere below them.
     pub(super) fn new(folders: &[PathBuf]) -> Self {

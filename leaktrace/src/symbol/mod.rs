@@ -17,7 +17,10 @@ use std::{
 use blazesym::symbolize::Symbolizer as Blazesym;
 
 use self::{functions::Functions, perf_map::PerfMap};
-use crate::snapshot::{Frame, Names, Place, Resolved, Snapshot, Symbol, Unknown};
+use crate::{
+    host::debug_files,
+    snapshot::{Frame, Names, Place, Resolved, Snapshot, Symbol, Unknown},
+};
 
 /// Finds names, with caches that last as long as it does. Not `Send`: keep it on one thread.
 pub struct Symbolizer {
@@ -31,7 +34,7 @@ impl Symbolizer {
     /// A symbolizer that has read nothing yet; `folders` hold debug information besides where
     /// packages put it.
     pub fn new(folders: &[PathBuf]) -> Self {
-        let usual = ["/usr/lib/debug", "/lib/debug"].map(PathBuf::from);
+        let usual = [debug_files::DEBUG, "/lib/debug"].map(PathBuf::from);
         let blazesym = Blazesym::builder()
             .set_debug_dirs(Some(folders.iter().chain(&usual)))
             .enable_code_info(true)

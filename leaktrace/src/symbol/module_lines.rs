@@ -41,6 +41,12 @@ pub(super) struct ModuleLines {
     context: addr2line::Context<EndianArcSlice<LittleEndian>>,
 }
 
+impl std::fmt::Debug for ModuleLines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ModuleLines")
+    }
+}
+
 impl ModuleLines {
     /// Reads the file of the module whose sections lie at these addresses; nothing if the file is
     /// of another build, or without debug information.
