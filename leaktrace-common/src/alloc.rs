@@ -38,8 +38,9 @@ pub struct Outstanding {
     pub timestamp_ns: u64,
     /// Index into `SITES`.
     pub site: u32,
-    /// Process that was running when a kernel allocation was made.
-    pub tgid: u32,
+    /// Kernel memory: the process that was running. Memory of a process: the sampling interval in
+    /// force, see [`crate::sampling`]; 0 if every allocation was recorded.
+    pub detail: u32,
 }
 
 /// Blocks in one [`Bucket`].

@@ -78,6 +78,10 @@ pub struct Config {
     pub gfp_movable: u32,
     /// log2 of the bytes of `struct page`.
     pub page_struct_shift: u32,
+    /// 1: allocations of processes are sampled by the interval in `SAMPLING`, which may be 0.
+    pub sampling: u32,
+    /// 1: hits of probes in processes are counted in `CALLS`.
+    pub count_calls: u32,
     /// Always zero.
     pub zero: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
@@ -183,7 +187,7 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 6 * 8
-            + 26 * 4
+            + 28 * 4
             + size_of::<RcuLayout>()
             + GFP_TESTS * 8
             + (TEXT_RANGES + CGROUPS + PAGE_OWNERS) * 16

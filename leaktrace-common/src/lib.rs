@@ -11,6 +11,8 @@
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
 //! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |
 //! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec and fork programs | BPF user programs |
+//! | `SAMPLING` | the sampling interval in bytes, 0 for all | loader | BPF user programs |
+//! | `CALLS` | number of an [`AllocFunction`] -> its probe's hits | BPF user programs | session, for `--max-overhead` |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
@@ -27,6 +29,7 @@ mod config;
 mod loss;
 mod mapping;
 mod pages;
+pub mod sampling;
 mod site;
 mod stack;
 mod unwind;
@@ -43,14 +46,14 @@ pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
 pub use site::{
-    CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, lifetime_bucket,
+    CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, Weights, lifetime_bucket,
 };
 pub use stack::{MAX_FRAMES, StackEnd, StackId, StackRecord};
 pub use unwind::{
     CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
     Unwinding, WALKS_PER_CPU,
 };
-pub use user::{AllocFunction, Event, EventKind, InFlight, Target};
+pub use user::{AllocFunction, CALLS, Event, EventKind, InFlight, RETURNS, SkippedCall, Target};
 
 /// Marks the shared types as plain bytes for aya's typed maps.
 #[cfg(feature = "user")]

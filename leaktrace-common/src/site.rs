@@ -119,6 +119,22 @@ pub struct SiteRecord {
     pub zero: u32,
     /// Freed blocks by age, see [`lifetime_bucket`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
+    /// What the recorded blocks stand for; all zero unless some are sampled.
+    pub weights: Weights,
+}
+
+/// Estimates of all blocks of a call site from those recorded; they only ever grow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Weights {
+    /// Allocations, with [`crate::sampling::WEIGHT_BITS`] fractional bits.
+    pub allocated_count: u64,
+    /// Bytes asked for by them.
+    pub allocated_bytes: u64,
+    /// Of these, freed, as `allocated_count`.
+    pub freed_count: u64,
+    /// Bytes asked for by them.
+    pub freed_bytes: u64,
 }
 
 impl SiteRecord {
@@ -152,7 +168,7 @@ pub struct CacheName {
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 32);
-const _: () = assert!(size_of::<SiteRecord>() == 32 + 5 * 8 + 4 * 4 + LIFETIME_BUCKETS * 8);
+const _: () = assert!(size_of::<SiteRecord>() == 32 + 5 * 8 + 4 * 4 + LIFETIME_BUCKETS * 8 + 4 * 8);
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,11 @@ pub enum AllocFunction {
     Free = 10,
 }
 
+/// Numbers in `CALLS`: entries by the number of their function; [`RETURNS`] counts all returns.
+pub const CALLS: u32 = 128;
+/// See [`CALLS`].
+pub const RETURNS: u32 = 0;
+
 impl AllocFunction {
     /// Every function, in the order of their numbers.
     pub const ALL: [Self; 10] = [
@@ -94,7 +99,33 @@ pub struct InFlight {
     /// `realloc`: the old block's record, taken out of `BLOCKS` for the time of the call.
     pub old: crate::Outstanding,
     /// Whether `old` holds a record.
-    pub old_tracked: u64,
+    pub old_tracked: u32,
+    /// Sampling interval at the call, [`InFlight::UNSAMPLED`] if its block is not to be recorded.
+    pub interval: u32,
+    /// The thread's last call that sampling let through, by which calls that it makes are known.
+    pub skipped: SkippedCall,
+}
+
+impl InFlight {
+    /// The [`InFlight::interval`] of a call that is only followed for the block that it frees.
+    pub const UNSAMPLED: u32 = u32::MAX;
+}
+
+/// An outermost call that is not followed to its return.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkippedCall {
+    /// Stack pointer at the function's entry; 0 if there is none.
+    pub stack_pointer: u64,
+    /// Return address of the call.
+    pub caller: u64,
+    /// An [`AllocFunction`].
+    pub function: u64,
+}
+
+impl SkippedCall {
+    /// There is none.
+    pub const NONE: Self = Self { stack_pointer: 0, caller: 0, function: 0 };
 }
 
 /// What an [`Event`] tells.
@@ -127,7 +158,7 @@ pub struct Event {
     pub new_space: u32,
 }
 
-const _: () = assert!(size_of::<InFlight>() == 8 + 8 + 4 * 8 + 24 + 8);
+const _: () = assert!(size_of::<InFlight>() == 8 + 8 + 4 * 8 + 24 + 8 + 24);
 const _: () = assert!(size_of::<Target>() == 8 && size_of::<Event>() == 16);
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use leaktrace_common::{
-    AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode, lifetime_bucket,
+    AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode, lifetime_bucket, sampling,
 };
 
 use crate::{
@@ -195,6 +195,9 @@ fn count_alloc(block: &Outstanding) {
         }
         (*record).last_ns = block.timestamp_ns;
     }
+    if config!(sampling) != 0 {
+        leaktrace_weigh(block.site, block.size_bytes, block.detail, 0);
+    }
 }
 
 /// Counts a block as freed at its site.
@@ -202,6 +205,31 @@ fn count_alloc(block: &Outstanding) {
 pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {
     let age_ns = now_ns.saturating_sub(block.timestamp_ns);
     leaktrace_count_free(block.site, block.size_bytes, age_ns);
+    if config!(sampling) != 0 {
+        leaktrace_weigh(block.site, block.size_bytes, block.detail, 1);
+    }
+}
+
+/// Adds what a block of a process stands for to its site's estimates, of allocations or (with
+/// `freed` 1) of frees. Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_weigh(site: u32, size_bytes: u64, interval: u32, freed: u32) -> u32 {
+    let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
+    let weight = sampling::weight(size_bytes, interval);
+    let bytes = sampling::weighted_bytes(size_bytes, weight);
+    // SAFETY: a live map value, aligned.
+    unsafe {
+        let weights = &raw mut (*record).weights;
+        if freed != 0 {
+            atomic::add(&raw mut (*weights).freed_count, weight);
+            atomic::add(&raw mut (*weights).freed_bytes, bytes);
+        } else {
+            atomic::add(&raw mut (*weights).allocated_count, weight);
+            atomic::add(&raw mut (*weights).allocated_bytes, bytes);
+        }
+    }
+    0
 }
 
 /// As [`count_free`]. Global and not inlined, so that the verifier checks it once.

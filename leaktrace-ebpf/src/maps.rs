@@ -50,6 +50,8 @@ pub(crate) static CONFIG: Config = Config {
     all_pages: 0,
     gfp_movable: 0,
     page_struct_shift: 6,
+    sampling: 0,
+    count_calls: 0,
     zero: 0,
     rcu: RcuLayout {
         work_function: 0,
@@ -163,6 +165,16 @@ pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
 /// Traced processes by tgid; written by the loader and by the exec program.
 #[map]
 pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1024, 0);
+
+/// The sampling interval of processes in bytes, 0 where every allocation is recorded; written by the
+/// loader.
+#[map]
+pub(crate) static SAMPLING: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Hits of probes, by [`leaktrace_common::CALLS`]; written by the programs of processes.
+#[map]
+pub(crate) static CALLS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(leaktrace_common::CALLS, 0);
 
 /// The call in flight by thread. A slot is reused by its thread and never deleted; LRU drops
 /// those of threads that ended.

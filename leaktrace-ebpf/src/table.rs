@@ -47,7 +47,7 @@ fn mark_displaced(first: u32) {
 /// record replaced.
 #[inline(always)]
 pub(crate) fn insert(key: AllocKey, block: &Outstanding) -> Result<(), u32> {
-    let who = u64::from(block.site) | u64::from(block.tgid) << 32;
+    let who = u64::from(block.site) | u64::from(block.detail) << 32;
     match leaktrace_insert(BlockWord::of(key), block.size_bytes, block.timestamp_ns, who) {
         INSERTED => Ok(()),
         reason => Err(reason),
@@ -63,7 +63,7 @@ const INSERTED: u32 = u32::MAX;
 #[inline(never)]
 pub extern "C" fn leaktrace_insert(word: u64, size_bytes: u64, timestamp_ns: u64, who: u64) -> u32 {
     let block =
-        Outstanding { size_bytes, timestamp_ns, site: who as u32, tgid: (who >> 32) as u32 };
+        Outstanding { size_bytes, timestamp_ns, site: who as u32, detail: (who >> 32) as u32 };
     let (first, second) = BlockWord::buckets(word, config!(buckets));
     let mut in_first = Slots(leaktrace_find_slots(first, word));
     let mut in_second = Slots::NONE;

@@ -29,6 +29,30 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok(size)
 }
 
+/// Parses a share, `2%` or `0.5%`, to millionths.
+///
+/// # Errors
+///
+/// One line with the cause and the mend.
+pub fn parse_percent(text: &str) -> Result<u32, String> {
+    let share = text.strip_suffix('%').and_then(|number| number.trim_end().parse::<f64>().ok());
+    match share {
+        Some(percent) if (0.01..=100.0).contains(&percent) => {
+            Ok((percent * 10_000.0).round() as u32)
+        }
+        Some(_) => Err(format!("`{text}` is out of range: write 0.01% to 100%")),
+        None => Err(format!("`{text}` is not a share: write 2% or 0.5%")),
+    }
+}
+
+/// Millionths as a share for people: `2 %`, `0.5 %`.
+pub fn format_ppm(ppm: u64) -> String {
+    let percent = ppm as f64 / 10_000.0;
+    let text = if percent < 10.0 { format!("{percent:.2}") } else { format!("{percent:.1}") };
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    format!("{text} %")
+}
+
 /// Parses a time: `500ms`, `5s`, `5m`, `1h30m`.
 ///
 /// # Errors
@@ -127,6 +151,28 @@ mod tests {
             parse_duration("1000years"),
             Err("`1000years` is too long a time: write at most 100years".into())
         );
+    }
+
+    #[test]
+    fn shares_are_parsed() {
+        for (text, ppm) in [("2%", 20_000), ("0.5 %", 5_000), ("100%", 1_000_000), ("0.01%", 100)] {
+            assert_eq!(parse_percent(text), Ok(ppm));
+        }
+        for bad in ["", "2", "%", "x%", "2%%", "NaN", "two%"] {
+            assert_eq!(
+                parse_percent(bad),
+                Err(format!("`{bad}` is not a share: write 2% or 0.5%"))
+            );
+        }
+        for far in ["0%", "-1%", "101%", "inf%", "NaN%", "0.001%"] {
+            assert_eq!(
+                parse_percent(far),
+                Err(format!("`{far}` is out of range: write 0.01% to 100%"))
+            );
+        }
+        for (ppm, text) in [(20_000, "2 %"), (5_000, "0.5 %"), (123_456, "12.3 %"), (0, "0 %")] {
+            assert_eq!(format_ppm(ppm), text);
+        }
     }
 
     #[test]

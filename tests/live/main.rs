@@ -11,6 +11,7 @@ mod lifecycle;
 mod mappings;
 mod processes;
 mod run;
+mod sampling;
 mod semantics;
 mod storm;
 mod unwinding;

@@ -150,7 +150,7 @@ mod tests {
     fn every_program_runs_to_its_end() {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 20] = [
+        let runs: [(&str, &[&str], &[&str]); 23] = [
             ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
             ("children", &[], &["made", "holding"]),
             ("cpp", &[], &["traced", "checked"]),
@@ -166,10 +166,13 @@ mod tests {
             ("many", &[], &["holding"]),
             ("many-bare", &[], &["holding"]),
             ("many-static", &[], &["holding"]),
+            ("mappings", &[], &["holding"]),
             ("maze-c", &[&library], &["running", "done"]),
             ("maze-cpp", &[], &["running", "done"]),
             ("maze-rust", &[], &["running", "done"]),
+            ("paced", &["10"], &["running"]),
             ("pipeloop", &["0.05"], &["done"]),
+            ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),
             ("semantics", &[], &["holding"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();

@@ -55,7 +55,9 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-c", source: "maze.c", flags: UNWIND_FLAGS },
     Recipe { name: "maze-cpp", source: "maze.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
+    Recipe { name: "paced", source: "paced.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
+    Recipe { name: "sampling", source: "sampling.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
 ];
 

@@ -80,6 +80,21 @@ impl Traced {
         Report::parse(&self.child.next_line(deadline))
     }
 
+    /// A report that began after this was called; all earlier ones are passed over.
+    ///
+    /// # Panics
+    ///
+    /// When none comes within `deadline`.
+    pub fn next_fresh_report(&mut self, deadline: Duration) -> Report {
+        let now = jiff::Timestamp::now();
+        // The time is that of its end: it may have begun before.
+        self.wait_report("it is fresh", deadline, |report| {
+            let time = report.value["time"].as_str().and_then(|time| time.parse().ok());
+            time.is_some_and(|time: jiff::Timestamp| time > now)
+        });
+        self.next_report(deadline)
+    }
+
     /// Waits for a report that `wanted` accepts; all earlier ones are passed over.
     ///
     /// # Panics

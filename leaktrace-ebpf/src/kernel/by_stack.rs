@@ -35,7 +35,7 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
         // SAFETY: the helper has no preconditions.
         timestamp_ns: unsafe { bpf_ktime_get_ns() },
         site,
-        tgid,
+        detail: tgid,
     };
     ledger::on_alloc(AllocKey::new(allocation.space, allocation.address), block)
 }

@@ -56,7 +56,7 @@ pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
         return 0;
     }
     let Some(site) = site_of(&ctx, 5, &allocation) else { return 0 };
-    let block = Outstanding { size_bytes, timestamp_ns: 0, site, tgid };
+    let block = Outstanding { size_bytes, timestamp_ns: 0, site, detail: tgid };
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: the value is not looked at, only its presence.
     if unsafe { VMALLOC_IN_FLIGHT.get(thread) }.is_some() {

@@ -16,13 +16,17 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use leaktrace_common::{
-    AllocFunction, AllocKey, InFlight, Kind, LossReason, Outstanding, SiteKey, StackId, StackMode,
+    AllocFunction, AllocKey, InFlight, Kind, LossReason, Outstanding, RETURNS, SiteKey,
+    SkippedCall, StackId, StackMode,
 };
 
-use super::walk::{self, Start};
+use super::{
+    sampling,
+    walk::{self, Start},
+};
 use crate::{
     filter, ledger, loss,
-    maps::{IN_FLIGHT, TARGETS},
+    maps::{IN_FLIGHT, TARGETS, config},
 };
 
 /// What a session program returns to have the function's return skipped.
@@ -74,7 +78,10 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: read at once; deleted only when the session ends.
     let Some(target) = (unsafe { TARGETS.get((thread >> 32) as u32) }) else { return 0 };
+    sampling::count_call(AllocFunction::Free as u64);
     if !ledger::on_free(AllocKey::new(target.space, pointer), now_ns())
+        // Most blocks are not recorded then.
+        && config!(sampling) == 0
         && !is_being_resized(thread, pointer)
     {
         loss::count(LossReason::UntrackedFree);
@@ -103,6 +110,14 @@ struct Request {
     pointer: u64,
     /// Whether `pointer` is an old block that the call may free or move.
     resizes: bool,
+}
+
+impl Request {
+    /// The block that the call may free or move; 0 if there is none.
+    #[inline(always)]
+    fn old_block(&self) -> u64 {
+        if self.resizes { self.pointer } else { 0 }
+    }
 }
 
 /// Decodes the arguments; nothing if the product of `calloc` or `reallocarray` overflows, as
@@ -157,8 +172,8 @@ fn entry(ctx: &ProbeContext) -> u32 {
     let (regs, target) = unsafe { (&*ctx.regs, *target) };
     // SAFETY: the helper takes the program's own context.
     let function = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    // SAFETY: the helper checks the address.
-    let caller = unsafe { bpf_probe_read_user(regs.rsp as *const u64) }.unwrap_or(0);
+    sampling::count_call(function);
+    let caller = returns_to(regs.rsp);
 
     let known = IN_FLIGHT.get_ptr_mut(thread);
     if let Some(flight) = known {
@@ -186,6 +201,14 @@ fn entry(ctx: &ProbeContext) -> u32 {
     if !request.resizes && !filter::wants_size(request.size_bytes) {
         return SKIP_RETURN;
     }
+    let mut interval = 0;
+    if config!(sampling) != 0 {
+        let size_bytes = request.size_bytes;
+        interval = sampling::leaktrace_sample(thread, function, size_bytes, regs.rsp, caller);
+        if interval == InFlight::UNSAMPLED && request.old_block() == 0 {
+            return SKIP_RETURN;
+        }
+    }
     let start = Start {
         tgid: (thread >> 32) as u32,
         space: target.space,
@@ -199,20 +222,27 @@ fn entry(ctx: &ProbeContext) -> u32 {
         function: function as u32,
         size_bytes: request.size_bytes,
         caller,
-        stack: user_stack(&start, function),
+        stack: StackId::NOT_TAKEN,
         pointer: request.pointer,
-        old: Outstanding { size_bytes: 0, timestamp_ns: 0, site: 0, tgid: 0 },
+        old: Outstanding { size_bytes: 0, timestamp_ns: 0, site: 0, detail: 0 },
         old_tracked: 0,
+        interval,
+        skipped: SkippedCall::NONE,
     };
+    if interval != InFlight::UNSAMPLED {
+        flight.stack = user_stack(&start, function);
+    }
     // The old block is neither live nor free during the call: were its record left in place,
     // another thread could be given the address before this call's return is seen.
-    let old_key = AllocKey::new(target.space, request.pointer);
-    if request.resizes
-        && request.pointer != 0
+    let old_key = AllocKey::new(target.space, request.old_block());
+    if request.old_block() != 0
         && let Some(old) = ledger::take(old_key)
     {
         flight.old = old;
         flight.old_tracked = 1;
+    }
+    if interval == InFlight::UNSAMPLED && flight.old_tracked == 0 {
+        return SKIP_RETURN;
     }
     let stored = match known {
         Some(slot) => {
@@ -242,16 +272,21 @@ pub(super) fn is_nested(outer: &InFlight, space: u32, stack_pointer: u64, caller
         // A tail call: the return slot is the outer call's.
         return is_trampoline(caller);
     }
+    is_trampoline(returns_to(outer.stack_pointer))
+}
+
+/// What a return slot holds; 0 if it cannot be read.
+#[inline(always)]
+pub(super) fn returns_to(slot: u64) -> u64 {
     // SAFETY: the helper checks the address.
-    let slot = unsafe { bpf_probe_read_user(outer.stack_pointer as *const u64) };
-    is_trampoline(slot.unwrap_or(0))
+    unsafe { bpf_probe_read_user(slot as *const u64) }.unwrap_or(0)
 }
 
 /// Whether a return slot holds the kernel's return trampoline, which is the first instruction
 /// of the page that it maps as `[uprobes]` (uprobe_get_trampoline_vaddr,
 /// kernel/events/uprobes.c, 6.1 and 6.18). No call returns to the start of a page but by chance.
 #[inline(always)]
-fn is_trampoline(slot: u64) -> bool {
+pub(super) fn is_trampoline(slot: u64) -> bool {
     slot != 0 && slot & 4095 == 0
 }
 
@@ -293,6 +328,7 @@ unsafe fn returned<C: aya_ebpf::EbpfContext>(
     session: bool,
 ) {
     let thread = bpf_get_current_pid_tgid();
+    sampling::count_call(u64::from(RETURNS));
     let slot = IN_FLIGHT.get_ptr_mut(thread);
     // SAFETY: the caller's promise.
     let (rsp, rax) = unsafe { ((*regs).rsp, (*regs).rax) };
@@ -327,13 +363,13 @@ pub extern "C" fn leaktrace_finish(thread: u64, rax: u64) -> u32 {
         (*slot).stack_pointer = 0;
         flight
     };
-    finish(&flight, rax, thread);
+    finish(&flight, rax);
     0
 }
 
 /// Records the outcome of a call.
 #[inline(always)]
-fn finish(flight: &InFlight, rax: u64, thread: u64) {
+fn finish(flight: &InFlight, rax: u64) {
     let posix_memalign = flight.function == AllocFunction::PosixMemalign as u32;
     let resizes = flight.function == AllocFunction::Realloc as u32
         || flight.function == AllocFunction::Reallocarray as u32;
@@ -363,9 +399,12 @@ fn finish(flight: &InFlight, rax: u64, thread: u64) {
         }
         if flight.old_tracked != 0 {
             ledger::count_free(&flight.old, now_ns);
-        } else {
+        } else if config!(sampling) == 0 {
             loss::count(LossReason::UntrackedFree);
         }
+    }
+    if flight.interval == InFlight::UNSAMPLED {
+        return;
     }
     if address == 0 || !filter::wants_size(flight.size_bytes) {
         return;
@@ -378,7 +417,7 @@ fn finish(flight: &InFlight, rax: u64, thread: u64) {
             size_bytes: flight.size_bytes,
             timestamp_ns: now_ns,
             site,
-            tgid: (thread >> 32) as u32,
+            detail: flight.interval,
         },
     );
 }

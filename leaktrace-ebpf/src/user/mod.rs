@@ -3,4 +3,5 @@
 mod malloc;
 mod mapping;
 mod process;
+mod sampling;
 pub(crate) mod walk;

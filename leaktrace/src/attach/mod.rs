@@ -5,4 +5,5 @@
 pub mod allocator;
 pub mod kernel;
 pub mod placement;
+mod price;
 pub mod user;

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use leaktrace_common::AllocFunction;
 
-use super::allocator::Allocator;
+pub use super::price::Prices;
+use super::{
+    allocator::Allocator,
+    price::{self, Ground},
+};
 use crate::{
     bpf::{
         Loaded,
@@ -43,7 +47,23 @@ impl Way {
 pub struct UserProbes {
     programs: Programs,
     links: BTreeMap<u32, Vec<Link>>,
+    /// Measured where a budget is to be kept.
+    prices: Option<Prices>,
+    kept: Kept,
 }
+
+/// Which probes are there, or would be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    All,
+    Frees,
+    None,
+}
+
+/// The programs that are attached to allocator functions one by one.
+const FREE: &str = "lt_free";
+const ENTRY: &str = "lt_entry";
+const RETURN: &str = "lt_return";
 
 enum Programs {
     Session { session: MultiProgram, free: MultiProgram },
@@ -76,19 +96,64 @@ impl UserProbes {
                 let loader = loaded.multi_loader()?;
                 Programs::Session {
                     session: loader.load("lt_session", ATTACH_SESSION)?,
-                    free: loader.load("lt_free", ATTACH_MULTI)?,
+                    free: loader.load(FREE, ATTACH_MULTI)?,
                 }
             }
             Way::Multi => {
                 let loader = loaded.multi_loader()?;
                 Programs::Multi {
-                    entry: loader.load("lt_entry", ATTACH_MULTI)?,
-                    returned: loader.load("lt_return", ATTACH_MULTI)?,
-                    free: loader.load("lt_free", ATTACH_MULTI)?,
+                    entry: loader.load(ENTRY, ATTACH_MULTI)?,
+                    returned: loader.load(RETURN, ATTACH_MULTI)?,
+                    free: loader.load(FREE, ATTACH_MULTI)?,
                 }
             }
         };
-        Ok(Self { programs, links: BTreeMap::new() })
+        let prices = match trace.max_overhead_ppm {
+            Some(_) => Some(programs.prices(loaded)?),
+            None => None,
+        };
+        Ok(Self { programs, links: BTreeMap::new(), prices, kept: Kept::All })
+    }
+
+    /// What a trap costs, where a budget is to be kept.
+    pub fn prices(&self) -> Option<Prices> {
+        self.prices
+    }
+
+    /// Takes the probes of allocating functions away, for good; frees are still seen.
+    pub fn keep_frees(&mut self, loaded: &mut Loaded) {
+        self.kept = Kept::Frees;
+        for links in self.links.values_mut() {
+            links.retain(|link| link.program() == FREE);
+        }
+        if matches!(self.programs, Programs::PerfEvent) {
+            // Entries first, so that no call is entered whose return is not watched.
+            loaded.detach_uprobe(ENTRY);
+            loaded.detach_uprobe(RETURN);
+        }
+    }
+
+    /// Takes all probes away, for good.
+    pub fn keep_none(&mut self, loaded: &mut Loaded) {
+        self.keep_frees(loaded);
+        self.kept = Kept::None;
+        self.links.clear();
+        if matches!(self.programs, Programs::PerfEvent) {
+            loaded.detach_uprobe(FREE);
+        }
+    }
+
+    /// Run time in nanoseconds of the programs, while it is taken.
+    pub fn run_time_ns(&self, loaded: &Loaded) -> u64 {
+        match &self.programs {
+            Programs::Session { session, free } => session.run_time_ns() + free.run_time_ns(),
+            Programs::Multi { entry, returned, free } => {
+                entry.run_time_ns() + returned.run_time_ns() + free.run_time_ns()
+            }
+            Programs::PerfEvent => {
+                [ENTRY, RETURN, FREE].iter().map(|name| loaded.uprobe_run_time_ns(name)).sum()
+            }
+        }
     }
 
     /// Attaches to an allocator in the object that can be read at `path`, for one process.
@@ -103,34 +168,50 @@ impl UserProbes {
         allocator: &Allocator,
         pid: u32,
     ) -> Result<(), Error> {
+        if self.kept == Kept::None {
+            return Ok(());
+        }
+        let keeps_all = self.kept == Kept::All;
         let probes = |list: &[(u64, AllocFunction)]| -> Vec<(u64, u64)> {
             list.iter().map(|(offset, function)| (*offset, *function as u64)).collect()
         };
         let (allocating, freeing) = (probes(&allocator.allocating), probes(&allocator.freeing));
+        let allocating = if keeps_all { allocating } else { Vec::new() };
         let link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {
             program.attach(path, probes, pid, at_return).map_err(|error| {
                 if error.raw_os_error() == Some(libc::ESRCH) {
                     return Error::Usage(format!("process {pid} has ended"));
                 }
+                if error.raw_os_error() == Some(libc::EINVAL) {
+                    // alloc_uprobe, kernel/events/uprobes.c, 6.1 and 6.18.
+                    return Error::Host(format!(
+                        "cannot attach to the allocator of process {pid}: another tracer (bcc, \
+                         bpftrace) has a probe there that the kernel cannot share (its log says \
+                         `ref_ctr_offset mismatch`): end that tracer, then try again"
+                    ));
+                }
                 Error::kernel(format!("cannot attach to the allocator of process {pid}"), error)
             })
+        };
+        // Nothing to attach is no link: the kernel refuses those.
+        let link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {
+            if probes.is_empty() { Ok(None) } else { link(program, probes, at_return).map(Some) }
         };
         // Frees first: an allocation seen without its free would look like a leak. Returns
         // before entries, so that no call is entered whose return is not watched.
         let links = self.links.entry(pid).or_default();
         match &self.programs {
             Programs::Session { session, free } => {
-                links.push(link(free, &freeing, false)?);
-                links.push(link(session, &allocating, false)?);
+                links.extend(link(free, &freeing, false)?);
+                links.extend(link(session, &allocating, false)?);
             }
             Programs::Multi { entry, returned, free } => {
-                links.push(link(free, &freeing, false)?);
-                links.push(link(returned, &allocating, true)?);
-                links.push(link(entry, &allocating, false)?);
+                links.extend(link(free, &freeing, false)?);
+                links.extend(link(returned, &allocating, true)?);
+                links.extend(link(entry, &allocating, false)?);
             }
             Programs::PerfEvent => {
-                let all =
-                    [("lt_free", &freeing), ("lt_return", &allocating), ("lt_entry", &allocating)];
+                let all = [(FREE, &freeing), (RETURN, &allocating), (ENTRY, &allocating)];
                 for (program, probes) in all {
                     for probe in probes {
                         loaded.attach_uprobe(program, path, *probe, pid)?;
@@ -160,5 +241,35 @@ impl UserProbes {
                 (misses > 0).then(|| (program.name().to_owned(), misses))
             })
             .collect()
+    }
+}
+
+impl Programs {
+    /// Measures what a trap costs, by probes on functions of our own.
+    fn prices(&self, loaded: &mut Loaded) -> Result<Prices, Error> {
+        let Ground { path, pid, emulated, stepped } = Ground::here()?;
+        let mut with_probe = |name, offset, measure: fn() -> u64| -> Result<u64, Error> {
+            let (free, at_return) = match self {
+                Self::Session { free, .. } | Self::Multi { free, .. } => (free, name == RETURN),
+                Self::PerfEvent => {
+                    // It stays, on a function that is not called again.
+                    loaded.attach_uprobe(name, path, (offset, 0), pid)?;
+                    return Ok(measure());
+                }
+            };
+            let returned = match at_return {
+                true => Some(loaded.multi_loader()?.load(RETURN, ATTACH_MULTI)?),
+                false => None,
+            };
+            let program = returned.as_ref().unwrap_or(free);
+            let _link = program
+                .attach(path, &[(offset, 0)], pid, at_return)
+                .map_err(|error| Error::kernel("cannot measure what a probe costs", error))?;
+            Ok(measure())
+        };
+        let emulated_ns = with_probe(FREE, emulated, price::emulated_ns)?;
+        let stepped_ns = with_probe(FREE, stepped, price::stepped_ns)?;
+        let both_ns = with_probe(RETURN, emulated, price::emulated_ns)?;
+        Ok(Prices { emulated_ns, stepped_ns, return_ns: both_ns.saturating_sub(emulated_ns) })
     }
 }

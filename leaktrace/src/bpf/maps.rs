@@ -24,6 +24,8 @@ pub struct Maps {
     caches: HashMap<MapData, u64, CacheName>,
     loss: PerCpuArray<MapData, u64>,
     cursors: Array<MapData, u64>,
+    sampling: Array<MapData, u64>,
+    calls: PerCpuArray<MapData, u64>,
     targets: HashMap<MapData, u32, Target>,
     filter_tgids: HashMap<MapData, u32, u32>,
     filter_comms: HashMap<MapData, [u8; 16], u32>,
@@ -59,6 +61,8 @@ impl Loaded {
             caches: self.typed("CACHES")?,
             loss: self.typed("LOSS")?,
             cursors: self.typed("CURSORS")?,
+            sampling: self.typed("SAMPLING")?,
+            calls: self.typed("CALLS")?,
             targets: self.typed("TARGETS")?,
             filter_tgids: self.typed("FILTER_TGIDS")?,
             filter_comms: self.typed("FILTER_COMMS")?,
@@ -183,6 +187,29 @@ impl Maps {
     /// The sum of one loss counter over all CPUs.
     pub fn loss(&self, reason: LossReason) -> u64 {
         self.loss.get(&(reason as u32), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// The sampling interval of processes in bytes; 0 if every allocation is recorded.
+    pub fn sample_bytes(&self) -> u64 {
+        self.sampling.get(&0, 0).unwrap_or(0)
+    }
+
+    /// Sets the sampling interval, for allocations from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to the map update.
+    pub fn set_sample_bytes(&mut self, bytes: u32) -> Result<(), Error> {
+        self.sampling
+            .set(0, u64::from(bytes), 0)
+            .map_err(|error| Error::kernel("cannot set the sampling interval", error))
+    }
+
+    /// Hits of probes in processes by [`leaktrace_common::CALLS`]; counted if the constants say so.
+    pub fn calls(&self) -> Vec<u64> {
+        (0..leaktrace_common::CALLS)
+            .map(|number| self.calls.get(&number, 0).map_or(0, |counts| counts.iter().sum()))
+            .collect()
     }
 
     /// Every site in use, with its index.

@@ -40,6 +40,14 @@ pub struct MultiProgram {
 /// An attached link; detaches when dropped.
 pub struct Link {
     _fd: OwnedFd,
+    program: &'static str,
+}
+
+impl Link {
+    /// The name of the program behind it.
+    pub fn program(&self) -> &'static str {
+        self.program
+    }
 }
 
 impl Loaded {
@@ -140,12 +148,18 @@ impl MultiProgram {
             pid,
             at_return,
         };
-        sys::create_multi_link(self.fd.as_fd(), &link).map(|fd| Link { _fd: fd })
+        sys::create_multi_link(self.fd.as_fd(), &link)
+            .map(|fd| Link { _fd: fd, program: self.name })
     }
 
     /// Runs that the kernel refused, see [`Loaded::recursion_misses`].
     pub fn recursion_misses(&self) -> Option<u64> {
         fdinfo(self.fd.as_raw_fd(), "recursion_misses:")
+    }
+
+    /// Its run time in nanoseconds, while [`Loaded::time_programs`] holds.
+    pub fn run_time_ns(&self) -> u64 {
+        fdinfo(self.fd.as_raw_fd(), "run_time_ns:").unwrap_or(0)
     }
 
     /// The program's name in the object.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     num::NonZeroU32,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use aya::{
@@ -329,6 +329,30 @@ impl Loaded {
         let scope = NonZeroU32::new(pid).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         program.attach(point, path, scope).map_err(fail)?;
         Ok(())
+    }
+
+    /// Has the kernel take the time of every program, until what it gives is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] before 5.8 (BPF_ENABLE_STATS).
+    pub fn time_programs() -> Result<OwnedFd, Error> {
+        aya::sys::enable_stats(aya::sys::Stats::RunTime)
+            .map_err(|error| Error::kernel("cannot take the time of BPF programs", error))
+    }
+
+    /// Run time in nanoseconds of one of [`Loaded::attach_uprobe`]'s programs, while it is taken.
+    pub fn uprobe_run_time_ns(&self, name: &str) -> u64 {
+        let program = self.ebpf.program(name).and_then(|program| program.fd().ok());
+        program.and_then(|fd| fdinfo(fd.as_fd().as_raw_fd(), "run_time_ns:")).unwrap_or(0)
+    }
+
+    /// Detaches one of [`Loaded::attach_uprobe`]'s programs from everything, for good.
+    pub fn detach_uprobe(&mut self, name: &str) {
+        if let Some(Ok(program)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from) {
+            // One that was never loaded is attached to nothing.
+            let _ = program.unload();
+        }
     }
 
     /// Runs that the kernel refused because the program was running on that CPU already, by

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
+use leaktrace_common::sampling;
 
 use crate::{
     error::Error,
@@ -10,7 +11,7 @@ use crate::{
         By, Format, Output, ProbeAt, Schedule, Sort, StackMode, TraceOptions, Unwind, UserKinds,
         View,
     },
-    units::{parse_bytes, parse_duration},
+    units::{parse_bytes, parse_duration, parse_percent},
 };
 
 /// Most blocks that `--max-outstanding` allows: some 2.6 GB of kernel memory.
@@ -96,6 +97,14 @@ pub(super) struct UserArgs {
     /// each system call of every process of the host [default: malloc]
     #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<UserKindArg>,
+    /// Record one block in every SIZE bytes asked for, on average, and all from that size on, as
+    /// 64KiB: cheaper, with estimates (~) for smaller blocks; 16 to 256MiB [default: every block]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    sample_bytes: Option<u64>,
+    /// Let the probes cost at most this share of one CPU's time, as 2%: above it, blocks are
+    /// sampled, and probes taken away where that is not enough [default: no limit]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    max_overhead: Option<u32>,
     /// What sums are shown by: each call site with its stack, or one line a process
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = UserByArg::Site)]
     by: UserByArg,
@@ -136,6 +145,18 @@ impl UserArgs {
         UserKinds {
             malloc: self.kinds.contains(&UserKindArg::Malloc),
             mmap: self.kinds.contains(&UserKindArg::Mmap),
+        }
+    }
+
+    /// The sampling interval; 0 for none.
+    fn sample_bytes(&self) -> Result<u32, Error> {
+        let most = u64::from(sampling::MAX_INTERVAL_BYTES);
+        match self.sample_bytes {
+            None => Ok(0),
+            Some(bytes) if (sampling::SMALLEST_BYTES..=most).contains(&bytes) => Ok(bytes as u32),
+            Some(bytes) => Err(Error::Usage(format!(
+                "--sample-bytes {bytes}: write 16 to 256MiB, or leave it out to record every block"
+            ))),
         }
     }
 
@@ -204,6 +225,8 @@ impl CommonArgs {
                 Some(UnwindArg::Fp) => Unwind::FramePointers,
             },
             children: user.is_some_and(|user| user.children),
+            sample_bytes: user.map_or(Ok(0), UserArgs::sample_bytes)?,
+            max_overhead_ppm: user.and_then(|user| user.max_overhead),
             user_kinds: user.map_or(UserKinds { malloc: false, mmap: false }, |user| user.kinds()),
         })
     }

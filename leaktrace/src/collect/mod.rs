@@ -3,6 +3,7 @@
 //! Totals come from the sites' counters; single blocks are read only where ages, holders or the
 //! blocks themselves are wanted. Knows no names of functions, no verdicts, no formats.
 
+mod estimates;
 pub mod kmalloc;
 mod map_sites;
 pub mod mappings;
@@ -21,7 +22,10 @@ use leaktrace_common::{
     StackEnd, StackId, StackMode,
 };
 
-use self::{kmalloc::KmallocNames, map_sites::Mapped, mappings::Mappings, suspects::Suspects};
+use self::{
+    estimates::BlockSum, kmalloc::KmallocNames, map_sites::Mapped, mappings::Mappings,
+    suspects::Suspects,
+};
 use crate::{
     bpf::Maps,
     error::Error,
@@ -78,6 +82,8 @@ pub struct Collector {
     mapped: Option<Mapped>,
     /// What of processes is traced.
     user_kinds: Vec<Kind>,
+    /// Whether allocations of processes may be sampled.
+    is_sampled: bool,
     /// Objects in use by slab cache when the probes went on.
     slabs: Option<BTreeMap<String, i64>>,
 }
@@ -97,6 +103,8 @@ pub struct CollectorOptions {
     pub kmalloc_names: KmallocNames,
     /// What of processes is traced; empty in kernel mode.
     pub user_kinds: Vec<Kind>,
+    /// Whether allocations of processes may be sampled.
+    pub is_sampled: bool,
 }
 
 impl Collector {
@@ -122,6 +130,7 @@ impl Collector {
             modules: modules(),
             mapped: None,
             user_kinds: options.user_kinds,
+            is_sampled: options.is_sampled,
             slabs: None,
         }
     }
@@ -271,6 +280,8 @@ impl Collector {
                 .collect(),
             loss: self.loss(misses, unseen, stacks_truncated as u64),
             max_outstanding: self.max_outstanding,
+            sample_bytes: self.maps.sample_bytes(),
+            budget: None,
             blocks_read: read_blocks,
             gone_modules: self.gone_modules(),
             cache_growth: self.cache_growth(),
@@ -290,14 +301,17 @@ impl Collector {
     ) -> Option<Site> {
         let key = &record.key;
         let kind = Kind::from_u32(key.kind)?;
-        let allocated = Amount { count: record.allocated_count, bytes: record.allocated_bytes };
-        let freed = Amount { count: record.freed_count(), bytes: record.freed_bytes };
-        let outstanding = match details {
-            Some(details) if wants.older_ns > 0 => {
-                details.map(|found| found.outstanding).unwrap_or_default()
+        let mut figures = estimates::figures(record, self.is_sampled);
+        if let Some(details) = details
+            && wants.older_ns > 0
+        {
+            let old = details.map(|found| (found.outstanding, found.sum)).unwrap_or_default();
+            figures.outstanding = old.0;
+            if figures.sampled_count.is_some() {
+                figures.sampled_count = Some(old.0.count);
+                figures.outstanding = old.1.amount();
             }
-            _ => allocated.minus(freed),
-        };
+        }
         let call_site = self.call_site(key.space, key.call_site);
         let stack = match key.stack {
             StackId::NOT_TAKEN => StackRef::NotTaken,
@@ -321,9 +335,10 @@ impl Collector {
             mapping: None,
             call_site,
             stack,
-            allocated,
-            freed,
-            outstanding,
+            allocated: figures.allocated,
+            freed: figures.freed,
+            outstanding: figures.outstanding,
+            sampled_count: figures.sampled_count,
             oldest_ms: details
                 .filter(|found| found.outstanding.count > 0)
                 .map(|found| now_ns.saturating_sub(found.oldest_ns) / 1_000_000),
@@ -454,6 +469,8 @@ type Comms = HashMap<u32, Option<String>>;
 #[derive(Default)]
 struct SiteDetails {
     outstanding: Amount,
+    /// What the blocks of a process stand for.
+    sum: BlockSum,
     oldest_ns: u64,
     /// What each process holds, and when the oldest of it was allocated.
     by_tgid: HashMap<u32, (Amount, u64)>,
@@ -469,9 +486,11 @@ impl SiteDetails {
         self.outstanding = self.outstanding.plus(one);
         if key.space == KERNEL_SPACE {
             let first = (Amount::default(), block.timestamp_ns);
-            let (held, oldest_ns) = self.by_tgid.entry(block.tgid).or_insert(first);
+            let (held, oldest_ns) = self.by_tgid.entry(block.detail).or_insert(first);
             *held = held.plus(one);
             *oldest_ns = block.timestamp_ns.min(*oldest_ns);
+        } else {
+            self.sum.add(block);
         }
         if list && self.blocks.len() < BLOCKS_SHOWN {
             self.blocks.push(Block {

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     report::{FrameView, Line, Report, Row, Table},
-    snapshot::{Amount, Mode, Process},
+    snapshot::{Amount, Budget, BudgetAction, Mode, Process},
 };
 
 #[derive(Serialize)]
@@ -29,6 +29,10 @@ struct WireReport<'a> {
     kinds: Vec<&'static str>,
     #[serde(skip_serializing_if = "is_zero")]
     older_ms: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    sample_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<WireBudget>,
     totals: WireTotals,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held: Vec<WireHeld>,
@@ -60,6 +64,8 @@ struct WireGroup<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_ms: Option<u64>,
     sites: usize,
+    #[serde(skip_serializing_if = "is_false")]
+    estimated: bool,
 }
 
 #[derive(Serialize)]
@@ -78,6 +84,25 @@ struct WireTotals {
     allocated_count: u64,
     freed_bytes: u64,
     freed_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampled_count: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct WireBudget {
+    max_overhead_percent: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overhead_percent: Option<f64>,
+    steps: Vec<WireStep>,
+}
+
+#[derive(Serialize)]
+struct WireStep {
+    elapsed_ms: u64,
+    overhead_percent: f64,
+    action: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sample_bytes: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -218,6 +243,8 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         elapsed_ms: report.elapsed_ms,
         kinds: report.user_kinds.iter().map(|kind| kind.name()).collect(),
         older_ms: report.older_ms,
+        sample_bytes: report.sample_bytes,
+        budget: report.budget.as_ref().map(budget),
         totals: totals(&report.totals),
         held: report
             .held
@@ -259,7 +286,32 @@ fn totals(totals: &crate::report::Totals) -> WireTotals {
         allocated_count,
         freed_bytes,
         freed_count,
+        sampled_count: totals.sampled_count,
     }
+}
+
+fn budget(budget: &Budget) -> WireBudget {
+    WireBudget {
+        max_overhead_percent: percent(u64::from(budget.max_ppm)),
+        overhead_percent: budget.cost_ppm.map(percent),
+        steps: budget
+            .steps
+            .iter()
+            .map(|step| WireStep {
+                elapsed_ms: step.elapsed_ms,
+                overhead_percent: percent(step.cost_ppm),
+                action: step.action.name(),
+                sample_bytes: match step.action {
+                    BudgetAction::SampleBy(bytes) => Some(bytes),
+                    BudgetAction::FreesOnly | BudgetAction::Nothing => None,
+                },
+            })
+            .collect(),
+    }
+}
+
+fn percent(ppm: u64) -> f64 {
+    ppm as f64 / 10_000.0
 }
 
 fn table(table: &Table) -> WireTable<'_> {
@@ -284,6 +336,7 @@ fn group(line: &Line) -> WireGroup<'_> {
         }),
         oldest_ms: line.oldest_ms,
         sites: line.sites,
+        estimated: line.is_estimated,
     }
 }
 
@@ -311,7 +364,7 @@ fn site(row: &Row) -> WireSite<'_> {
         totals: totals(&row.totals),
         oldest_ms: row.oldest_ms,
         largest_bytes: row.largest_bytes,
-        estimated: false,
+        estimated: row.totals.sampled_count.is_some(),
         verdict: verdict(row),
         doubt: row.doubt.map(|doubt| WireDoubt {
             cache_outstanding: doubt.outstanding,

@@ -67,7 +67,8 @@ fn heads(by: By) -> [&'static str; COLUMNS] {
 }
 
 fn cells(line: &Line, by: By) -> [String; COLUMNS] {
-    let bytes = |amount: Amount| format_bytes(amount.bytes);
+    let about = if line.is_estimated { "~" } else { "" };
+    let bytes = |amount: Amount| format!("{about}{}", format_bytes(amount.bytes));
     let known = |cell: Option<String>| cell.unwrap_or_else(|| UNKNOWN.to_owned());
     let name = match (&line.name, line.pid) {
         (Some(name), Some(pid)) => format!("{} {}", pid, escape(name)),
@@ -81,7 +82,7 @@ fn cells(line: &Line, by: By) -> [String; COLUMNS] {
     };
     [
         bytes(line.outstanding),
-        format_count(line.outstanding.count),
+        format!("{about}{}", format_count(line.outstanding.count)),
         known(line.ended.map(|ended| bytes(ended.allocated))),
         known(line.ended.map(|ended| bytes(ended.freed))),
         known(line.oldest_ms.map(format_ms)),

@@ -6,7 +6,7 @@ use leaktrace_common::Kind;
 
 use super::{TextStyle, escape::escape, table};
 use crate::{
-    report::{FrameView, Group, Owner, Report, Row},
+    report::{FrameView, Group, Owner, Report, Row, Totals},
     snapshot::{Amount, Mode, Role},
     units::{format_bytes, format_count, format_ms},
 };
@@ -98,9 +98,9 @@ fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result
         out,
         "outstanding{}: {}; allocated {}; freed {}",
         older(report),
-        amount(totals.outstanding),
-        amount(totals.allocated),
-        amount(totals.freed)
+        figure(totals, totals.outstanding),
+        figure(totals, totals.allocated),
+        figure(totals, totals.freed)
     )
 }
 
@@ -130,7 +130,7 @@ fn write_group(
     write!(
         out,
         "#{number}  {bold}{}{reset}{share}  {}",
-        amount(group.totals.outstanding),
+        figure(&group.totals, group.totals.outstanding),
         what(first)
     )?;
     if let Some(owner) = owner(group) {
@@ -143,6 +143,9 @@ fn write_group(
     }
     if let Some(age) = group.oldest_ms {
         write!(out, "  oldest {}", format_ms(age))?;
+    }
+    if let Some(count) = group.totals.sampled_count {
+        write!(out, "  (estimated from {} sampled)", format_count(count))?;
     }
     writeln!(out)?;
     if let (true, Some(module)) = (first.is_certain_leak(), &first.module) {
@@ -188,7 +191,8 @@ fn split(group: &Group, with_stack: &[&Row], out: &mut dyn Write) -> io::Result<
     let mut rest = group.totals.outstanding;
     for row in &shown {
         rest = rest.minus(row.totals.outstanding);
-        writeln!(out, "      {} with this stack:", amount(row.totals.outstanding))?;
+        let part = figure(&row.totals, row.totals.outstanding);
+        writeln!(out, "      {part} with this stack:")?;
         stack(row, out)?;
     }
     if shown.is_empty() {
@@ -203,7 +207,7 @@ fn split(group: &Group, with_stack: &[&Row], out: &mut dyn Write) -> io::Result<
         [(rest.minus(without), "with other stacks"), (without, "without a stack")]
     {
         if amount_left.count > 0 {
-            writeln!(out, "      {} {how}", amount(amount_left))?;
+            writeln!(out, "      {} {how}", figure(&group.totals, amount_left))?;
         }
     }
     Ok(())
@@ -282,8 +286,9 @@ fn base_name(path: &str) -> &str {
 /// How the other blocks of this call site ended: a leak on an error path shows here.
 fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     let Amount { count: freed, .. } = group.totals.freed;
+    let about = about(&group.totals);
     if freed == 0 {
-        let allocated = format_count(group.totals.allocated.count);
+        let allocated = format!("{about}{}", format_count(group.totals.allocated.count));
         return writeln!(out, "      none of {allocated} allocated was freed");
     }
     let buckets = group.rows.first().map_or(0, |row| row.lifetimes.len());
@@ -310,7 +315,7 @@ fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     };
     writeln!(
         out,
-        "      of {} allocated, freed: {}{life}",
+        "      of {about}{} allocated, freed: {about}{}{life}",
         format_count(group.totals.allocated.count),
         format_count(freed)
     )
@@ -407,9 +412,16 @@ fn trust(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<
     writeln!(out)
 }
 
-fn amount(amount: Amount) -> String {
-    let blocks = if amount.count == 1 { "block" } else { "blocks" };
-    format!("{} in {} {blocks}", format_bytes(amount.bytes), format_count(amount.count))
+/// A part of some totals.
+fn figure(totals: &Totals, amount: Amount) -> String {
+    let (blocks, about) = (if amount.count == 1 { "block" } else { "blocks" }, about(totals));
+    let Amount { count, bytes } = amount;
+    format!("{about}{} in {about}{} {blocks}", format_bytes(bytes), format_count(count))
+}
+
+/// What stands before an estimate.
+fn about(totals: &Totals) -> &'static str {
+    if totals.sampled_count.is_some() { "~" } else { "" }
 }
 
 pub(super) fn paint<'a>(style: &TextStyle, code: &'a str) -> &'a str {

@@ -18,7 +18,7 @@ pub use trust::Trust;
 
 use crate::{
     session::spec::{Sort, View},
-    snapshot::{Amount, Mode, Names, Process, Role, Snapshot},
+    snapshot::{Amount, Budget, Mode, Names, Process, Role, Snapshot},
 };
 
 /// What is shown.
@@ -54,6 +54,10 @@ pub struct Report {
     pub trust: Trust,
     /// Room for outstanding blocks.
     pub max_outstanding: u64,
+    /// One allocation is recorded in every so many bytes that are asked for; 0: every one is.
+    pub sample_bytes: u64,
+    /// What `--max-overhead` allows, and what was done to keep to it.
+    pub budget: Option<Budget>,
 }
 
 /// Sums over all call sites.
@@ -65,6 +69,8 @@ pub struct Totals {
     pub allocated: Amount,
     /// Of these, freed.
     pub freed: Amount,
+    /// Set where some of this is estimated from sampled blocks: so many of them are outstanding.
+    pub sampled_count: Option<u64>,
 }
 
 /// Mappings of one role, over all call sites.
@@ -118,8 +124,10 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         groups,
         groups_total,
         table,
-        trust: trust::trust(&snapshot.loss, snapshot.mode, &doubts),
+        trust: trust::trust(snapshot, &totals, &doubts),
         max_outstanding: snapshot.max_outstanding,
+        sample_bytes: snapshot.sample_bytes,
+        budget: snapshot.budget.clone(),
     }
 }
 
@@ -128,6 +136,9 @@ impl Totals {
         self.outstanding = self.outstanding.plus(other.outstanding);
         self.allocated = self.allocated.plus(other.allocated);
         self.freed = self.freed.plus(other.freed);
+        if let Some(more) = other.sampled_count {
+            self.sampled_count = Some(self.sampled_count.unwrap_or(0) + more);
+        }
     }
 }
 

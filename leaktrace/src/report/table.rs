@@ -36,6 +36,8 @@ pub struct Line {
     pub oldest_ms: Option<u64>,
     /// Call sites with outstanding blocks.
     pub sites: usize,
+    /// Whether the figures are estimates of what was sampled.
+    pub is_estimated: bool,
 }
 
 /// What was counted since the start, outstanding or not.
@@ -124,6 +126,7 @@ fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
         ended: Some(Ended { allocated: row.totals.allocated, freed: row.totals.freed }),
         oldest_ms: row.oldest_ms,
         sites: 0,
+        is_estimated: row.totals.sampled_count.is_some(),
     };
     vec![(Key { name, pid }, part)]
 }
@@ -150,5 +153,6 @@ impl Line {
             sum.freed = sum.freed.plus(more.freed);
         }
         self.oldest_ms = self.oldest_ms.max(part.oldest_ms);
+        self.is_estimated |= part.is_estimated;
     }
 }

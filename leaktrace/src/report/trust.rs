@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use leaktrace_common::LossReason;
 
-use super::Doubt;
+use super::{Doubt, Totals};
 use crate::{
-    snapshot::{Loss, Mode},
-    units::format_count,
+    snapshot::{BudgetAction, Loss, Mode, Snapshot},
+    units::{format_bytes, format_count, format_ms, format_ppm},
 };
 
 /// How far a report can be trusted.
@@ -23,7 +23,12 @@ pub struct Trust {
     pub loss: Loss,
 }
 
-pub(super) fn trust(loss: &Loss, mode: Mode, doubts: &BTreeMap<String, Doubt>) -> Trust {
+pub(super) fn trust(
+    snapshot: &Snapshot,
+    totals: &Totals,
+    doubts: &BTreeMap<String, Doubt>,
+) -> Trust {
+    let (loss, mode) = (&snapshot.loss, snapshot.mode);
     let mut missed: Vec<String> = Vec::new();
     let mut notes: Vec<String> = Vec::new();
     for (reason, count) in &loss.reasons {
@@ -57,6 +62,7 @@ pub(super) fn trust(loss: &Loss, mode: Mode, doubts: &BTreeMap<String, Doubt>) -
             caches.join(", ")
         ));
     }
+    notes.extend(sampling(snapshot, totals));
     if loss.stacks_truncated > 0 {
         notes.push(format!(
             "stacks that are cut short, each with its reason: {}",
@@ -64,4 +70,34 @@ pub(super) fn trust(loss: &Loss, mode: Mode, doubts: &BTreeMap<String, Doubt>) -
         ));
     }
     Trust { complete: loss.is_complete(), missed, notes, loss: loss.clone() }
+}
+
+/// What estimates come from, and why.
+fn sampling(snapshot: &Snapshot, totals: &Totals) -> Vec<String> {
+    let mut notes = Vec::new();
+    let interval = snapshot.sample_bytes;
+    if interval > 0 || totals.sampled_count.is_some() {
+        let bytes = format_bytes(interval);
+        let now = if snapshot.budget.is_some() { " now" } else { "" };
+        notes.push(format!(
+            "sampled: one block in every {bytes} asked for is recorded{now}, and all from that \
+             size on; figures with ~ are estimates"
+        ));
+    }
+    let Some(budget) = &snapshot.budget else { return notes };
+    let max = format_ppm(u64::from(budget.max_ppm));
+    let first = budget.steps.iter().find(|step| matches!(step.action, BudgetAction::SampleBy(_)));
+    if let Some(step) = first {
+        notes.push(format!(
+            "sampled to keep to --max-overhead {max}: from {} after the start on, when the probes \
+             cost {} of a CPU",
+            format_ms(step.elapsed_ms),
+            format_ppm(step.cost_ppm)
+        ));
+    }
+    if let Some(cost) = budget.cost_ppm {
+        let cost = format_ppm(cost);
+        notes.push(format!("the probes cost {cost} of a CPU lately (--max-overhead {max})"));
+    }
+    notes
 }

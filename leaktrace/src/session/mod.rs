@@ -1,7 +1,9 @@
 //! The loop of a tracing session: it owns every handle, and a closed set of events drives it.
 
+mod budget;
 mod filters;
 pub mod launch;
+mod overhead;
 mod processes;
 pub mod spec;
 mod wait;
@@ -20,6 +22,7 @@ use tokio::{
 
 use self::{
     launch::{Child, Ended, Suspended},
+    overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
     spec::{By, KernelFilters, KernelKind, Spec, Target},
     wait::{Signals, wait_for_child, wait_for_exit, wait_for_ring, wait_for_tick, wait_until},
@@ -71,6 +74,8 @@ enum Event {
     Ring,
     /// A traced process is due for a look at what it maps.
     Look,
+    /// The cost of the probes is due for a look.
+    Cost,
 }
 
 /// Traces as `spec` says and gives each due snapshot to `sink`.
@@ -117,6 +122,7 @@ struct Session {
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
     map_ring: Option<AsyncFd<Ring>>,
+    overhead: Option<Overhead>,
     unseen: Vec<String>,
 }
 
@@ -224,6 +230,7 @@ impl Session {
             pidfds: Vec::new(),
             ring: None,
             map_ring: None,
+            overhead: None,
             unseen,
         })
     }
@@ -248,12 +255,13 @@ impl Session {
         let map_bytes = loaded.map_bytes();
         let mut processes = Processes::new(&mut loaded, Way::best(facts), &spec.trace)?;
         let maps = loaded.maps()?;
-        let unfiltered = takes_all_sizes(spec);
+        let unfiltered = takes_all_sizes(spec) && !is_sampled(spec);
         let mut user_kinds = Vec::new();
         user_kinds.extend(kinds.malloc.then_some(Kind::Malloc));
         user_kinds.extend(kinds.mmap.then_some(Kind::Mmap));
         let names = KmallocNames::default();
         let mut collector = collector(maps, spec, mode, unfiltered, names, user_kinds);
+        collector.maps.set_sample_bytes(spec.trace.sample_bytes)?;
         let ring = collector.maps.take_events().map(watch).transpose()?;
         let mut map_ring = None;
         if kinds.mmap {
@@ -265,6 +273,7 @@ impl Session {
             pidfds.push((*pid, processes::pidfd(*pid)?));
             processes.add(*pid, &mut loaded, &mut collector)?;
         }
+        let overhead = Overhead::start(&spec.trace, &processes)?;
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
         if spec.output.verbose > 0 {
@@ -284,6 +293,7 @@ impl Session {
             pidfds,
             ring,
             map_ring,
+            overhead,
             unseen: Vec::new(),
         })
     }
@@ -309,6 +319,7 @@ impl Session {
             let event = self.next_event(&mut ticks, deadline, signals, is_run).await?;
             match event {
                 Event::Look => self.look(Instant::now()),
+                Event::Cost => self.look_at_cost(note)?,
                 Event::Tick => {
                     reports += 1;
                     let is_final = schedule.count.is_some_and(|count| reports >= count);
@@ -353,6 +364,7 @@ impl Session {
     ) -> Result<Event, Error> {
         loop {
             let look = self.processes.as_ref().and_then(Processes::next_look);
+            let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
             tokio::select! {
                 biased;
                 number = signals.next() => {
@@ -379,6 +391,7 @@ impl Session {
                 () = wait_for_ring(self.ring.as_ref()) => return Ok(Event::Ring),
                 () = wait_for_ring(self.map_ring.as_ref()) => return Ok(Event::Ring),
                 () = wait_until(look) => return Ok(Event::Look),
+                () = wait_for_tick(cost) => return Ok(Event::Cost),
                 () = wait_until(deadline) => return Ok(Event::TimeUp),
                 () = wait_for_tick(ticks.as_mut()) => return Ok(Event::Tick),
             }
@@ -401,7 +414,9 @@ impl Session {
             blocks: spec.view.show_allocs,
             holders: spec.view.by == By::Process,
         };
-        self.collector.snapshot(wants, misses, &unseen)
+        let mut snapshot = self.collector.snapshot(wants, misses, &unseen)?;
+        snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
+        Ok(snapshot)
     }
 
     /// Handles what the ring tells of traced processes.
@@ -456,6 +471,22 @@ impl Session {
         }
     }
 
+    /// Looks at what the probes cost, and keeps to what they may.
+    fn look_at_cost(&mut self, note: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let (Some(overhead), Some(processes)) = (&mut self.overhead, &mut self.processes) else {
+            return Ok(());
+        };
+        let steps = overhead.budget().steps.len();
+        let unseen = overhead.look(processes, &mut self.loaded, &mut self.collector)?;
+        self.unseen.extend(unseen);
+        if overhead.budget().steps.len() > steps
+            && let Some(step) = overhead.last_step()
+        {
+            note(&step);
+        }
+        Ok(())
+    }
+
     /// Lets go of everything: links first, so that no program runs on maps that are gone.
     fn end(self) {
         let Self { processes, loaded, collector, child, pidfds, ring, map_ring, .. } = self;
@@ -474,6 +505,8 @@ fn config(spec: &Spec) -> Config {
         stack_mode: trace.stacks as u32,
         max_frames: trace.max_depth,
         own_tgid: std::process::id(),
+        sampling: u32::from(is_sampled(spec)),
+        count_calls: u32::from(trace.max_overhead_ppm.is_some()),
         ..Config::default()
     }
 }
@@ -499,6 +532,11 @@ unsafe fn drain<T>(ring: &mut AsyncFd<Ring>, mut visit: impl FnMut(T)) {
     }
 }
 
+/// Whether blocks may be left out that belong to the whole.
+fn is_sampled(spec: &Spec) -> bool {
+    spec.trace.sample_bytes != 0 || spec.trace.max_overhead_ppm.is_some()
+}
+
 fn takes_all_sizes(spec: &Spec) -> bool {
     spec.trace.min_size_bytes == 0 && spec.trace.max_size_bytes == u64::MAX
 }
@@ -521,6 +559,7 @@ fn collector(
             unfiltered,
             kmalloc_names,
             user_kinds,
+            is_sampled: is_sampled(spec),
         },
     )
 }

@@ -1,7 +1,7 @@
 //! The traced processes: what they map, which of it has unwind tables, and which has probes.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::File,
     io,
     os::{
@@ -11,13 +11,14 @@ use std::{
     time::Duration,
 };
 
+use leaktrace_common::AllocFunction;
 use tokio::{io::unix::AsyncFd, time::Instant};
 
 use super::spec::{ProbeAt, TraceOptions};
 use crate::{
     attach::{
         allocator::{self, Allocator},
-        user::{UserProbes, Way},
+        user::{Prices, UserProbes, Way},
     },
     bpf::Loaded,
     collect::Collector,
@@ -398,6 +399,31 @@ impl Processes {
             format!("child processes {what}: {}", crate::units::format_count(count))
         });
         failed.chain(children).collect()
+    }
+
+    /// As [`UserProbes::prices`].
+    pub(super) fn prices(&self) -> Option<Prices> {
+        self.probes.prices()
+    }
+
+    /// Functions of which a probe lies on an instruction that the kernel single-steps.
+    pub(super) fn single_stepped(&self) -> BTreeSet<AllocFunction> {
+        BTreeSet::new()
+    }
+
+    /// As [`UserProbes::run_time_ns`].
+    pub(super) fn run_time_ns(&self, loaded: &Loaded) -> u64 {
+        self.probes.run_time_ns(loaded)
+    }
+
+    /// As [`UserProbes::keep_frees`].
+    pub(super) fn keep_frees(&mut self, loaded: &mut Loaded) {
+        self.probes.keep_frees(loaded);
+    }
+
+    /// As [`UserProbes::keep_none`].
+    pub(super) fn keep_none(&mut self, loaded: &mut Loaded) {
+        self.probes.keep_none(loaded);
     }
 
     /// As [`UserProbes::recursion_misses`].

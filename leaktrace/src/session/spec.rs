@@ -113,6 +113,10 @@ pub struct TraceOptions {
     pub children: bool,
     /// What of a process is traced.
     pub user_kinds: UserKinds,
+    /// Record one allocation of a process in every so many bytes that are asked for; 0: every one.
+    pub sample_bytes: u32,
+    /// The share of one CPU that the probes may cost, in millionths; without it, whatever they do.
+    pub max_overhead_ppm: Option<u32>,
 }
 
 /// What of a process is traced.

@@ -10,8 +10,10 @@ use leaktrace_common::{
 };
 use serde::{Deserialize, Serialize};
 
+mod budget;
 mod names;
 
+pub use budget::{Budget, BudgetAction, BudgetStep};
 pub use names::{Names, Resolved, Symbol, Unknown};
 
 /// What is being traced.
@@ -54,6 +56,11 @@ pub struct Snapshot {
     pub loss: Loss,
     /// Room for outstanding blocks (`--max-outstanding`).
     pub max_outstanding: u64,
+    /// Allocations of processes are sampled: one in every so many bytes that are asked for; 0 if
+    /// every one is recorded.
+    pub sample_bytes: u64,
+    /// What `--max-overhead` allows, and what was done to keep to it.
+    pub budget: Option<Budget>,
     /// Whether single blocks were read: without it ages, holders and blocks are unknown.
     pub blocks_read: bool,
     /// Kernel modules that were loaded at an earlier snapshot, or at the start, and are not now.
@@ -127,6 +134,9 @@ pub struct Site {
     pub freed: Amount,
     /// Allocated and not freed, now (with `--older`: those old enough).
     pub outstanding: Amount,
+    /// Blocks that were recorded of `outstanding`, where the figures are estimates of what was
+    /// sampled.
+    pub sampled_count: Option<u64>,
     /// Age of the oldest outstanding block; unknown unless blocks were read.
     pub oldest_ms: Option<u64>,
     /// Largest single allocation, in bytes.

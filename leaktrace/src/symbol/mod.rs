@@ -162,6 +162,8 @@ mod tests {
             processes: BTreeMap::new(),
             loss: Loss::default(),
             max_outstanding: 0,
+            sample_bytes: 0,
+            budget: None,
             blocks_read: false,
             gone_modules: std::collections::BTreeSet::new(),
             cache_growth: std::collections::BTreeMap::new(),

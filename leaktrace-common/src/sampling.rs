@@ -1,0 +1,84 @@
+//! Sampling by bytes: which allocations are recorded, and what each of them stands for.
+//!
+//! A block of `size` bytes is recorded with the probability `size / interval`, and always from
+//! `interval` bytes on. It then stands for the inverse of that probability in blocks, so that
+//! sums over recorded blocks are unbiased estimates of sums over all (Horvitz and Thompson, 1952,
+//! <https://doi.org/10.1080/01621459.1952.10483446>). What a block stands for follows from its size
+//! and interval alone: what was added at its allocation is taken away at its free, to the bit.
+//!
+//! The usual probability, `1 - exp(-size / interval)`, is lower and makes large blocks estimates
+//! as well; this one needs no exponential and leaves them exact.
+
+/// Size at which smaller blocks are taken: no allocator gives less memory, and a block of one
+/// byte would else stand for as many blocks as the interval has bytes.
+pub const SMALLEST_BYTES: u64 = 16;
+/// Largest interval: beyond it 32 random bits tell small sizes apart badly.
+pub const MAX_INTERVAL_BYTES: u32 = 1 << 28;
+/// Fractional bits of a weight.
+pub const WEIGHT_BITS: u32 = 16;
+
+/// Of 2^32 random numbers, those for which a block is recorded: the ones below this.
+#[inline(always)]
+pub const fn threshold(size_bytes: u64, interval_bytes: u32) -> u64 {
+    let interval = interval_bytes as u64;
+    if size_bytes >= interval {
+        return 1 << 32;
+    }
+    let size = if size_bytes < SMALLEST_BYTES { SMALLEST_BYTES } else { size_bytes };
+    if size >= interval {
+        return 1 << 32;
+    }
+    (size << 32).div_ceil(interval)
+}
+
+/// Blocks that a recorded block stands for, with [`WEIGHT_BITS`] fractional bits.
+#[inline(always)]
+pub const fn weight(size_bytes: u64, interval_bytes: u32) -> u64 {
+    (1 << (32 + WEIGHT_BITS)) / threshold(size_bytes, interval_bytes)
+}
+
+/// Bytes that a recorded block of that weight stands for.
+#[inline(always)]
+pub const fn weighted_bytes(size_bytes: u64, weight: u64) -> u64 {
+    // Whole blocks can be larger than what the product has room for; the others are smaller
+    // than the interval, and the product is below 2^(28 + 16 + 4).
+    if weight == 1 << WEIGHT_BITS { size_bytes } else { (size_bytes * weight) >> WEIGHT_BITS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The probability times what a block stands for is one, for counts and for bytes.
+    #[test]
+    fn estimates_are_unbiased() {
+        for interval in [0, 1, 16, 17, 4096, 65_536, 100_000, 1 << 20, MAX_INTERVAL_BYTES] {
+            for size in [0, 1, 15, 16, 17, 61, 4095, 4096, 99_999, 1 << 20, 1 << 40, u64::MAX] {
+                let probability = threshold(size, interval) as f64 / (1_u64 << 32) as f64;
+                let weight = weight(size, interval);
+                let blocks = probability * weight as f64 / (1 << WEIGHT_BITS) as f64;
+                assert!((blocks - 1.0).abs() < 1e-4, "{size} of {interval}: {blocks}");
+                let bytes = probability * weighted_bytes(size, weight) as f64;
+                let error = (bytes - size as f64).abs();
+                // Bytes are rounded down to whole ones, once for each block recorded.
+                assert!(error <= size as f64 * 1e-4 + probability, "{size} of {interval}: {bytes}");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_the_interval_and_more_are_exact() {
+        for (size, interval) in [(65_536, 65_536), (1 << 40, 65_536), (0, 0), (u64::MAX, 1 << 28)] {
+            assert_eq!(threshold(size, interval), 1 << 32);
+            assert_eq!(weight(size, interval), 1 << WEIGHT_BITS);
+            assert_eq!(weighted_bytes(size, weight(size, interval)), size);
+        }
+    }
+
+    #[test]
+    fn a_small_block_stands_for_an_interval() {
+        assert_eq!(threshold(16, 65_536), 1 << 20);
+        assert_eq!(weight(16, 65_536), 4096 << WEIGHT_BITS);
+        assert_eq!(weighted_bytes(16, weight(16, 65_536)), 65_536);
+    }
+}

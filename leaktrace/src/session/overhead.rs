@@ -1,0 +1,171 @@
+//! Keeps the probes within `--max-overhead`: counts what they cost, and does what the governor says.
+
+use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
+
+use leaktrace_common::{AllocFunction, RETURNS};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+use super::{
+    budget::{Governor, PERIOD, Usage},
+    processes::Processes,
+    spec::TraceOptions,
+};
+use crate::{
+    attach::user::Prices,
+    bpf::Loaded,
+    collect::Collector,
+    error::Error,
+    snapshot::{Budget, BudgetAction},
+    units::{format_bytes, format_ms, format_ppm},
+};
+
+/// The governor of a session, with what it needs to see.
+pub(super) struct Overhead {
+    governor: Governor,
+    prices: Prices,
+    started: Instant,
+    /// When the next look is due.
+    pub(super) ticks: Interval,
+    /// The kernel takes the time of programs while this is there.
+    _timing: OwnedFd,
+}
+
+impl Overhead {
+    /// Begins to count; nothing without `--max-overhead`. Needs the event loop.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] where the kernel does not take the time of BPF programs.
+    pub(super) fn start(
+        trace: &TraceOptions,
+        processes: &Processes,
+    ) -> Result<Option<Self>, Error> {
+        let (Some(max_ppm), Some(prices)) = (trace.max_overhead_ppm, processes.prices()) else {
+            return Ok(None);
+        };
+        let mut ticks = interval(PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Some(Self {
+            governor: Governor::new(max_ppm, trace.sample_bytes),
+            prices,
+            started: Instant::now(),
+            ticks,
+            _timing: Loaded::time_programs()?,
+        }))
+    }
+
+    /// What was done so far, for the report.
+    pub(super) fn budget(&self) -> Budget {
+        self.governor.budget()
+    }
+
+    /// Looks at what the probes have cost and acts on it; gives what cannot be seen from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to a new sampling interval.
+    pub(super) fn look(
+        &mut self,
+        processes: &mut Processes,
+        loaded: &mut Loaded,
+        collector: &mut Collector,
+    ) -> Result<Option<String>, Error> {
+        let stepped = processes.single_stepped();
+        let programs_ns = processes.run_time_ns(loaded);
+        let usage = usage(&collector.maps.calls(), &stepped, self.prices, programs_ns);
+        let elapsed = self.started.elapsed();
+        let Some(action) = self.governor.look(elapsed, usage) else { return Ok(None) };
+        match action {
+            BudgetAction::SampleBy(bytes) => {
+                collector.maps.set_sample_bytes(bytes)?;
+                return Ok(None);
+            }
+            BudgetAction::FreesOnly => processes.keep_frees(loaded),
+            BudgetAction::Nothing => processes.keep_none(loaded),
+        }
+        Ok(Some(unseen(action, elapsed, &self.governor.budget())))
+    }
+
+    /// What was done, as a note for the person at the terminal.
+    pub(super) fn last_step(&self) -> Option<String> {
+        let budget = self.governor.budget();
+        let step = budget.steps.last()?;
+        let (cost, max) = (format_ppm(step.cost_ppm), format_ppm(u64::from(budget.max_ppm)));
+        let what = match step.action {
+            BudgetAction::SampleBy(bytes) => {
+                format!("one block in every {} is recorded now", format_bytes(u64::from(bytes)))
+            }
+            BudgetAction::FreesOnly => "only frees are traced now".to_owned(),
+            BudgetAction::Nothing => "all probes were taken away".to_owned(),
+        };
+        Some(format!("the probes cost {cost} of a CPU (--max-overhead {max}): {what}"))
+    }
+}
+
+/// The price of all hits by number, see [`leaktrace_common::CALLS`].
+fn usage(
+    calls: &[u64],
+    stepped: &BTreeSet<AllocFunction>,
+    prices: Prices,
+    programs_ns: u64,
+) -> Usage {
+    let mut usage = Usage { programs_ns, ..Usage::default() };
+    for (number, hits) in calls.iter().enumerate() {
+        if number == RETURNS as usize {
+            usage.returns_ns += hits * prices.return_ns;
+            continue;
+        }
+        let function = AllocFunction::from_u64(number as u64);
+        let is_stepped = function.is_some_and(|function| stepped.contains(&function));
+        let price = if is_stepped { prices.stepped_ns } else { prices.emulated_ns };
+        if function == Some(AllocFunction::Free) {
+            usage.frees += hits;
+            usage.frees_ns += hits * price;
+        } else {
+            usage.entries += hits;
+            usage.entries_ns += hits * price;
+        }
+    }
+    usage
+}
+
+/// What is not seen after the probes of an action are gone.
+fn unseen(action: BudgetAction, elapsed: Duration, budget: &Budget) -> String {
+    let what = match action {
+        BudgetAction::FreesOnly => "allocations",
+        _ => "allocations and frees",
+    };
+    let cost = budget.steps.last().map_or(0, |step| step.cost_ppm);
+    format!(
+        "{what} from {} after the start on: the probes cost {} of a CPU, more than --max-overhead \
+         {} allows, and were taken away; the figures are of what was traced before",
+        format_ms(elapsed.as_millis() as u64),
+        format_ppm(cost),
+        format_ppm(u64::from(budget.max_ppm)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hits_have_their_prices() {
+        let mut calls = vec![0; leaktrace_common::CALLS as usize];
+        calls[RETURNS as usize] = 10;
+        calls[AllocFunction::Malloc as usize] = 100;
+        calls[AllocFunction::Calloc as usize] = 1;
+        calls[AllocFunction::Free as usize] = 50;
+        let prices = Prices { emulated_ns: 3, stepped_ns: 1000, return_ns: 7 };
+        let stepped = [AllocFunction::Calloc].into();
+        let expected = Usage {
+            entries_ns: 1300,
+            entries: 101,
+            returns_ns: 70,
+            frees_ns: 150,
+            frees: 50,
+            programs_ns: 5,
+        };
+        assert_eq!(usage(&calls, &stepped, prices, 5), expected);
+    }
+}
