@@ -24,6 +24,7 @@
 
 mod alloc;
 mod config;
+mod functions;
 mod loss;
 mod mapping;
 mod pages;
@@ -39,6 +40,7 @@ pub use config::{
     CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
     TEXT_RANGES, TextRange,
 };
+pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes};
 pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
@@ -50,7 +52,7 @@ pub use unwind::{
     CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
     Unwinding, WALKS_PER_CPU,
 };
-pub use user::{AllocFunction, Event, EventKind, InFlight, Target};
+pub use user::{Event, EventKind, InFlight, Target};
 
 /// Marks the shared types as plain bytes for aya's typed maps.
 #[cfg(feature = "user")]

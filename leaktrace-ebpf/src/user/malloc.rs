@@ -5,9 +5,11 @@
 //! call: an unfinished call further up the stack still has the kernel's return trampoline in its
 //! return slot, a skipped one has not, or lies below.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_ANY,
+    bindings::{BPF_ANY, pt_regs},
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
         generated::{bpf_get_attach_cookie, bpf_get_func_ip},
@@ -16,7 +18,8 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use leaktrace_common::{
-    AllocFunction, AllocKey, InFlight, Kind, LossReason, Outstanding, SiteKey, StackId, StackMode,
+    AllocKey, InFlight, Kind, LossReason, Outstanding, SiteKey, StackId, StackMode, Takes,
+    cookie_first, cookie_takes,
 };
 
 use super::walk::{self, Start};
@@ -105,30 +108,32 @@ struct Request {
     resizes: bool,
 }
 
+const SIZE: u64 = Takes::Size as u64;
+const COUNT_SIZE: u64 = Takes::CountSize as u64;
+const RESIZE: u64 = Takes::Resize as u64;
+const RESIZE_OR_FREE: u64 = Takes::ResizeOrFree as u64;
+const RESIZE_ARRAY: u64 = Takes::ResizeArray as u64;
+const RESIZE_IN_PLACE: u64 = Takes::ResizeInPlace as u64;
+const OUT: u64 = Takes::Out as u64;
+
 /// Decodes the arguments; nothing if the product of `calloc` or `reallocarray` overflows, as
 /// the call then fails.
 #[inline(always)]
-fn decode(function: u64, rdi: u64, rsi: u64, rdx: u64) -> Option<Request> {
-    use AllocFunction as F;
-    const MALLOC: u64 = F::Malloc as u64;
-    const CALLOC: u64 = F::Calloc as u64;
-    const REALLOC: u64 = F::Realloc as u64;
-    const REALLOCARRAY: u64 = F::Reallocarray as u64;
-    const POSIX_MEMALIGN: u64 = F::PosixMemalign as u64;
-    const ALIGNED_ALLOC: u64 = F::AlignedAlloc as u64;
-    const MEMALIGN: u64 = F::Memalign as u64;
-    const VALLOC: u64 = F::Valloc as u64;
-    const PVALLOC: u64 = F::Pvalloc as u64;
+fn decode(cookie: u64, regs: &pt_regs) -> Option<Request> {
+    // Read before one is chosen: the verifier refuses a choice of addresses in the context.
+    // SAFETY: live references.
+    let [rdi, rsi, rdx, rcx] = [&regs.rdi, &regs.rsi, &regs.rdx, &regs.rcx]
+        .map(|register| unsafe { read_volatile(register) });
+    let (a, b, c) = if cookie_first(cookie) == 0 { (rdi, rsi, rdx) } else { (rsi, rdx, rcx) };
     let plain = |size_bytes| Some(Request { size_bytes, pointer: 0, resizes: false });
-    match function {
-        MALLOC | VALLOC | PVALLOC => plain(rdi),
-        CALLOC => plain(product(rdi, rsi)?),
-        REALLOC => Some(Request { size_bytes: rsi, pointer: rdi, resizes: true }),
-        REALLOCARRAY => {
-            Some(Request { size_bytes: product(rsi, rdx)?, pointer: rdi, resizes: true })
+    match cookie_takes(cookie) {
+        SIZE => plain(a),
+        COUNT_SIZE => plain(product(a, b)?),
+        RESIZE | RESIZE_OR_FREE | RESIZE_IN_PLACE => {
+            Some(Request { size_bytes: b, pointer: a, resizes: true })
         }
-        POSIX_MEMALIGN => Some(Request { size_bytes: rdx, pointer: rdi, resizes: false }),
-        ALIGNED_ALLOC | MEMALIGN => plain(rsi),
+        RESIZE_ARRAY => Some(Request { size_bytes: product(b, c)?, pointer: a, resizes: true }),
+        OUT => Some(Request { size_bytes: c, pointer: a, resizes: false }),
         _ => None,
     }
 }
@@ -180,9 +185,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
         }
     }
 
-    let Some(request) = decode(function, regs.rdi, regs.rsi, regs.rdx) else {
-        return SKIP_RETURN;
-    };
+    let Some(request) = decode(function, regs) else { return SKIP_RETURN };
     if !request.resizes && !filter::wants_size(request.size_bytes) {
         return SKIP_RETURN;
     }
@@ -287,11 +290,7 @@ fn site_key(space: u32, function: u64, caller: u64, stack: u64) -> SiteKey {
 ///
 /// `regs` is a live pt_regs.
 #[inline(always)]
-unsafe fn returned<C: aya_ebpf::EbpfContext>(
-    ctx: &C,
-    regs: *const aya_ebpf::bindings::pt_regs,
-    session: bool,
-) {
+unsafe fn returned<C: aya_ebpf::EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool) {
     let thread = bpf_get_current_pid_tgid();
     let slot = IN_FLIGHT.get_ptr_mut(thread);
     // SAFETY: the caller's promise.
@@ -334,28 +333,32 @@ pub extern "C" fn leaktrace_finish(thread: u64, rax: u64) -> u32 {
 /// Records the outcome of a call.
 #[inline(always)]
 fn finish(flight: &InFlight, rax: u64, thread: u64) {
-    let posix_memalign = flight.function == AllocFunction::PosixMemalign as u32;
-    let resizes = flight.function == AllocFunction::Realloc as u32
-        || flight.function == AllocFunction::Reallocarray as u32;
+    let takes = cookie_takes(u64::from(flight.function));
+    let resizes = matches!(takes, RESIZE | RESIZE_OR_FREE | RESIZE_ARRAY | RESIZE_IN_PLACE);
     let now_ns = now_ns();
-    let address = if posix_memalign {
-        if rax as u32 != 0 {
-            return;
-        }
-        // SAFETY: the helper checks the address.
-        match unsafe { bpf_probe_read_user(flight.pointer as *const u64) } {
-            Ok(address) => address,
-            Err(_) => {
-                loss::count(LossReason::ResultUnreadable);
+    let address = match takes {
+        OUT => {
+            if rax as u32 != 0 {
                 return;
             }
+            // SAFETY: the helper checks the address.
+            match unsafe { bpf_probe_read_user(flight.pointer as *const u64) } {
+                Ok(address) => address,
+                Err(_) => {
+                    loss::count(LossReason::ResultUnreadable);
+                    return;
+                }
+            }
         }
-    } else {
-        rax
+        // A block that is smaller than asked for stays what it was.
+        RESIZE_IN_PLACE if rax < flight.size_bytes => 0,
+        RESIZE_IN_PLACE => flight.pointer,
+        _ => rax,
     };
     if resizes && flight.pointer != 0 {
-        // `realloc(p, 0)` frees p and gives NULL (glibc); any other NULL left p as it was.
-        if address == 0 && flight.size_bytes != 0 {
+        // `realloc(p, 0)` frees p and gives NULL (glibc); any other NULL left p as it was, unless
+        // the function frees it then.
+        if address == 0 && flight.size_bytes != 0 && takes != RESIZE_OR_FREE {
             if flight.old_tracked != 0 {
                 ledger::put_back(AllocKey::new(flight.space, flight.pointer), &flight.old);
             }

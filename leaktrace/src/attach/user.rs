@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use leaktrace_common::AllocFunction;
-
-use super::allocator::Allocator;
+use super::allocator::{Allocator, Probe};
 use crate::{
     bpf::{
         Loaded,
@@ -103,8 +101,8 @@ impl UserProbes {
         allocator: &Allocator,
         pid: u32,
     ) -> Result<(), Error> {
-        let probes = |list: &[(u64, AllocFunction)]| -> Vec<(u64, u64)> {
-            list.iter().map(|(offset, function)| (*offset, *function as u64)).collect()
+        let probes = |list: &[Probe]| -> Vec<(u64, u64)> {
+            list.iter().map(|probe| (probe.offset, u64::from(probe.cookie))).collect()
         };
         let (allocating, freeing) = (probes(&allocator.allocating), probes(&allocator.freeing));
         let link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {

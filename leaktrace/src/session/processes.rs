@@ -355,7 +355,7 @@ impl Processes {
             let allocator = self.allocators.entry(id).or_insert_with(|| {
                 let file = objects.get(id)?.file.as_ref().ok()?;
                 // What is no ELF object has no allocator.
-                allocator::find(file, probe_at).ok().flatten()
+                allocator::find(file, probe_at, false).ok().flatten()
             });
             if allocator.is_some() {
                 new.push(id);
