@@ -12,7 +12,7 @@
 //! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |
 //! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec and fork programs | BPF user programs |
 //! | `SAMPLING` | the sampling interval in bytes, 0 for all | loader | BPF user programs |
-//! | `CALLS` | number of an [`AllocFunction`] -> its probe's hits | BPF user programs | session, for `--max-overhead` |
+//! | `CALLS` | a [`Call`] -> hits of probes | BPF user programs | session, for `--max-overhead` |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
@@ -26,6 +26,7 @@
 
 mod alloc;
 mod config;
+mod functions;
 mod loss;
 mod mapping;
 mod pages;
@@ -42,6 +43,7 @@ pub use config::{
     CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
     TEXT_RANGES, TextRange,
 };
+pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes};
 pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
@@ -53,7 +55,7 @@ pub use unwind::{
     CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
     Unwinding, WALKS_PER_CPU,
 };
-pub use user::{AllocFunction, CALLS, Event, EventKind, InFlight, RETURNS, SkippedCall, Target};
+pub use user::{CALLS, Call, Event, EventKind, InFlight, STEPPED, SkippedCall, Target};
 
 /// Marks the shared types as plain bytes for aya's typed maps.
 #[cfg(feature = "user")]

@@ -64,7 +64,7 @@ pub struct SiteKey {
     pub space: u32,
     /// `kmem_cache_alloc`: address of the `struct kmem_cache`, 0 if the kernel does not tell.
     /// `kmalloc`: bytes of the slab object, with the GFP flags that choose the cache above bit 32.
-    /// `malloc`: the [`crate::AllocFunction`].
+    /// `malloc`: a [`crate::AllocFunction::cookie`].
     pub detail: u64,
     /// Return address of the allocating call; 0 where the kernel does not tell it.
     pub call_site: u64,

@@ -1,72 +1,27 @@
 //! The user side: traced processes and calls that have not returned yet.
 
-/// An allocator function that is probed; the number is the probe's cookie.
+/// What is counted in `CALLS`: hits of probes, by what they cost.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum AllocFunction {
-    /// `void *malloc(size_t size)`
-    Malloc = 1,
-    /// `void *calloc(size_t count, size_t size)`
-    Calloc = 2,
-    /// `void *realloc(void *old, size_t size)`
-    Realloc = 3,
-    /// `void *reallocarray(void *old, size_t count, size_t size)`
-    Reallocarray = 4,
-    /// `int posix_memalign(void **out, size_t alignment, size_t size)`
-    PosixMemalign = 5,
-    /// `void *aligned_alloc(size_t alignment, size_t size)`
-    AlignedAlloc = 6,
-    /// `void *memalign(size_t alignment, size_t size)`
-    Memalign = 7,
-    /// `void *valloc(size_t size)`
-    Valloc = 8,
-    /// `void *pvalloc(size_t size)`
-    Pvalloc = 9,
-    /// `void free(void *pointer)`
-    Free = 10,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// A function returns.
+    Return = 0,
+    /// A call that gives memory, at an instruction that the kernel emulates.
+    Entry = 1,
+    /// The same at one that it single-steps.
+    SteppedEntry = 2,
+    /// A call that takes memory back, at an instruction that the kernel emulates.
+    Free = 3,
+    /// The same at one that it single-steps.
+    SteppedFree = 4,
 }
 
-/// Numbers in `CALLS`: entries by the number of their function; [`RETURNS`] counts all returns.
-pub const CALLS: u32 = 128;
-/// See [`CALLS`].
-pub const RETURNS: u32 = 0;
+/// Numbers of [`Call`].
+pub const CALLS: u32 = 5;
 
-impl AllocFunction {
-    /// Every function, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
-        Self::Malloc,
-        Self::Calloc,
-        Self::Realloc,
-        Self::Reallocarray,
-        Self::PosixMemalign,
-        Self::AlignedAlloc,
-        Self::Memalign,
-        Self::Valloc,
-        Self::Pvalloc,
-        Self::Free,
-    ];
-
-    /// Its name in a C library.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Malloc => "malloc",
-            Self::Calloc => "calloc",
-            Self::Realloc => "realloc",
-            Self::Reallocarray => "reallocarray",
-            Self::PosixMemalign => "posix_memalign",
-            Self::AlignedAlloc => "aligned_alloc",
-            Self::Memalign => "memalign",
-            Self::Valloc => "valloc",
-            Self::Pvalloc => "pvalloc",
-            Self::Free => "free",
-        }
-    }
-
-    /// The function with this number, if there is one.
-    pub fn from_u64(raw: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|function| *function as u64 == raw)
-    }
-}
+/// Set in the cookie of a probe on an instruction that the kernel single-steps, above the
+/// [`crate::AllocFunction::cookie`].
+pub const STEPPED: u64 = 1 << 32;
 
 /// A traced process.
 #[repr(C)]
@@ -86,7 +41,7 @@ pub struct InFlight {
     pub stack_pointer: u64,
     /// Space of the process image that made the call.
     pub space: u32,
-    /// An [`AllocFunction`].
+    /// A [`crate::AllocFunction::cookie`].
     pub function: u32,
     /// Bytes asked for.
     pub size_bytes: u64,
@@ -94,7 +49,7 @@ pub struct InFlight {
     pub caller: u64,
     /// A [`crate::StackId`] or one of its special values.
     pub stack: u64,
-    /// `posix_memalign`: where the result goes. `realloc`: the old block.
+    /// [`crate::Takes::Out`]: where the result goes. `realloc` and the like: the old block.
     pub pointer: u64,
     /// `realloc`: the old block's record, taken out of `BLOCKS` for the time of the call.
     pub old: crate::Outstanding,
@@ -109,6 +64,20 @@ pub struct InFlight {
 impl InFlight {
     /// The [`InFlight::interval`] of a call that is only followed for the block that it frees.
     pub const UNSAMPLED: u32 = u32::MAX;
+    /// The slot of a thread that has made no call yet.
+    pub const IDLE: Self = Self {
+        stack_pointer: 0,
+        space: 0,
+        function: 0,
+        size_bytes: 0,
+        caller: 0,
+        stack: crate::StackId::NOT_TAKEN,
+        pointer: 0,
+        old: crate::Outstanding { size_bytes: 0, timestamp_ns: 0, site: 0, detail: 0 },
+        old_tracked: 0,
+        interval: 0,
+        skipped: SkippedCall::NONE,
+    };
 }
 
 /// An outermost call that is not followed to its return.
@@ -119,7 +88,7 @@ pub struct SkippedCall {
     pub stack_pointer: u64,
     /// Return address of the call.
     pub caller: u64,
-    /// An [`AllocFunction`].
+    /// A [`crate::AllocFunction::cookie`].
     pub function: u64,
 }
 
@@ -160,16 +129,3 @@ pub struct Event {
 
 const _: () = assert!(size_of::<InFlight>() == 8 + 8 + 4 * 8 + 24 + 8 + 24);
 const _: () = assert!(size_of::<Target>() == 8 && size_of::<Event>() == 16);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn functions_survive_their_number() {
-        for function in AllocFunction::ALL {
-            assert_eq!(AllocFunction::from_u64(function as u64), Some(function));
-        }
-        assert_eq!(AllocFunction::from_u64(0), None);
-    }
-}

@@ -75,8 +75,8 @@ def sample(samples, every):
             nested += 1
             continue
         call = {"frames": frames, "rsp": register("rsp"), "size": register("rdi")}
-        # Runs the probe.
-        gdb.execute("stepi", to_string=True)
+        # Runs the probe, which is one of the first instructions.
+        gdb.execute("stepi 3", to_string=True)
         say({"thread": gdb.selected_thread().ptid[1], **call})
         wait_for_byte()
         samples -= 1

@@ -97,7 +97,7 @@ fn traced_stack(maps: &CallMaps, pid: u32, told: &Value) -> Option<StackRecord> 
         maps.last_call(pid, thread)?;
     let same = stack_pointer == number(told, "rsp")
         && size_bytes == number(told, "size")
-        && function == AllocFunction::Malloc as u32;
+        && AllocFunction::of_cookie(function.into()) == AllocFunction::of_symbol("malloc");
     same.then(|| maps.stack(stack)).flatten()
 }
 

@@ -5,9 +5,11 @@
 //! call: an unfinished call further up the stack still has the kernel's return trampoline in its
 //! return slot, a skipped one has not, or lies below.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_ANY,
+    bindings::{BPF_ANY, pt_regs},
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
         generated::{bpf_get_attach_cookie, bpf_get_func_ip},
@@ -16,8 +18,8 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use leaktrace_common::{
-    AllocFunction, AllocKey, InFlight, Kind, LossReason, Outstanding, RETURNS, SiteKey,
-    SkippedCall, StackId, StackMode,
+    AllocKey, Call, InFlight, Kind, LossReason, Outstanding, STEPPED, SiteKey, SkippedCall,
+    StackId, StackMode, Takes, cookie_first, cookie_takes,
 };
 
 use super::{
@@ -78,7 +80,11 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: read at once; deleted only when the session ends.
     let Some(target) = (unsafe { TARGETS.get((thread >> 32) as u32) }) else { return 0 };
-    sampling::count_call(AllocFunction::Free as u64);
+    if config!(count_calls) != 0 {
+        // SAFETY: the helper takes the program's own context.
+        let is_stepped = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } & STEPPED != 0;
+        sampling::count_call(if is_stepped { Call::SteppedFree } else { Call::Free });
+    }
     if !ledger::on_free(AllocKey::new(target.space, pointer), now_ns())
         // Most blocks are not recorded then.
         && config!(sampling) == 0
@@ -119,31 +125,32 @@ impl Request {
         if self.resizes { self.pointer } else { 0 }
     }
 }
+const SIZE: u64 = Takes::Size as u64;
+const COUNT_SIZE: u64 = Takes::CountSize as u64;
+const RESIZE: u64 = Takes::Resize as u64;
+const RESIZE_OR_FREE: u64 = Takes::ResizeOrFree as u64;
+const RESIZE_ARRAY: u64 = Takes::ResizeArray as u64;
+const RESIZE_IN_PLACE: u64 = Takes::ResizeInPlace as u64;
+const OUT: u64 = Takes::Out as u64;
 
 /// Decodes the arguments; nothing if the product of `calloc` or `reallocarray` overflows, as
 /// the call then fails.
 #[inline(always)]
-fn decode(function: u64, rdi: u64, rsi: u64, rdx: u64) -> Option<Request> {
-    use AllocFunction as F;
-    const MALLOC: u64 = F::Malloc as u64;
-    const CALLOC: u64 = F::Calloc as u64;
-    const REALLOC: u64 = F::Realloc as u64;
-    const REALLOCARRAY: u64 = F::Reallocarray as u64;
-    const POSIX_MEMALIGN: u64 = F::PosixMemalign as u64;
-    const ALIGNED_ALLOC: u64 = F::AlignedAlloc as u64;
-    const MEMALIGN: u64 = F::Memalign as u64;
-    const VALLOC: u64 = F::Valloc as u64;
-    const PVALLOC: u64 = F::Pvalloc as u64;
+fn decode(cookie: u64, regs: &pt_regs) -> Option<Request> {
+    // Read before one is chosen: the verifier refuses a choice of addresses in the context.
+    // SAFETY: live references.
+    let [rdi, rsi, rdx, rcx] = [&regs.rdi, &regs.rsi, &regs.rdx, &regs.rcx]
+        .map(|register| unsafe { read_volatile(register) });
+    let (a, b, c) = if cookie_first(cookie) == 0 { (rdi, rsi, rdx) } else { (rsi, rdx, rcx) };
     let plain = |size_bytes| Some(Request { size_bytes, pointer: 0, resizes: false });
-    match function {
-        MALLOC | VALLOC | PVALLOC => plain(rdi),
-        CALLOC => plain(product(rdi, rsi)?),
-        REALLOC => Some(Request { size_bytes: rsi, pointer: rdi, resizes: true }),
-        REALLOCARRAY => {
-            Some(Request { size_bytes: product(rsi, rdx)?, pointer: rdi, resizes: true })
+    match cookie_takes(cookie) {
+        SIZE => plain(a),
+        COUNT_SIZE => plain(product(a, b)?),
+        RESIZE | RESIZE_OR_FREE | RESIZE_IN_PLACE => {
+            Some(Request { size_bytes: b, pointer: a, resizes: true })
         }
-        POSIX_MEMALIGN => Some(Request { size_bytes: rdx, pointer: rdi, resizes: false }),
-        ALIGNED_ALLOC | MEMALIGN => plain(rsi),
+        RESIZE_ARRAY => Some(Request { size_bytes: product(b, c)?, pointer: a, resizes: true }),
+        OUT => Some(Request { size_bytes: c, pointer: a, resizes: false }),
         _ => None,
     }
 }
@@ -171,33 +178,24 @@ fn entry(ctx: &ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs; the target is deleted only when the session ends.
     let (regs, target) = unsafe { (&*ctx.regs, *target) };
     // SAFETY: the helper takes the program's own context.
-    let function = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    sampling::count_call(function);
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    let is_stepped = cookie & STEPPED != 0;
+    sampling::count_call(if is_stepped { Call::SteppedEntry } else { Call::Entry });
+    let function = u64::from(cookie as u32);
     let caller = returns_to(regs.rsp);
-
-    let known = IN_FLIGHT.get_ptr_mut(thread);
-    if let Some(flight) = known {
-        // SAFETY: a live map value that belongs to this thread.
-        unsafe {
-            if (*flight).stack_pointer != 0 {
-                if is_nested(&*flight, target.space, regs.rsp, caller) {
-                    return SKIP_RETURN;
-                }
-                if (*flight).space == target.space {
-                    loss::count(LossReason::SkippedReturn);
-                    if (*flight).old_tracked != 0 {
-                        let key = AllocKey::new((*flight).space, (*flight).pointer);
-                        ledger::put_back(key, &(*flight).old);
-                    }
-                }
-                (*flight).stack_pointer = 0;
-            }
-        }
-    }
-
-    let Some(request) = decode(function, regs.rdi, regs.rsi, regs.rdx) else {
+    let Some(slot) = slot(thread) else {
+        loss::count(LossReason::InFlightFull);
         return SKIP_RETURN;
     };
+    // SAFETY: a live map value that belongs to this thread.
+    let flight = unsafe { &mut *slot };
+    if flight.stack_pointer != 0 {
+        if is_nested(flight, target.space, regs.rsp, caller) {
+            return SKIP_RETURN;
+        }
+        leaktrace_skipped_return(thread, target.space);
+    }
+    let Some(request) = decode(function, regs) else { return SKIP_RETURN };
     if !request.resizes && !filter::wants_size(request.size_bytes) {
         return SKIP_RETURN;
     }
@@ -209,57 +207,65 @@ fn entry(ctx: &ProbeContext) -> u32 {
             return SKIP_RETURN;
         }
     }
-    let start = Start {
-        tgid: (thread >> 32) as u32,
-        space: target.space,
-        caller,
-        stack_pointer: regs.rsp,
-        frame_pointer: regs.rbp,
-    };
-    let mut flight = InFlight {
-        stack_pointer: regs.rsp,
-        space: target.space,
-        function: function as u32,
-        size_bytes: request.size_bytes,
-        caller,
-        stack: StackId::NOT_TAKEN,
-        pointer: request.pointer,
-        old: Outstanding { size_bytes: 0, timestamp_ns: 0, site: 0, detail: 0 },
-        old_tracked: 0,
-        interval,
-        skipped: SkippedCall::NONE,
-    };
+    flight.space = target.space;
+    flight.function = function as u32;
+    flight.size_bytes = request.size_bytes;
+    flight.caller = caller;
+    flight.pointer = request.pointer;
+    flight.interval = interval;
+    flight.stack = StackId::NOT_TAKEN;
     if interval != InFlight::UNSAMPLED {
+        let start = Start {
+            tgid: (thread >> 32) as u32,
+            space: target.space,
+            caller,
+            stack_pointer: regs.rsp,
+            frame_pointer: regs.rbp,
+        };
         flight.stack = user_stack(&start, function);
     }
     // The old block is neither live nor free during the call: were its record left in place,
     // another thread could be given the address before this call's return is seen.
-    let old_key = AllocKey::new(target.space, request.old_block());
+    flight.old_tracked = 0;
     if request.old_block() != 0
-        && let Some(old) = ledger::take(old_key)
+        && let Some(old) = ledger::take(AllocKey::new(target.space, request.old_block()))
     {
         flight.old = old;
         flight.old_tracked = 1;
-    }
-    if interval == InFlight::UNSAMPLED && flight.old_tracked == 0 {
+    } else if interval == InFlight::UNSAMPLED {
         return SKIP_RETURN;
     }
-    let stored = match known {
-        Some(slot) => {
-            // SAFETY: a live map value that belongs to this thread.
-            unsafe { *slot = flight };
-            true
+    flight.skipped = SkippedCall::NONE;
+    flight.stack_pointer = regs.rsp;
+    WATCH_RETURN
+}
+
+/// The slot of the running thread.
+#[inline(always)]
+fn slot(thread: u64) -> Option<*mut InFlight> {
+    if let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) {
+        return Some(slot);
+    }
+    IN_FLIGHT.insert(thread, &InFlight::IDLE, u64::from(BPF_ANY)).ok()?;
+    IN_FLIGHT.get_ptr_mut(thread)
+}
+
+/// Forgets a call in flight whose return was skipped; its image's, unless that is gone. Global and
+/// not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
+    let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) else { return 0 };
+    // SAFETY: a live map value that belongs to this thread.
+    let flight = unsafe { &mut *slot };
+    flight.stack_pointer = 0;
+    if flight.space == space {
+        loss::count(LossReason::SkippedReturn);
+        if flight.old_tracked != 0 {
+            ledger::put_back(AllocKey::new(space, flight.pointer), &flight.old);
         }
-        None => IN_FLIGHT.insert(thread, &flight, u64::from(BPF_ANY)).is_ok(),
-    };
-    if stored {
-        return WATCH_RETURN;
     }
-    loss::count(LossReason::InFlightFull);
-    if flight.old_tracked != 0 {
-        ledger::put_back(old_key, &flight.old);
-    }
-    SKIP_RETURN
+    0
 }
 
 /// Whether a call is made inside the unfinished call `outer`; see the module.
@@ -322,24 +328,20 @@ fn site_key(space: u32, function: u64, caller: u64, stack: u64) -> SiteKey {
 ///
 /// `regs` is a live pt_regs.
 #[inline(always)]
-unsafe fn returned<C: aya_ebpf::EbpfContext>(
-    ctx: &C,
-    regs: *const aya_ebpf::bindings::pt_regs,
-    session: bool,
-) {
+unsafe fn returned<C: aya_ebpf::EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool) {
     let thread = bpf_get_current_pid_tgid();
-    sampling::count_call(u64::from(RETURNS));
+    sampling::count_call(Call::Return);
     let slot = IN_FLIGHT.get_ptr_mut(thread);
     // SAFETY: the caller's promise.
     let (rsp, rax) = unsafe { ((*regs).rsp, (*regs).rax) };
     // SAFETY: the helper takes the program's own context.
-    let function = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    let function = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } as u32;
     let expected = match slot {
         // SAFETY: a live map value that belongs to this thread.
         Some(slot) => unsafe {
             (*slot).stack_pointer != 0
                 && rsp == (*slot).stack_pointer + 8
-                && function == u64::from((*slot).function)
+                && function == (*slot).function
         },
         None => false,
     };
@@ -370,28 +372,32 @@ pub extern "C" fn leaktrace_finish(thread: u64, rax: u64) -> u32 {
 /// Records the outcome of a call.
 #[inline(always)]
 fn finish(flight: &InFlight, rax: u64) {
-    let posix_memalign = flight.function == AllocFunction::PosixMemalign as u32;
-    let resizes = flight.function == AllocFunction::Realloc as u32
-        || flight.function == AllocFunction::Reallocarray as u32;
+    let takes = cookie_takes(u64::from(flight.function));
+    let resizes = matches!(takes, RESIZE | RESIZE_OR_FREE | RESIZE_ARRAY | RESIZE_IN_PLACE);
     let now_ns = now_ns();
-    let address = if posix_memalign {
-        if rax as u32 != 0 {
-            return;
-        }
-        // SAFETY: the helper checks the address.
-        match unsafe { bpf_probe_read_user(flight.pointer as *const u64) } {
-            Ok(address) => address,
-            Err(_) => {
-                loss::count(LossReason::ResultUnreadable);
+    let address = match takes {
+        OUT => {
+            if rax as u32 != 0 {
                 return;
             }
+            // SAFETY: the helper checks the address.
+            match unsafe { bpf_probe_read_user(flight.pointer as *const u64) } {
+                Ok(address) => address,
+                Err(_) => {
+                    loss::count(LossReason::ResultUnreadable);
+                    return;
+                }
+            }
         }
-    } else {
-        rax
+        // A block that is smaller than asked for stays what it was.
+        RESIZE_IN_PLACE if rax < flight.size_bytes => 0,
+        RESIZE_IN_PLACE => flight.pointer,
+        _ => rax,
     };
     if resizes && flight.pointer != 0 {
-        // `realloc(p, 0)` frees p and gives NULL (glibc); any other NULL left p as it was.
-        if address == 0 && flight.size_bytes != 0 {
+        // `realloc(p, 0)` frees p and gives NULL (glibc); any other NULL left p as it was, unless
+        // the function frees it then.
+        if address == 0 && flight.size_bytes != 0 && takes != RESIZE_OR_FREE {
             if flight.old_tracked != 0 {
                 ledger::put_back(AllocKey::new(flight.space, flight.pointer), &flight.old);
             }

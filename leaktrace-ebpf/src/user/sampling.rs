@@ -1,8 +1,8 @@
 //! Which calls of an allocator are recorded (`--sample-bytes`, `--max-overhead`), and how many
 //! there are.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_get_prandom_u32};
-use leaktrace_common::{InFlight, Outstanding, SkippedCall, StackId, sampling};
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use leaktrace_common::{Call, InFlight, SkippedCall, sampling};
 
 use super::malloc::{is_trampoline, returns_to};
 use crate::{
@@ -12,9 +12,9 @@ use crate::{
 
 /// Counts a hit of a probe, where the session wants to know.
 #[inline(always)]
-pub(super) fn count_call(number: u64) {
+pub(super) fn count_call(call: Call) {
     if config!(count_calls) != 0
-        && let Some(counter) = CALLS.get_ptr_mut(number as u32)
+        && let Some(counter) = CALLS.get_ptr_mut(call as u32)
     {
         // SAFETY: a live map value; atomic, as the program can be preempted by itself.
         unsafe { atomic::add(counter, 1) };
@@ -41,44 +41,19 @@ pub extern "C" fn leaktrace_sample(
     if interval == 0 {
         return 0;
     }
-    let slot = IN_FLIGHT.get_ptr_mut(thread);
-    if let Some(slot) = slot {
-        // SAFETY: a live map value that belongs to this thread.
-        let skipped = unsafe { (*slot).skipped };
-        if skipped.function != function && is_inside(&skipped, stack_pointer, caller) {
-            return InFlight::UNSAMPLED;
-        }
+    let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) else { return InFlight::UNSAMPLED };
+    // SAFETY: a live map value that belongs to this thread.
+    let skipped = unsafe { &mut (*slot).skipped };
+    if skipped.function != function && is_inside(skipped, stack_pointer, caller) {
+        return InFlight::UNSAMPLED;
     }
     // SAFETY: the helper has no preconditions.
     let random = u64::from(unsafe { bpf_get_prandom_u32() } as u32);
-    let is_sampled = random < sampling::threshold(size_bytes, interval);
-    let skipped = match is_sampled {
-        true => SkippedCall::NONE,
-        false => SkippedCall { stack_pointer, caller, function },
-    };
-    match slot {
-        // SAFETY: as above.
-        Some(slot) => unsafe { (*slot).skipped = skipped },
-        None if is_sampled => {}
-        None => {
-            let flight = InFlight {
-                stack_pointer: 0,
-                space: 0,
-                function: 0,
-                size_bytes: 0,
-                caller: 0,
-                stack: StackId::NOT_TAKEN,
-                pointer: 0,
-                old: Outstanding { size_bytes: 0, timestamp_ns: 0, site: 0, detail: 0 },
-                old_tracked: 0,
-                interval: 0,
-                skipped,
-            };
-            // Without room, calls that it makes are taken for calls of their own.
-            let _ = IN_FLIGHT.insert(thread, &flight, u64::from(BPF_NOEXIST));
-        }
+    if random < sampling::threshold(size_bytes, interval) {
+        return interval;
     }
-    if is_sampled { interval } else { InFlight::UNSAMPLED }
+    *skipped = SkippedCall { stack_pointer, caller, function };
+    InFlight::UNSAMPLED
 }
 
 /// Whether a call is made by the skipped one, which has not returned yet: its return slot lies

@@ -1,37 +1,68 @@
 //! Finds the allocator functions of a mapped object.
 
-use std::{fs::File, ops::Range};
+mod families;
 
-use leaktrace_common::AllocFunction;
-use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadRef as _, SymbolKind};
+use std::{collections::HashMap, fs::File, ops::Range};
 
-use super::placement;
+use leaktrace_common::{AllocFunction, Takes};
+use object::{
+    Object as _, ObjectSegment as _, ObjectSymbol as _, ReadRef as _, RelocationTarget, SymbolKind,
+};
+
+use self::families::{Candidate, Symbols};
+use super::placement::{self, Forward};
 use crate::{host::elf::ElfBytes, session::spec::ProbeAt};
 
 /// The allocator functions of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocator {
-    /// Functions that give memory: file offset of the probe, and the function.
-    pub allocating: Vec<(u64, AllocFunction)>,
-    /// Functions that only take memory back: file offset of the probe, and the function.
-    pub freeing: Vec<(u64, AllocFunction)>,
+    /// What it is, as `jemalloc`; empty if unknown.
+    pub name: String,
+    /// Functions that give memory.
+    pub allocating: Vec<Probe>,
+    /// Functions that only take memory back.
+    pub freeing: Vec<Probe>,
     /// Offsets in the file that hold its code: those of its functions, or all of them where the
     /// object is nothing but an allocator.
     pub code: Vec<Range<u64>>,
 }
 
-/// The object's allocator, if it defines at least `malloc` and `free`.
+/// A probe on an allocator function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Its offset in the file.
+    pub offset: u64,
+    /// The function.
+    pub function: AllocFunction,
+    /// What the programs know it by, see [`AllocFunction::cookie`].
+    pub cookie: u32,
+    /// Whether the kernel single-steps the instruction there, which costs a second trap.
+    pub single_steps: bool,
+}
+
+impl Allocator {
+    /// All probes.
+    pub fn probes(&self) -> impl Iterator<Item = &Probe> {
+        self.allocating.iter().chain(&self.freeing)
+    }
+}
+
+/// The object's allocator, if it defines at least `malloc` and `free`, or those of a prefixed
+/// build. With `is_named` (`-O`), any prefix will do, and operators without a malloc.
 ///
 /// Symbols come from `.dynsym`, and from `.symtab` where there is one (static executables).
 ///
 /// # Errors
 ///
 /// Why the file cannot be read as an ELF object.
-pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object::Error> {
+pub fn find(
+    file: &File,
+    probe_at: ProbeAt,
+    is_named: bool,
+) -> Result<Option<Allocator>, object::Error> {
     let bytes = ElfBytes::new(file);
     let elf = object::File::parse(&bytes)?;
-    let mut found: Vec<(AllocFunction, u64, u64)> = Vec::new();
-    let mut is_c_library = false;
+    let mut symbols = Symbols::default();
     for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
         if symbol.kind() != SymbolKind::Text || symbol.is_undefined() {
             continue;
@@ -39,37 +70,60 @@ pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object:
         let Ok(name) = symbol.name() else { continue };
         // Versioned names of .symtab: `free@@GLIBC_2.2.5`.
         let name = name.split('@').next().unwrap_or(name);
-        is_c_library |= name == "__libc_start_main";
-        let Some(function) = AllocFunction::ALL.into_iter().find(|f| f.name() == name) else {
-            continue;
-        };
-        if !found.iter().any(|(known, _, _)| *known == function) {
-            found.push((function, symbol.address(), symbol.size()));
-        }
+        symbols.add(name, symbol.address(), symbol.size(), is_named);
     }
-    let has = |wanted| found.iter().any(|(function, _, _)| *function == wanted);
-    if !has(AllocFunction::Malloc) || !has(AllocFunction::Free) {
+    let is_c_library = symbols.is_c_library();
+    let found = symbols.choose(is_named);
+    if found.candidates.is_empty() {
         return Ok(None);
     }
-    found.sort_unstable();
-    let mut allocator = Allocator::default();
-    for (function, address, size) in found {
+    let mut allocator = Allocator { name: found.name, ..Allocator::default() };
+    let addresses: HashMap<u64, bool> = found
+        .candidates
+        .iter()
+        .map(|candidate| (candidate.address, frees(candidate.function)))
+        .collect();
+    let mut imports = None;
+    for Candidate { function, address, size } in found.candidates {
         let Some(start) = file_offset(&elf, address) else { continue };
         allocator.code.push(start..start.saturating_add(size.max(1)));
         // Without a size, the first bytes do.
         let length = if size == 0 { 64 } else { size.min(4096) };
         let code = (&bytes).read_bytes_at(start, length).unwrap_or(&[]);
-        let frees = function == AllocFunction::Free;
-        let probe = match probe_at {
-            ProbeAt::Entry => start,
-            ProbeAt::Cheapest if frees => start + placement::first_argument_probe(code),
-            ProbeAt::Cheapest => start + placement::entry_probe(code),
+        let place = match probe_at {
+            ProbeAt::Entry => placement::entry(code, function.shape()),
+            ProbeAt::Cheapest => placement::cheapest(code, function.shape()),
         };
-        let list = if frees { &mut allocator.freeing } else { &mut allocator.allocating };
-        // Two names of one function (aligned_alloc is memalign in glibc) get one probe.
-        if !list.iter().any(|(known, _)| *known == probe) {
-            list.push((probe, function));
+        // What jumps to another function of the same kind is seen there.
+        let target = placement::forward(code, address).and_then(|forward| {
+            let stub = match forward {
+                Forward::Through(word) => word,
+                Forward::To(target) if addresses.contains_key(&target) => return Some(target),
+                Forward::To(target) => {
+                    let stub = file_offset(&elf, target)?;
+                    let stub = (&bytes).read_bytes_at(stub, STUB_BYTES).ok()?;
+                    match placement::forward(stub, target)? {
+                        Forward::Through(word) => word,
+                        Forward::To(_) => return None,
+                    }
+                }
+            };
+            let imports = imports.get_or_insert_with(|| imported(&elf));
+            imports.get(&stub).copied()
+        });
+        if target.is_some_and(|target| {
+            target != address && addresses.get(&target) == Some(&frees(function))
+        }) {
+            continue;
         }
+        let probe = Probe {
+            offset: start.saturating_add(place.offset),
+            function,
+            cookie: function.cookie(place.shape),
+            single_steps: place.single_steps,
+        };
+        let list = if frees(function) { &mut allocator.freeing } else { &mut allocator.allocating };
+        list.push(probe);
     }
     // A library without a loader of its own: no program, and not the C library.
     let is_library = elf.kind() == object::ObjectKind::Dynamic
@@ -80,6 +134,33 @@ pub fn find(file: &File, probe_at: ProbeAt) -> Result<Option<Allocator>, object:
         allocator.code.push(0..u64::MAX);
     }
     Ok(Some(allocator))
+}
+
+/// Bytes of a stub of the procedure linkage table.
+const STUB_BYTES: u64 = 16;
+
+fn frees(function: AllocFunction) -> bool {
+    function.shape().takes == Takes::Free
+}
+
+/// Which of the object's own functions the words that its stubs jump through are filled with,
+/// unless another object comes before it.
+fn imported<'data>(elf: &object::File<'data, &'data ElfBytes<'_>>) -> HashMap<u64, u64> {
+    use object::ObjectSymbolTable as _;
+
+    let (Some(relocations), Some(symbols)) =
+        (elf.dynamic_relocations(), elf.dynamic_symbol_table())
+    else {
+        return HashMap::new();
+    };
+    relocations
+        .filter_map(|(word, relocation)| {
+            let RelocationTarget::Symbol(index) = relocation.target() else { return None };
+            let symbol = symbols.symbol_by_index(index).ok()?;
+            (symbol.kind() == SymbolKind::Text && !symbol.is_undefined())
+                .then(|| (word, symbol.address()))
+        })
+        .collect()
 }
 
 /// Offset in the file of a virtual address of the object.
@@ -105,7 +186,7 @@ mod tests {
     fn find_in(image: &[u8]) -> Option<Allocator> {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(image, 0).unwrap();
-        find(&file, ProbeAt::Cheapest).ok().flatten()
+        find(&file, ProbeAt::Cheapest, false).ok().flatten()
     }
 
     #[test]
@@ -136,7 +217,7 @@ mod tests {
             }
             if let Some(found) = find_in(&image) {
                 let probes = found.allocating.len() + found.freeing.len();
-                assert!(probes <= AllocFunction::ALL.len(), "{found:?}");
+                assert!(probes <= AllocFunction::all().count(), "{found:?}");
             }
         }
     }
@@ -151,20 +232,20 @@ mod tests {
             .find(|path| path.contains("libc.so") || path.contains("ld-musl"))
             .expect("no C library is mapped");
         let file = File::open(path).unwrap();
-        let allocator = find(&file, ProbeAt::Cheapest).unwrap().expect("no allocator found");
+        let allocator = find(&file, ProbeAt::Cheapest, false).unwrap().expect("no allocator found");
         assert!(allocator.allocating.len() >= 6, "{allocator:?}");
         assert_eq!(allocator.freeing.len(), 1);
         // A C library is more than its allocator.
         let code: u64 = allocator.code.iter().map(|part| part.end - part.start).sum();
         assert!(allocator.code.len() >= 7 && code < 64 * 1024, "{:?}", allocator.code);
-        let at_entry = find(&file, ProbeAt::Entry).unwrap().unwrap();
+        let at_entry = find(&file, ProbeAt::Entry, false).unwrap().unwrap();
         assert_eq!(at_entry.allocating.len(), allocator.allocating.len());
     }
 
     #[test]
     fn an_object_without_malloc_has_none() {
         let file = File::open("/proc/self/exe").unwrap();
-        assert_eq!(find(&file, ProbeAt::Cheapest).unwrap(), None);
+        assert_eq!(find(&file, ProbeAt::Cheapest, false).unwrap(), None);
     }
 
     /// Each two bytes of a small library in turn say something absurd.
@@ -176,7 +257,7 @@ mod tests {
             let mut damaged = image.to_vec();
             damaged[at..at + 2].fill(0xff);
             file.write_all_at(&damaged, 0).unwrap();
-            if let Ok(found) = find(&file, ProbeAt::Cheapest) {
+            if let Ok(found) = find(&file, ProbeAt::Cheapest, false) {
                 assert_eq!(found, None, "byte {at}");
             }
         }

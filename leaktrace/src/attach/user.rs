@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use leaktrace_common::AllocFunction;
+use leaktrace_common::STEPPED;
 
 pub use super::price::Prices;
 use super::{
-    allocator::Allocator,
+    allocator::{Allocator, Probe},
     price::{self, Ground},
 };
 use crate::{
@@ -172,8 +172,12 @@ impl UserProbes {
             return Ok(());
         }
         let keeps_all = self.kept == Kept::All;
-        let probes = |list: &[(u64, AllocFunction)]| -> Vec<(u64, u64)> {
-            list.iter().map(|(offset, function)| (*offset, *function as u64)).collect()
+        let cookie = |probe: &Probe| match probe.single_steps {
+            true => u64::from(probe.cookie) | STEPPED,
+            false => u64::from(probe.cookie),
+        };
+        let probes = |list: &[Probe]| -> Vec<(u64, u64)> {
+            list.iter().map(|probe| (probe.offset, cookie(probe))).collect()
         };
         let (allocating, freeing) = (probes(&allocator.allocating), probes(&allocator.freeing));
         let allocating = if keeps_all { allocating } else { Vec::new() };

@@ -7,8 +7,8 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use leaktrace_common::{
-    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, CacheName, LossReason, Outstanding, SiteRecord,
-    StackRecord, Target, TextMap, TextMapping,
+    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, CacheName, Call, LossReason, Outstanding,
+    SiteRecord, StackRecord, Target, TextMap, TextMapping,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -205,11 +205,9 @@ impl Maps {
             .map_err(|error| Error::kernel("cannot set the sampling interval", error))
     }
 
-    /// Hits of probes in processes by [`leaktrace_common::CALLS`]; counted if the constants say so.
-    pub fn calls(&self) -> Vec<u64> {
-        (0..leaktrace_common::CALLS)
-            .map(|number| self.calls.get(&number, 0).map_or(0, |counts| counts.iter().sum()))
-            .collect()
+    /// Hits of probes in processes; counted if the constants say so.
+    pub fn calls(&self, call: Call) -> u64 {
+        self.calls.get(&(call as u32), 0).map_or(0, |counts| counts.iter().sum())
     }
 
     /// Every site in use, with its index.

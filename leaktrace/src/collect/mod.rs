@@ -329,7 +329,7 @@ impl Collector {
                 Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages | Kind::Mmap => None,
             },
             function: match kind {
-                Kind::Malloc => AllocFunction::from_u64(key.detail),
+                Kind::Malloc => AllocFunction::of_cookie(key.detail),
                 _ => None,
             },
             mapping: None,

@@ -33,6 +33,8 @@ struct WireReport<'a> {
     sample_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     budget: Option<WireBudget>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    processes: Vec<WireTraced<'a>>,
     totals: WireTotals,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held: Vec<WireHeld>,
@@ -42,6 +44,16 @@ struct WireReport<'a> {
     sites: Vec<WireSite<'a>>,
     #[serde(flatten)]
     table: Option<WireTable<'a>>,
+}
+
+/// A traced process.
+#[derive(Serialize)]
+struct WireTraced<'a> {
+    #[serde(flatten)]
+    process: WireProcess<'a>,
+    ended: bool,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    allocator: &'a str,
 }
 
 #[derive(Serialize)]
@@ -245,6 +257,15 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         older_ms: report.older_ms,
         sample_bytes: report.sample_bytes,
         budget: report.budget.as_ref().map(budget),
+        processes: report
+            .processes
+            .iter()
+            .map(|traced| WireTraced {
+                process: process(traced),
+                ended: traced.exited,
+                allocator: &traced.allocator,
+            })
+            .collect(),
         totals: totals(&report.totals),
         held: report
             .held

@@ -160,7 +160,7 @@ fn user() -> (Snapshot, Names) {
     snapshot.sites = vec![
         Site {
             space: 1,
-            function: Some(AllocFunction::Malloc),
+            function: AllocFunction::of_symbol("malloc"),
             allocated: amount(11_000, 1_100_000),
             freed: amount(0, 0),
             outstanding: amount(11_000, 1_100_000),
@@ -171,7 +171,7 @@ fn user() -> (Snapshot, Names) {
         },
         Site {
             space: 1,
-            function: Some(AllocFunction::Calloc),
+            function: AllocFunction::of_symbol("calloc"),
             allocated: amount(2, 32),
             freed: amount(1, 16),
             outstanding: amount(1, 16),

@@ -3,8 +3,10 @@
 mod budget;
 mod filters;
 pub mod launch;
+mod named;
 mod overhead;
 mod processes;
+mod silence;
 pub mod spec;
 mod wait;
 
@@ -76,6 +78,8 @@ enum Event {
     Look,
     /// The cost of the probes is due for a look.
     Cost,
+    /// The traced processes are due for a look for allocations that no probe sees.
+    Check,
 }
 
 /// Traces as `spec` says and gives each due snapshot to `sink`.
@@ -106,6 +110,7 @@ pub fn run(
         {
             // With what has come since the start.
             note_tables(processes, note);
+            note_probes(processes, &session.collector, note);
         }
         session.end();
         outcome
@@ -253,7 +258,7 @@ impl Session {
         }
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
-        let mut processes = Processes::new(&mut loaded, Way::best(facts), &spec.trace)?;
+        let mut processes = Processes::new(&mut loaded, Way::best(facts), spec)?;
         let maps = loaded.maps()?;
         let unfiltered = takes_all_sizes(spec) && !is_sampled(spec);
         let mut user_kinds = Vec::new();
@@ -273,11 +278,16 @@ impl Session {
             pidfds.push((*pid, processes::pidfd(*pid)?));
             processes.add(*pid, &mut loaded, &mut collector)?;
         }
+        if suspended.is_none() {
+            // A command may yet map them.
+            processes.check_named()?;
+        }
         let overhead = Overhead::start(&spec.trace, &processes)?;
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
         if spec.output.verbose > 0 {
             note_tables(&processes, note);
+            note_probes(&processes, &collector, note);
         }
         note_memory(map_bytes, spec, note);
         note(&format!("tracing {}; Ctrl-C ends with a report", describe(&collector)));
@@ -320,6 +330,11 @@ impl Session {
             match event {
                 Event::Look => self.look(Instant::now()),
                 Event::Cost => self.look_at_cost(note)?,
+                Event::Check => {
+                    if let Some(processes) = &mut self.processes {
+                        processes.check(&self.collector).iter().for_each(|line| note(line));
+                    }
+                }
                 Event::Tick => {
                     reports += 1;
                     let is_final = schedule.count.is_some_and(|count| reports >= count);
@@ -365,6 +380,7 @@ impl Session {
         loop {
             let look = self.processes.as_ref().and_then(Processes::next_look);
             let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
+            let check = self.processes.as_ref().and_then(Processes::next_check);
             tokio::select! {
                 biased;
                 number = signals.next() => {
@@ -392,6 +408,7 @@ impl Session {
                 () = wait_for_ring(self.map_ring.as_ref()) => return Ok(Event::Ring),
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_for_tick(cost) => return Ok(Event::Cost),
+                () = wait_until(check) => return Ok(Event::Check),
                 () = wait_until(deadline) => return Ok(Event::TimeUp),
                 () = wait_for_tick(ticks.as_mut()) => return Ok(Event::Tick),
             }
@@ -585,6 +602,14 @@ fn note_tables(processes: &Processes, note: &mut dyn FnMut(&str)) {
         let (count, bytes) = (crate::units::format_count(rows), rows * 8);
         let bytes = crate::units::format_bytes(bytes);
         note(&format!("unwind table of {path}: {count} rows ({bytes})"));
+    }
+}
+
+fn note_probes(processes: &Processes, collector: &Collector, note: &mut dyn FnMut(&str)) {
+    for (path, emulated, dear) in processes.probe_costs(collector) {
+        note(&format!(
+            "probes of {path}: {emulated} on emulated instructions, {dear} single-stepped (dearer)"
+        ));
     }
 }
 

@@ -1,8 +1,8 @@
 //! Keeps the probes within `--max-overhead`: counts what they cost, and does what the governor says.
 
-use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
+use std::{os::fd::OwnedFd, time::Duration};
 
-use leaktrace_common::{AllocFunction, RETURNS};
+use leaktrace_common::Call;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::{
@@ -70,9 +70,8 @@ impl Overhead {
         loaded: &mut Loaded,
         collector: &mut Collector,
     ) -> Result<Option<String>, Error> {
-        let stepped = processes.single_stepped();
         let programs_ns = processes.run_time_ns(loaded);
-        let usage = usage(&collector.maps.calls(), &stepped, self.prices, programs_ns);
+        let usage = usage(|call| collector.maps.calls(call), self.prices, programs_ns);
         let elapsed = self.started.elapsed();
         let Some(action) = self.governor.look(elapsed, usage) else { return Ok(None) };
         match action {
@@ -102,31 +101,19 @@ impl Overhead {
     }
 }
 
-/// The price of all hits by number, see [`leaktrace_common::CALLS`].
-fn usage(
-    calls: &[u64],
-    stepped: &BTreeSet<AllocFunction>,
-    prices: Prices,
-    programs_ns: u64,
-) -> Usage {
-    let mut usage = Usage { programs_ns, ..Usage::default() };
-    for (number, hits) in calls.iter().enumerate() {
-        if number == RETURNS as usize {
-            usage.returns_ns += hits * prices.return_ns;
-            continue;
-        }
-        let function = AllocFunction::from_u64(number as u64);
-        let is_stepped = function.is_some_and(|function| stepped.contains(&function));
-        let price = if is_stepped { prices.stepped_ns } else { prices.emulated_ns };
-        if function == Some(AllocFunction::Free) {
-            usage.frees += hits;
-            usage.frees_ns += hits * price;
-        } else {
-            usage.entries += hits;
-            usage.entries_ns += hits * price;
-        }
+/// The price of all hits.
+fn usage(hits: impl Fn(Call) -> u64, prices: Prices, programs_ns: u64) -> Usage {
+    let [entries, stepped_entries] = [Call::Entry, Call::SteppedEntry].map(&hits);
+    let [frees, stepped_frees] = [Call::Free, Call::SteppedFree].map(&hits);
+    let Prices { emulated_ns, stepped_ns, return_ns } = prices;
+    Usage {
+        entries_ns: entries * emulated_ns + stepped_entries * stepped_ns,
+        entries: entries + stepped_entries,
+        returns_ns: hits(Call::Return) * return_ns,
+        frees_ns: frees * emulated_ns + stepped_frees * stepped_ns,
+        frees: frees + stepped_frees,
+        programs_ns,
     }
-    usage
 }
 
 /// What is not seen after the probes of an action are gone.
@@ -151,21 +138,22 @@ mod tests {
 
     #[test]
     fn hits_have_their_prices() {
-        let mut calls = vec![0; leaktrace_common::CALLS as usize];
-        calls[RETURNS as usize] = 10;
-        calls[AllocFunction::Malloc as usize] = 100;
-        calls[AllocFunction::Calloc as usize] = 1;
-        calls[AllocFunction::Free as usize] = 50;
+        let hits = |call| match call {
+            Call::Return => 10,
+            Call::Entry => 100,
+            Call::SteppedEntry => 1,
+            Call::Free => 50,
+            Call::SteppedFree => 2,
+        };
         let prices = Prices { emulated_ns: 3, stepped_ns: 1000, return_ns: 7 };
-        let stepped = [AllocFunction::Calloc].into();
         let expected = Usage {
             entries_ns: 1300,
             entries: 101,
             returns_ns: 70,
-            frees_ns: 150,
-            frees: 50,
+            frees_ns: 2150,
+            frees: 52,
             programs_ns: 5,
         };
-        assert_eq!(usage(&calls, &stepped, prices, 5), expected);
+        assert_eq!(usage(hits, prices, 5), expected);
     }
 }

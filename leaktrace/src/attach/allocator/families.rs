@@ -1,0 +1,247 @@
+//! Which symbols of an object make an allocator, and which one it is.
+//!
+//! What the functions take is `leaktrace_common`'s list; here is how builds name them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use leaktrace_common::{AllocFunction, Takes};
+
+/// Prefixes of builds that stand beside another malloc, and what they are builds of. The empty
+/// one is whatever [`MARKS`] say.
+const PREFIXES: [(&str, &str); 5] =
+    [("", ""), ("je_", "jemalloc"), ("_rjem_", "jemalloc"), ("tc_", "tcmalloc"), (MI, "mimalloc")];
+
+/// mimalloc has functions that no other family has; the list has them with their prefix.
+const MI: &str = "mi_";
+
+/// What only one allocator defines, the most telling first: a C library has everybody's malloc
+/// beside it where an executable is static.
+const MARKS: [(&str, &str); 10] = [
+    ("mallctl", "jemalloc"),
+    ("tc_malloc", "tcmalloc"),
+    ("TCMallocInternalMalloc", "tcmalloc"),
+    ("mi_malloc", "mimalloc"),
+    ("gnu_get_libc_version", GLIBC),
+    ("_int_malloc", GLIBC),
+    ("__libc_freeres", GLIBC),
+    ("__libc_malloc_impl", MUSL),
+    ("__malloc_donate", MUSL),
+    // musl's shared library exports no name of its own.
+    (C_LIBRARY, MUSL),
+];
+const GLIBC: &str = "glibc";
+const MUSL: &str = "musl";
+/// Only a C library defines it.
+const C_LIBRARY: &str = "__libc_start_main";
+
+/// Longer names are of no function that is looked for.
+const LONGEST_NAME: usize = 64;
+
+/// An allocator function of an object.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    /// The function.
+    pub(super) function: AllocFunction,
+    /// Its virtual address.
+    pub(super) address: u64,
+    /// Its size in bytes; 0 if its symbol does not tell.
+    pub(super) size: u64,
+}
+
+/// What of an object's symbols matters.
+#[derive(Debug)]
+pub(super) struct Symbols {
+    known: HashMap<&'static str, AllocFunction>,
+    /// By prefix.
+    families: BTreeMap<String, Vec<Candidate>>,
+    marks: [bool; MARKS.len()],
+}
+
+impl Default for Symbols {
+    fn default() -> Self {
+        Self {
+            known: AllocFunction::all().map(|function| (function.symbol(), function)).collect(),
+            families: BTreeMap::new(),
+            marks: [false; MARKS.len()],
+        }
+    }
+}
+
+/// The functions that are to be probed.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// What allocator it is; empty if unknown.
+    pub(super) name: String,
+    /// One for each address.
+    pub(super) candidates: Vec<Candidate>,
+}
+
+impl Symbols {
+    /// Takes in a function; `is_named`: whatever its prefix.
+    pub(super) fn add(&mut self, name: &str, address: u64, size: u64, is_named: bool) {
+        if name.len() > LONGEST_NAME {
+            return;
+        }
+        for ((mark, _), seen) in MARKS.iter().zip(&mut self.marks) {
+            *seen |= *mark == name;
+        }
+        let mut put = |prefix: &str, function| {
+            let family = self.families.entry(prefix.to_owned()).or_default();
+            family.push(Candidate { function, address, size });
+        };
+        if let Some(function) = self.known.get(name) {
+            put(if name.starts_with(MI) { MI } else { "" }, *function);
+        }
+        for (prefix, _) in PREFIXES.iter().skip(1) {
+            if let Some(function) = name.strip_prefix(prefix).and_then(|base| self.known.get(base))
+                && !function.is_operator()
+            {
+                put(prefix, *function);
+            }
+        }
+        if is_named {
+            let ends = self.known.iter().filter(|(_, function)| !function.is_operator());
+            let prefixed = ends.filter_map(|(base, function)| {
+                name.strip_suffix(base).filter(|prefix| !is_known(prefix)).map(|p| (p, *function))
+            });
+            // `je_malloc_small` may end in several of them: the shortest prefix is right.
+            if let Some((prefix, function)) = prefixed.min_by_key(|(prefix, _)| prefix.len()) {
+                put(prefix, function);
+            }
+        }
+    }
+
+    /// Whether the object is, or holds, a C library.
+    pub(super) fn is_c_library(&self) -> bool {
+        self.has_mark(C_LIBRARY)
+    }
+
+    /// The functions of each family that allocates and frees.
+    pub(super) fn choose(mut self, is_named: bool) -> Found {
+        let plain = self.plain_name();
+        // The C library's operators are libstdc++'s, which call malloc.
+        if !is_named && (plain == GLIBC || plain == MUSL) {
+            self.families.values_mut().for_each(|family| {
+                family.retain(|candidate| !candidate.function.is_operator());
+            });
+        }
+        let is_whole = |family: &[Candidate]| {
+            let has = |symbol| family.iter().any(|one| one.function.symbol() == symbol);
+            has("malloc") && has("free")
+        };
+        let mut chosen: Vec<(&str, Vec<Candidate>)> = Vec::new();
+        for (prefix, name) in PREFIXES {
+            if let Some(family) = self.families.remove(prefix)
+                && (is_whole(&family) || (is_named && allocates_and_frees(&family)))
+            {
+                chosen.push((if prefix.is_empty() { plain } else { name }, family));
+            }
+        }
+        if is_named && chosen.is_empty() {
+            // The C library's insides have other arguments than their names tell.
+            self.families.retain(|prefix, _| !prefix.starts_with("_int_"));
+            let families = self.families.into_values().filter(|family| is_whole(family));
+            chosen.extend(families.map(|family| ("", family)));
+        }
+        let mut name = String::new();
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for (family, functions) in chosen {
+            if !name.contains(family) {
+                name = if name.is_empty() { family.into() } else { format!("{name}, {family}") };
+            }
+            candidates.extend(functions);
+        }
+        // Of the names of one address, the first in the list.
+        candidates.sort_by_key(|candidate| (candidate.address, candidate.function));
+        candidates.dedup_by_key(|candidate| candidate.address);
+        candidates.sort_by_key(|candidate| (candidate.function, candidate.address));
+        Found { name, candidates }
+    }
+
+    fn has_mark(&self, wanted: &str) -> bool {
+        MARKS.iter().zip(self.marks).any(|((mark, _), seen)| seen && *mark == wanted)
+    }
+
+    /// What the family without a prefix is.
+    fn plain_name(&self) -> &'static str {
+        let seen = MARKS.iter().zip(self.marks).find(|(_, seen)| *seen);
+        seen.map(|((_, name), _)| *name).unwrap_or_default()
+    }
+}
+
+fn is_known(prefix: &str) -> bool {
+    PREFIXES.iter().any(|(known, _)| *known == prefix)
+}
+
+fn allocates_and_frees(family: &[Candidate]) -> bool {
+    let frees = |one: &Candidate| one.function.shape().takes == Takes::Free;
+    family.iter().any(frees) && !family.iter().all(frees)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name and the symbols that are chosen of some.
+    fn choose(symbols: &[&str], is_named: bool) -> (String, Vec<&'static str>) {
+        let mut all = Symbols::default();
+        for (index, symbol) in symbols.iter().enumerate() {
+            all.add(symbol, 0x1000 + index as u64 * 16, 16, is_named);
+        }
+        let found = all.choose(is_named);
+        let functions = found.candidates.iter().map(|one| one.function.symbol()).collect();
+        (found.name, functions)
+    }
+
+    #[test]
+    fn a_family_needs_malloc_and_free() {
+        assert_eq!(choose(&["malloc", "calloc", "main"], false).1, [""; 0]);
+        assert_eq!(choose(&["free", "malloc", "main"], false).1, ["malloc", "free"]);
+        // A library that replaces operator new over another's malloc is no allocator.
+        assert_eq!(choose(&["_Znwm", "_ZdlPv"], false).1, [""; 0]);
+        assert_eq!(choose(&["_Znwm", "_ZdlPv"], true).1, ["_Znwm", "_ZdlPv"]);
+    }
+
+    #[test]
+    fn prefixed_builds_are_found_beside_the_c_library() {
+        let symbols = ["malloc", "free", "__libc_start_main", "_int_malloc", "_rjem_malloc"];
+        let (name, found) =
+            choose(&[&symbols[..], &["_rjem_sdallocx", "_rjem_free"]].concat(), false);
+        assert_eq!(name, "glibc, jemalloc");
+        assert_eq!(found, ["malloc", "malloc", "free", "free", "sdallocx"]);
+    }
+
+    #[test]
+    fn operators_belong_to_allocators_that_define_them() {
+        let jemalloc = ["malloc", "free", "mallctl", "_Znwm"];
+        assert_eq!(choose(&jemalloc, false), ("jemalloc".into(), vec!["malloc", "free", "_Znwm"]));
+        let glibc = ["malloc", "free", "_int_malloc", "_Znwm"];
+        assert_eq!(choose(&glibc, false), ("glibc".into(), vec!["malloc", "free"]));
+    }
+
+    #[test]
+    fn mimallocs_own_functions_need_its_prefix() {
+        let symbols = ["mi_malloc", "mi_free", "mi_zalloc", "zalloc", "new"];
+        let (name, found) = choose(&symbols, false);
+        assert_eq!((name.as_str(), found), ("mimalloc", vec!["malloc", "free", "mi_zalloc"]));
+    }
+
+    #[test]
+    fn a_named_object_may_have_any_prefix() {
+        let symbols = ["pool_malloc", "pool_calloc", "pool_free", "other_free", "_int_malloc"];
+        assert_eq!(choose(&symbols, true).1, ["malloc", "calloc", "free"]);
+        assert_eq!(choose(&symbols, false).1, [""; 0]);
+        assert_eq!(choose(&["pool_get", "pool_put"], true).1, [""; 0]);
+    }
+
+    #[test]
+    fn one_address_has_one_probe() {
+        let mut all = Symbols::default();
+        for symbol in ["_ZdaPv", "tc_free", "free", "cfree", "malloc"] {
+            all.add(symbol, if symbol == "malloc" { 16 } else { 32 }, 16, false);
+        }
+        let found = all.choose(false).candidates;
+        let symbols: Vec<_> = found.iter().map(|one| one.function.symbol()).collect();
+        assert_eq!(symbols, ["malloc", "free"]);
+    }
+}
