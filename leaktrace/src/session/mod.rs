@@ -218,7 +218,7 @@ impl Session {
                  only one name is there)"
             ));
         }
-        let unfiltered = *filters == KernelFilters::default() && takes_all_sizes(spec);
+        let unfiltered = *filters == KernelFilters::default() && takes_all(spec);
         let mut collector =
             collector(maps, spec, Mode::Kernel, unfiltered, kmalloc_names, Vec::new());
         let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
@@ -260,7 +260,7 @@ impl Session {
         let map_bytes = loaded.map_bytes();
         let mut processes = Processes::new(&mut loaded, Way::best(facts), spec)?;
         let maps = loaded.maps()?;
-        let unfiltered = takes_all_sizes(spec) && !is_sampled(spec);
+        let unfiltered = takes_all(spec);
         let mut user_kinds = Vec::new();
         user_kinds.extend(kinds.malloc.then_some(Kind::Malloc));
         user_kinds.extend(kinds.mmap.then_some(Kind::Mmap));
@@ -554,8 +554,10 @@ fn is_sampled(spec: &Spec) -> bool {
     spec.trace.sample_bytes != 0 || spec.trace.max_overhead_ppm.is_some()
 }
 
-fn takes_all_sizes(spec: &Spec) -> bool {
-    spec.trace.min_size_bytes == 0 && spec.trace.max_size_bytes == u64::MAX
+/// Whether no allocation of what is traced is left out.
+fn takes_all(spec: &Spec) -> bool {
+    let trace = &spec.trace;
+    trace.min_size_bytes == 0 && trace.max_size_bytes == u64::MAX && !is_sampled(spec)
 }
 
 fn collector(

@@ -91,7 +91,7 @@ impl Processes {
         let trace = &spec.trace;
         let probes = UserProbes::new(loaded, way, trace)?;
         let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
-        let watches = traces_malloc && super::takes_all_sizes(spec);
+        let watches = traces_malloc && super::takes_all(spec);
         Ok(Self {
             probes,
             probe_at: trace.probe_at,
