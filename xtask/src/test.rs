@@ -62,8 +62,13 @@ pub(crate) fn test(layers: &[Layer]) -> Result<ExitCode> {
         let passed = match (layer, binary.as_deref()) {
             (Layer::Unit, _) => unit(),
             (_, None) => continue,
-            (Layer::Golden, Some(binary)) => integration("golden", &[], binary),
-            (Layer::Live, Some(binary)) => integration("live", &SERIAL, binary),
+            (Layer::Golden, Some(binary)) => integration(&["--test", "golden"], &[], binary),
+            // The harness first: what it builds must run by itself.
+            (Layer::Live, Some(binary)) => {
+                integration(&["--lib"], &[], binary).and_then(|passed| {
+                    Ok(integration(&["--test", "live"], &SERIAL, binary)? && passed)
+                })
+            }
             (Layer::Vm, Some(binary)) => in_machine(binary),
         };
         match passed {
@@ -96,10 +101,10 @@ fn unit() -> Result<bool> {
     ]))
 }
 
-/// The tests of one file, on this host; gives whether they passed.
-fn integration(name: &str, arguments: &[&str], binary: &Path) -> Result<bool> {
+/// Tests of the package `tests`, on this host; gives whether they passed.
+fn integration(which: &[&str], arguments: &[&str], binary: &Path) -> Result<bool> {
     let mut cargo = command::cargo()?;
-    cargo.args(["test", "--package", "leaktrace-tests", "--test", name, "--"]).args(arguments);
+    cargo.args(["test", "--package", "leaktrace-tests"]).args(which).arg("--").args(arguments);
     run(cargo.env(BINARY_VARIABLE, binary))
 }
 
