@@ -43,9 +43,15 @@ pub struct UserProbes {
     links: BTreeMap<u32, Vec<Link>>,
 }
 
+/// Programs for functions that throw.
+struct Throwing {
+    entry: MultiProgram,
+    exit: MultiProgram,
+}
+
 enum Programs {
-    Session { session: MultiProgram, free: MultiProgram },
-    Multi { entry: MultiProgram, returned: MultiProgram, free: MultiProgram },
+    Session { session: MultiProgram, free: MultiProgram, throwing: Throwing },
+    Multi { entry: MultiProgram, returned: MultiProgram, free: MultiProgram, exit: MultiProgram },
     PerfEvent,
 }
 
@@ -75,6 +81,10 @@ impl UserProbes {
                 Programs::Session {
                     session: loader.load("lt_session", ATTACH_SESSION)?,
                     free: loader.load("lt_free", ATTACH_MULTI)?,
+                    throwing: Throwing {
+                        entry: loader.load("lt_entry", ATTACH_MULTI)?,
+                        exit: loader.load("lt_exit", ATTACH_MULTI)?,
+                    },
                 }
             }
             Way::Multi => {
@@ -83,6 +93,7 @@ impl UserProbes {
                     entry: loader.load("lt_entry", ATTACH_MULTI)?,
                     returned: loader.load("lt_return", ATTACH_MULTI)?,
                     free: loader.load("lt_free", ATTACH_MULTI)?,
+                    exit: loader.load("lt_exit", ATTACH_MULTI)?,
                 }
             }
         };
@@ -105,8 +116,14 @@ impl UserProbes {
             list.iter().map(|probe| (probe.offset, u64::from(probe.cookie))).collect()
         };
         let (allocating, freeing) = (probes(&allocator.allocating), probes(&allocator.freeing));
-        let link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {
-            program.attach(path, probes, pid, at_return).map_err(|error| {
+        let (throwing, exits) = (probes(&allocator.throwing), probes(&allocator.exits));
+        let mut links = Vec::new();
+        let mut link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {
+            if probes.is_empty() {
+                return Ok(());
+            }
+            let attached = program.attach(path, probes, pid, at_return);
+            attached.map(|attached| links.push(attached)).map_err(|error| {
                 if error.raw_os_error() == Some(libc::ESRCH) {
                     return Error::Usage(format!("process {pid} has ended"));
                 }
@@ -115,20 +132,28 @@ impl UserProbes {
         };
         // Frees first: an allocation seen without its free would look like a leak. Returns
         // before entries, so that no call is entered whose return is not watched.
-        let links = self.links.entry(pid).or_default();
         match &self.programs {
-            Programs::Session { session, free } => {
-                links.push(link(free, &freeing, false)?);
-                links.push(link(session, &allocating, false)?);
+            Programs::Session { session, free, throwing: Throwing { entry, exit } } => {
+                link(free, &freeing, false)?;
+                link(exit, &exits, false)?;
+                link(entry, &throwing, false)?;
+                link(session, &allocating, false)?;
             }
-            Programs::Multi { entry, returned, free } => {
-                links.push(link(free, &freeing, false)?);
-                links.push(link(returned, &allocating, true)?);
-                links.push(link(entry, &allocating, false)?);
+            Programs::Multi { entry, returned, free, exit } => {
+                link(free, &freeing, false)?;
+                link(exit, &exits, false)?;
+                link(entry, &throwing, false)?;
+                link(returned, &allocating, true)?;
+                link(entry, &allocating, false)?;
             }
             Programs::PerfEvent => {
-                let all =
-                    [("lt_free", &freeing), ("lt_return", &allocating), ("lt_entry", &allocating)];
+                let all = [
+                    ("lt_free", &freeing),
+                    ("lt_exit", &exits),
+                    ("lt_entry", &throwing),
+                    ("lt_return", &allocating),
+                    ("lt_entry", &allocating),
+                ];
                 for (program, probes) in all {
                     for probe in probes {
                         loaded.attach_uprobe(program, path, *probe, pid)?;
@@ -136,6 +161,7 @@ impl UserProbes {
                 }
             }
         }
+        self.links.entry(pid).or_default().extend(links);
         Ok(())
     }
 
@@ -147,8 +173,10 @@ impl UserProbes {
     /// As [`Loaded::recursion_misses`], for the programs of multi links.
     pub fn recursion_misses(&self) -> BTreeMap<String, u64> {
         let programs: Vec<&MultiProgram> = match &self.programs {
-            Programs::Session { session, free } => vec![session, free],
-            Programs::Multi { entry, returned, free } => vec![entry, returned, free],
+            Programs::Session { session, free, throwing: Throwing { entry, exit } } => {
+                vec![session, free, entry, exit]
+            }
+            Programs::Multi { entry, returned, free, exit } => vec![entry, returned, free, exit],
             Programs::PerfEvent => Vec::new(),
         };
         programs

@@ -104,6 +104,30 @@ pub fn cgroup(pid: u32) -> Option<String> {
     line.splitn(3, ':').nth(2).map(str::to_owned)
 }
 
+/// Memory of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// In use, and of no file.
+    pub anonymous_bytes: u64,
+    /// Addresses that are mapped, used or not.
+    pub mapped_bytes: u64,
+}
+
+/// How much memory a process has.
+pub fn memory(pid: u32) -> Option<Memory> {
+    let pages = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    // size resident shared ... (man 5 proc_pid_statm)
+    let mut pages = pages.split(' ').map_while(|field| field.parse::<u64>().ok());
+    let (size, resident, shared) = (pages.next()?, pages.next()?, pages.next()?);
+    Some(Memory {
+        anonymous_bytes: resident.saturating_sub(shared) * PAGE_BYTES,
+        mapped_bytes: size * PAGE_BYTES,
+    })
+}
+
+/// Of x86_64.
+const PAGE_BYTES: u64 = 4096;
+
 fn parse_maps(maps: &str) -> Vec<Mapping> {
     maps.lines().filter_map(parse_mapping).collect()
 }
@@ -168,5 +192,6 @@ mod tests {
         assert!(comm(pid).is_some_and(|comm| !comm.is_empty()));
         assert!(exe(pid).is_some_and(|exe| exe.starts_with('/')));
         assert!(mappings(pid).unwrap().iter().any(|mapping| mapping.executable));
+        assert!(memory(pid).is_some_and(|memory| memory.mapped_bytes > memory.anonymous_bytes));
     }
 }

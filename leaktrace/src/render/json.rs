@@ -29,6 +29,8 @@ struct WireReport<'a> {
     kinds: Vec<&'static str>,
     #[serde(skip_serializing_if = "is_zero")]
     older_ms: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    processes: Vec<WireTraced<'a>>,
     totals: WireTotals,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held: Vec<WireHeld>,
@@ -38,6 +40,15 @@ struct WireReport<'a> {
     sites: Vec<WireSite<'a>>,
     #[serde(flatten)]
     table: Option<WireTable<'a>>,
+}
+
+/// A traced process.
+#[derive(Serialize)]
+struct WireTraced<'a> {
+    #[serde(flatten)]
+    process: WireProcess<'a>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    allocator: &'a str,
 }
 
 #[derive(Serialize)]
@@ -218,6 +229,11 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         elapsed_ms: report.elapsed_ms,
         kinds: report.user_kinds.iter().map(|kind| kind.name()).collect(),
         older_ms: report.older_ms,
+        processes: report
+            .processes
+            .iter()
+            .map(|traced| WireTraced { process: process(traced), allocator: &traced.allocator })
+            .collect(),
         totals: totals(&report.totals),
         held: report
             .held

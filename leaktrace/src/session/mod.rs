@@ -2,7 +2,9 @@
 
 mod filters;
 pub mod launch;
+mod named;
 mod processes;
+mod silence;
 pub mod spec;
 mod wait;
 
@@ -71,6 +73,8 @@ enum Event {
     Ring,
     /// A traced process is due for a look at what it maps.
     Look,
+    /// The traced processes are due for a look for allocations that no probe sees.
+    Check,
 }
 
 /// Traces as `spec` says and gives each due snapshot to `sink`.
@@ -101,6 +105,7 @@ pub fn run(
         {
             // With what has come since the start.
             note_tables(processes, note);
+            note_probes(processes, &session.collector, note);
         }
         session.end();
         outcome
@@ -246,7 +251,7 @@ impl Session {
         }
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
-        let mut processes = Processes::new(&mut loaded, Way::best(facts), &spec.trace)?;
+        let mut processes = Processes::new(&mut loaded, Way::best(facts), spec)?;
         let maps = loaded.maps()?;
         let unfiltered = takes_all_sizes(spec);
         let mut user_kinds = Vec::new();
@@ -265,10 +270,15 @@ impl Session {
             pidfds.push((*pid, processes::pidfd(*pid)?));
             processes.add(*pid, &mut loaded, &mut collector)?;
         }
+        if suspended.is_none() {
+            // A command may yet map them.
+            processes.check_named()?;
+        }
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
         if spec.output.verbose > 0 {
             note_tables(&processes, note);
+            note_probes(&processes, &collector, note);
         }
         note_memory(map_bytes, spec, note);
         note(&format!("tracing {}; Ctrl-C ends with a report", describe(&collector)));
@@ -309,6 +319,11 @@ impl Session {
             let event = self.next_event(&mut ticks, deadline, signals, is_run).await?;
             match event {
                 Event::Look => self.look(Instant::now()),
+                Event::Check => {
+                    if let Some(processes) = &mut self.processes {
+                        processes.check(&self.collector).iter().for_each(|line| note(line));
+                    }
+                }
                 Event::Tick => {
                     reports += 1;
                     let is_final = schedule.count.is_some_and(|count| reports >= count);
@@ -353,6 +368,7 @@ impl Session {
     ) -> Result<Event, Error> {
         loop {
             let look = self.processes.as_ref().and_then(Processes::next_look);
+            let check = self.processes.as_ref().and_then(Processes::next_check);
             tokio::select! {
                 biased;
                 number = signals.next() => {
@@ -379,6 +395,7 @@ impl Session {
                 () = wait_for_ring(self.ring.as_ref()) => return Ok(Event::Ring),
                 () = wait_for_ring(self.map_ring.as_ref()) => return Ok(Event::Ring),
                 () = wait_until(look) => return Ok(Event::Look),
+                () = wait_until(check) => return Ok(Event::Check),
                 () = wait_until(deadline) => return Ok(Event::TimeUp),
                 () = wait_for_tick(ticks.as_mut()) => return Ok(Event::Tick),
             }
@@ -546,6 +563,14 @@ fn note_tables(processes: &Processes, note: &mut dyn FnMut(&str)) {
         let (count, bytes) = (crate::units::format_count(rows), rows * 8);
         let bytes = crate::units::format_bytes(bytes);
         note(&format!("unwind table of {path}: {count} rows ({bytes})"));
+    }
+}
+
+fn note_probes(processes: &Processes, collector: &Collector, note: &mut dyn FnMut(&str)) {
+    for (path, emulated, dear) in processes.probe_costs(collector) {
+        note(&format!(
+            "probes of {path}: {emulated} on emulated instructions, {dear} single-stepped (dearer)"
+        ));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The traced processes: what they map, which of it has unwind tables, and which has probes.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     fs::File,
     io,
     os::{
@@ -13,7 +13,11 @@ use std::{
 
 use tokio::{io::unix::AsyncFd, time::Instant};
 
-use super::spec::{ProbeAt, TraceOptions};
+use super::{
+    named::{self, NamedObjects},
+    silence::Silence,
+    spec::{ProbeAt, Spec, UserKinds},
+};
 use crate::{
     attach::{
         allocator::{self, Allocator},
@@ -46,6 +50,11 @@ pub(super) struct Processes {
     children: ChildCounts,
     /// Whether allocators get probes.
     traces_malloc: bool,
+    named: NamedObjects,
+    /// Functions without probes, as their returns cannot be told.
+    without_return: Vec<String>,
+    /// Of processes whose every allocation is wanted.
+    silence: Option<Silence>,
 }
 
 /// How well the children of traced processes could be followed.
@@ -80,8 +89,11 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_BLIND: Duration = Duration::from_millis(50);
 
 impl Processes {
-    pub(super) fn new(loaded: &mut Loaded, way: Way, trace: &TraceOptions) -> Result<Self, Error> {
+    pub(super) fn new(loaded: &mut Loaded, way: Way, spec: &Spec) -> Result<Self, Error> {
+        let trace = &spec.trace;
         let probes = UserProbes::new(loaded, way, trace)?;
+        let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
+        let watches = traces_malloc && super::takes_all_sizes(spec);
         Ok(Self {
             probes,
             probe_at: trace.probe_at,
@@ -92,7 +104,10 @@ impl Processes {
             failed: BTreeMap::new(),
             rows: Vec::new(),
             children: ChildCounts::default(),
-            traces_malloc: trace.user_kinds.malloc,
+            traces_malloc,
+            named: NamedObjects::new(&spec.objects),
+            without_return: Vec::new(),
+            silence: watches.then(Silence::new),
         })
     }
 
@@ -123,7 +138,8 @@ impl Processes {
         if self.attach_new(pid, loaded, collector)? == 0 && self.traces_malloc {
             return Err(Error::Usage(format!(
                 "process {pid} maps no libc or other allocator that leaktrace can find: no symbol \
-                 table of its objects has malloc and free (a stripped static executable?)"
+                 table of its objects has malloc and free (a stripped static executable?); if one \
+                 has an allocator under other names, name it with -O"
             )));
         }
         Ok(())
@@ -350,13 +366,29 @@ impl Processes {
             if self.attached.contains(&(pid, id)) || new.contains(&id) {
                 continue;
             }
-            let probe_at = self.probe_at;
-            let objects = &collector.objects;
-            let allocator = self.allocators.entry(id).or_insert_with(|| {
-                let file = objects.get(id)?.file.as_ref().ok()?;
-                // What is no ELF object has no allocator.
-                allocator::find(file, probe_at, false).ok().flatten()
-            });
+            let Some(object) = collector.objects.get(id) else { continue };
+            let allocator = match self.allocators.entry(id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let is_named = self.named.has(pid, object);
+                    // What is no ELF object has no allocator.
+                    let find = |file| allocator::find(file, self.probe_at, is_named).ok().flatten();
+                    let found = object.file.as_deref().ok().and_then(find);
+                    if is_named && found.is_none() {
+                        return Err(named::without_functions(object));
+                    }
+                    let without = found.iter().flat_map(|found| &found.unseen);
+                    self.without_return.extend(without.map(|function| {
+                        format!(
+                            "{} of {}: it throws exceptions, and where it returns cannot be told \
+                             from its code",
+                            function.name(),
+                            object.path
+                        )
+                    }));
+                    new.insert(found)
+                }
+            };
             if allocator.is_some() {
                 new.push(id);
             }
@@ -370,7 +402,11 @@ impl Processes {
             if self.traces_malloc {
                 self.probes.attach(loaded, &readable_at, allocator, pid)?;
             }
-            collector.add_allocator(pid, &path);
+            let name = match allocator.name.as_str() {
+                "" => path,
+                name => format!("{name} ({path})"),
+            };
+            collector.add_allocator(pid, &name);
         }
         Ok(new.len())
     }
@@ -378,6 +414,38 @@ impl Processes {
     /// Rows of each object's unwind table.
     pub(super) fn table_rows(&self) -> impl Iterator<Item = (&str, u64)> {
         self.rows.iter().map(|(path, rows)| (path.as_str(), *rows))
+    }
+
+    /// What the probes of each allocator cost: its path, its probes on emulated instructions, and
+    /// those that are single-stepped.
+    pub(super) fn probe_costs<'a>(
+        &'a self,
+        collector: &'a Collector,
+    ) -> impl Iterator<Item = (&'a str, usize, usize)> {
+        self.allocators.iter().filter_map(|(id, allocator)| {
+            let (object, allocator) = (collector.objects.get(*id)?, allocator.as_ref()?);
+            let dear = allocator.probes().filter(|probe| probe.single_steps).count();
+            Some((object.path.as_str(), allocator.probes().count() - dear, dear))
+        })
+    }
+
+    /// Refuses objects of `-O` that no process maps.
+    pub(super) fn check_named(&self) -> Result<(), Error> {
+        match self.named.missing().next() {
+            Some(missing) => Err(Error::Usage(format!("{missing}: see /proc/PID/maps"))),
+            None => Ok(()),
+        }
+    }
+
+    /// When processes are to be looked at for allocations that no probe sees.
+    pub(super) fn next_check(&self) -> Option<Instant> {
+        self.silence.as_ref().map(Silence::due)
+    }
+
+    /// Has that look; gives what is new.
+    pub(super) fn check(&mut self, collector: &Collector) -> Vec<String> {
+        let processes = self.traced.iter().map(|(pid, traced)| (*pid, traced.space));
+        self.silence.as_mut().map(|silence| silence.look(processes, collector)).unwrap_or_default()
     }
 
     /// What the unwind tables take.
@@ -397,7 +465,9 @@ impl Processes {
         let children = children.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| {
             format!("child processes {what}: {}", crate::units::format_count(count))
         });
-        failed.chain(children).collect()
+        let without = self.without_return.iter().cloned();
+        let silent = self.silence.iter().flat_map(Silence::found).cloned();
+        failed.chain(children).chain(silent).chain(self.named.missing()).chain(without).collect()
     }
 
     /// As [`UserProbes::recursion_misses`].

@@ -21,6 +21,8 @@ pub struct Spec {
     pub output: Output,
     /// Folders with debug information, besides where packages put it.
     pub debug_dirs: Vec<PathBuf>,
+    /// Objects whose allocator functions are probed whatever they are.
+    pub objects: Vec<PathBuf>,
 }
 
 /// What is traced.

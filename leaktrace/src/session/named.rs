@@ -1,0 +1,67 @@
+//! The objects that `-O` names: their functions are probed whatever the object is.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::{error::Error, host::objects::HeldObject};
+
+/// The objects named, and which of them were met.
+pub(super) struct NamedObjects(Vec<(PathBuf, bool)>);
+
+impl NamedObjects {
+    pub(super) fn new(paths: &[PathBuf]) -> Self {
+        Self(paths.iter().map(|path| (path.clone(), false)).collect())
+    }
+
+    /// Whether an object of a process is named: by its path as the process sees it, or as another
+    /// path of the same file.
+    pub(super) fn has(&mut self, pid: u32, object: &HeldObject) -> bool {
+        let identity = object.file.as_ref().ok().and_then(|file| file.metadata().ok());
+        let mut found = false;
+        for (path, met) in &mut self.0 {
+            let same_file = || {
+                let named = fs::metadata(seen_by(pid, path)).ok()?;
+                let mapped = identity.as_ref()?;
+                Some((named.dev(), named.ino()) == (mapped.dev(), mapped.ino()))
+            };
+            if Path::new(&object.path) == path.as_path() || same_file() == Some(true) {
+                *met = true;
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// What no traced process has mapped up to now.
+    pub(super) fn missing(&self) -> impl Iterator<Item = String> {
+        let missing = self.0.iter().filter(|(_, met)| !met);
+        missing.map(|(path, _)| format!("-O {}: no traced process maps it", shown(path)))
+    }
+}
+
+/// That a named object has no function to probe.
+pub(super) fn without_functions(object: &HeldObject) -> Error {
+    Error::Usage(format!(
+        "-O {}: no symbol of it is an allocator function: looked for malloc and free with any \
+         prefix (as in pool_malloc), and for operator new and delete; name an object that defines \
+         them and is not stripped",
+        shown(Path::new(&object.path))
+    ))
+}
+
+/// Where a path of a process can be seen from here.
+fn seen_by(pid: u32, path: &Path) -> PathBuf {
+    let mut seen = PathBuf::from(format!("/proc/{pid}"));
+    match path.strip_prefix("/") {
+        Ok(below_root) => seen.extend([Path::new("root"), below_root]),
+        Err(_) => seen.extend([Path::new("cwd"), path]),
+    }
+    seen
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string().replace(char::is_control, "?")
+}
