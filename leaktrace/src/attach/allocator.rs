@@ -61,7 +61,7 @@ impl Allocator {
     }
 }
 
-/// The object's allocator, if it defines at least `malloc` and `free`, or those of a prefixed
+/// The object's allocator, if it defines at least `malloc` and `free`, or some of a prefixed
 /// build. With `is_named` (`-O`), any prefix will do, and operators without a malloc.
 ///
 /// Symbols come from `.dynsym`, and from `.symtab` where there is one (static executables).
