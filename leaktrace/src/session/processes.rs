@@ -361,9 +361,14 @@ impl Processes {
         collector: &mut Collector,
     ) -> Result<usize, Error> {
         let Some(traced) = self.traced.get(&pid) else { return Ok(0) };
-        let mut new = Vec::new();
+        let (mut new, mut old) = (Vec::new(), Vec::new());
         for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
-            if self.attached.contains(&(pid, id)) || new.contains(&id) {
+            if new.contains(&id) {
+                continue;
+            }
+            if self.attached.contains(&(pid, id)) {
+                // Its probes outlast an exec; the new image has it as well.
+                old.push(id);
                 continue;
             }
             let Some(object) = collector.objects.get(id) else { continue };
@@ -397,13 +402,19 @@ impl Processes {
             self.attached.insert((pid, *id));
             let Some(Some(allocator)) = self.allocators.get(id) else { continue };
             let Some(object) = collector.objects.get(*id) else { continue };
-            let (readable_at, path) = (object.readable_at(), object.path.clone());
+            let readable_at = object.readable_at();
             collector.add_allocator_code(*id, &allocator.code);
             if self.traces_malloc {
                 self.probes.attach(loaded, &readable_at, allocator, pid)?;
             }
+        }
+        for id in old.iter().chain(&new) {
+            let Some(Some(allocator)) = self.allocators.get(id) else { continue };
+            let Some(path) = collector.objects.get(*id).map(|object| object.path.as_str()) else {
+                continue;
+            };
             let name = match allocator.name.as_str() {
-                "" => path,
+                "" => path.to_owned(),
                 name => format!("{name} ({path})"),
             };
             collector.add_allocator(pid, &name);

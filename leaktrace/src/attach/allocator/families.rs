@@ -87,7 +87,9 @@ impl Symbols {
         }
         let mut put = |prefix: &str, function| {
             let family = self.families.entry(prefix.to_owned()).or_default();
-            family.push(Candidate { function, address, size });
+            if !family.iter().any(|known| known.function == function) {
+                family.push(Candidate { function, address, size });
+            }
         };
         if let Some(function) = self.known.get(name) {
             put(if name.starts_with(MI) { MI } else { "" }, *function);
@@ -149,7 +151,7 @@ impl Symbols {
         let mut candidates: Vec<Candidate> = Vec::new();
         for (family, functions) in chosen {
             if !name.contains(family) {
-                name = if name.is_empty() { family.into() } else { format!("{name}, {family}") };
+                name = if name.is_empty() { family.into() } else { format!("{name} and {family}") };
             }
             candidates.extend(functions);
         }
@@ -209,7 +211,7 @@ mod tests {
         let symbols = ["malloc", "free", "__libc_start_main", "_int_malloc", "_rjem_malloc"];
         let (name, found) =
             choose(&[&symbols[..], &["_rjem_sdallocx", "_rjem_free"]].concat(), false);
-        assert_eq!(name, "glibc, jemalloc");
+        assert_eq!(name, "glibc and jemalloc");
         assert_eq!(found, ["malloc", "malloc", "free", "free", "sdallocx"]);
         let (_, found) = choose(&["_rjem_mallocx", "_rjem_sdallocx", "_rjem_mallctl"], false);
         assert_eq!(found, ["mallocx", "sdallocx"]);
