@@ -87,9 +87,17 @@ impl AllocFunction {
         self.symbol().starts_with("_Z")
     }
 
+    /// Whether it throws an exception where it fails.
+    pub fn throws(self) -> bool {
+        let symbol = self.symbol();
+        let is_new = ["_Znw", "_Zna", "mi_new", "mi_heap_alloc_new"];
+        is_new.into_iter().any(|new| symbol.starts_with(new)) && !symbol.contains("nothrow")
+    }
+
     /// What the programs know a probe by: the function, and its arguments at that place.
     pub fn cookie(self, shape: Shape) -> u32 {
-        u32::from(self.0) | (shape.takes as u32) << 16 | u32::from(shape.first) << 24
+        let throws = u32::from(self.throws()) << THROWS_SHIFT;
+        u32::from(self.0) | (shape.takes as u32) << 16 | u32::from(shape.first) << 24 | throws
     }
 
     /// The function in a [`Self::cookie`].
@@ -110,8 +118,15 @@ pub const fn cookie_takes(cookie: u64) -> u64 {
 
 /// [`Shape::first`], of the [`AllocFunction::cookie`] of a probe.
 pub const fn cookie_first(cookie: u64) -> u64 {
-    cookie >> 24 & 0xff
+    cookie >> 24 & 0xf
 }
+
+/// [`AllocFunction::throws`], of the [`AllocFunction::cookie`] of a probe.
+pub const fn cookie_throws(cookie: u64) -> bool {
+    cookie >> THROWS_SHIFT & 1 != 0
+}
+
+const THROWS_SHIFT: u32 = 28;
 
 use Takes::{CountSize, Free, Out, Resize, ResizeArray, ResizeInPlace, ResizeOrFree, Size};
 
@@ -229,6 +244,7 @@ mod tests {
             assert_eq!(AllocFunction::of_cookie(cookie), Some(function));
             assert_eq!(cookie_takes(cookie), shape.takes as u64);
             assert_eq!(cookie_first(cookie), u64::from(shape.first));
+            assert_eq!(cookie_throws(cookie), function.throws());
         }
         assert_eq!(AllocFunction::of_cookie(0xffff), None);
     }
@@ -247,5 +263,9 @@ mod tests {
         assert_eq!(name("_ZnamSt11align_val_t"), Some("operator new[]"));
         assert_eq!(name("_ZnwmRKSt9nothrow_t"), Some("operator new"));
         assert_eq!(name("mallocx"), Some("mallocx"));
+        let throws = |symbol| AllocFunction::of_symbol(symbol).map(AllocFunction::throws);
+        assert_eq!(throws("_ZnamSt11align_val_t"), Some(true));
+        assert_eq!(throws("_ZnwmRKSt9nothrow_t"), Some(false));
+        assert_eq!(throws("malloc"), Some(false));
     }
 }

@@ -43,7 +43,7 @@ pub use config::{
     CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
     TEXT_RANGES, TextRange,
 };
-pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes};
+pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
 pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};

@@ -14,10 +14,12 @@ pub enum Call {
     Free = 3,
     /// The same at one that it single-steps.
     SteppedFree = 4,
+    /// A return instruction is run, which the kernel single-steps.
+    SteppedReturn = 5,
 }
 
 /// Numbers of [`Call`].
-pub const CALLS: u32 = 5;
+pub const CALLS: u32 = 6;
 
 /// Set in the cookie of a probe on an instruction that the kernel single-steps, above the
 /// [`crate::AllocFunction::cookie`].

@@ -1,6 +1,7 @@
 //! Live tests: the real binary traces real programs and this kernel. Root, and one test at a time
 //! (`--test-threads=1`), as kernel state and both CPUs are shared.
 
+mod allocators;
 mod exact;
 mod filters;
 mod gdb;

@@ -30,6 +30,37 @@ struct Recipe {
 }
 
 const RECIPES: &[Recipe] = &[
+    Recipe { name: "allocators", source: "allocators.cpp", flags: &[] },
+    Recipe {
+        name: "allocators-jemalloc",
+        source: "allocators.cpp",
+        flags: &["-DMALLOCX", "-ljemalloc"],
+    },
+    Recipe {
+        name: "allocators-jemalloc-static",
+        source: "allocators.cpp",
+        flags: &["-DMALLOCX", "-static", "-ljemalloc"],
+    },
+    Recipe {
+        name: "allocators-mimalloc",
+        source: "allocators.cpp",
+        flags: &["-DMIMALLOC", "-lmimalloc"],
+    },
+    Recipe { name: "allocators-musl", source: "allocators.c", flags: &[] },
+    Recipe { name: "allocators-musl-static", source: "allocators.c", flags: &["-static"] },
+    Recipe { name: "allocators-rust", source: "allocators.rs", flags: &["--edition=2024", "-O"] },
+    Recipe { name: "allocators-static", source: "allocators.cpp", flags: &["-static"] },
+    Recipe { name: "allocators-static-pie", source: "allocators.cpp", flags: &["-static-pie"] },
+    Recipe {
+        name: "allocators-tcmalloc",
+        source: "allocators.cpp",
+        flags: &["-DTCMALLOC", "-ltcmalloc_minimal"],
+    },
+    Recipe {
+        name: "allocators-tcmalloc-static",
+        source: "allocators.cpp",
+        flags: &["-DTCMALLOC", "-static", "-ltcmalloc_minimal"],
+    },
     Recipe { name: "chain", source: "chain.c", flags: UNWIND_FLAGS },
     Recipe { name: "children", source: "children.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "cpp", source: "cpp.cpp", flags: UNWIND_FLAGS },
@@ -57,6 +88,8 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
+    Recipe { name: "pool", source: "pool.c", flags: &[] },
+    Recipe { name: "pool-static", source: "pool.c", flags: &["-static"] },
     Recipe { name: "sampling", source: "sampling.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
 ];
@@ -118,10 +151,14 @@ fn build(recipes: &[Recipe], name: &str) -> PathBuf {
     let (compiler, common) = match recipe.source.rsplit('.').next() {
         Some("rs") => (rustc(), &[][..]),
         Some("cpp") => ("g++".into(), COMMON_FLAGS),
+        _ if name.contains("-musl") => ("musl-gcc".into(), COMMON_FLAGS),
         _ => ("gcc".into(), COMMON_FLAGS),
     };
     let mut command = Command::new(&compiler);
-    command.args(common).args(recipe.flags).arg(sources.join(recipe.source));
+    // Libraries behind what needs them.
+    let (libraries, flags): (Vec<&str>, Vec<&str>) =
+        recipe.flags.iter().partition(|flag| flag.starts_with("-l"));
+    command.args(common).args(flags).arg(sources.join(recipe.source)).args(libraries);
     command.arg("-o").arg(&scratch);
     let output = command.output().unwrap_or_else(|error| {
         panic!("cannot start {} (is it installed?): {error}", compiler.display())
@@ -131,6 +168,31 @@ fn build(recipes: &[Recipe], name: &str) -> PathBuf {
     std::fs::rename(&scratch, &program)
         .unwrap_or_else(|error| panic!("cannot rename {}: {error}", scratch.display()));
     program
+}
+
+/// Builds the package in a folder of `tests/programs` with cargo, in `target/test-programs`, and
+/// returns the path of its program.
+///
+/// # Panics
+///
+/// When cargo fails.
+pub fn build_package(folder: &str, program: &str) -> PathBuf {
+    let target = target_dir().join("test-programs").join(folder);
+    let built = target.join("release").join(program);
+    let package = workspace().join("tests/programs").join(folder);
+    if modified(&built) > newest_source(&workspace().join("tests/programs")) {
+        return built;
+    }
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--release", "--locked", "--quiet"]).current_dir(package);
+    command.env("CARGO_TARGET_DIR", &target);
+    let output = command.output().unwrap_or_else(|error| panic!("cannot start cargo: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}\n{}\n{said}", output.status);
+    // What cargo left as it was is as new as its sources all the same.
+    let file = std::fs::File::open(&built).and_then(|file| file.set_modified(SystemTime::now()));
+    file.unwrap_or_else(|error| panic!("{}: {error}", built.display()));
+    built
 }
 
 /// The compiler beside the cargo that built this, which need not be the first in PATH.

@@ -28,7 +28,18 @@ pub(crate) const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
-const TEST_PACKAGES: [&str; 6] = ["g++", "python3", "gdb", "sqlite3", "git", "redis-server"];
+const TEST_PACKAGES: [&str; 10] = [
+    "g++",
+    "python3",
+    "gdb",
+    "sqlite3",
+    "git",
+    "redis-server",
+    "musl-tools",
+    "libjemalloc-dev",
+    "libgoogle-perftools-dev",
+    "libmimalloc-dev",
+];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];
 /// What builds modules for the machine's kernel.

@@ -19,7 +19,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     AllocKey, Call, InFlight, Kind, LossReason, Outstanding, STEPPED, SiteKey, SkippedCall,
-    StackId, StackMode, Takes, cookie_first, cookie_takes,
+    StackId, StackMode, Takes, cookie_first, cookie_takes, cookie_throws,
 };
 
 use super::{
@@ -66,6 +66,24 @@ pub(crate) fn lt_entry(ctx: ProbeContext) -> u32 {
 pub(crate) fn lt_return(ctx: RetProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs.
     unsafe { returned(&ctx, ctx.regs, false) };
+    0
+}
+
+/// A return instruction of a function whose return address stays what it is, see
+/// [`leaktrace_common::AllocFunction::throws`].
+#[uprobe]
+pub(crate) fn lt_exit(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context is a live pt_regs.
+    let (rsp, rax) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rax) };
+    let thread = bpf_get_current_pid_tgid();
+    let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) else { return 0 };
+    sampling::count_call(Call::SteppedReturn);
+    // SAFETY: a live map value that belongs to this thread.
+    let (stack_pointer, function) = unsafe { ((*slot).stack_pointer, (*slot).function) };
+    // Other functions may end with the same instruction.
+    if stack_pointer == rsp && cookie_throws(function.into()) {
+        leaktrace_finish(thread, rax);
+    }
     0
 }
 
@@ -190,7 +208,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
     // SAFETY: a live map value that belongs to this thread.
     let flight = unsafe { &mut *slot };
     if flight.stack_pointer != 0 {
-        if is_nested(flight, target.space, regs.rsp, caller) {
+        if is_nested(flight, target.space, regs.rsp, caller, function) {
             return SKIP_RETURN;
         }
         leaktrace_skipped_return(thread, target.space);
@@ -260,7 +278,10 @@ pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
     let flight = unsafe { &mut *slot };
     flight.stack_pointer = 0;
     if flight.space == space {
-        loss::count(LossReason::SkippedReturn);
+        // What throws has failed.
+        if !cookie_throws(flight.function.into()) {
+            loss::count(LossReason::SkippedReturn);
+        }
         if flight.old_tracked != 0 {
             ledger::put_back(AllocKey::new(space, flight.pointer), &flight.old);
         }
@@ -270,15 +291,25 @@ pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
 
 /// Whether a call is made inside the unfinished call `outer`; see the module.
 #[inline(always)]
-pub(super) fn is_nested(outer: &InFlight, space: u32, stack_pointer: u64, caller: u64) -> bool {
+pub(super) fn is_nested(
+    outer: &InFlight,
+    space: u32,
+    stack_pointer: u64,
+    caller: u64,
+    function: u64,
+) -> bool {
     if outer.space != space || stack_pointer > outer.stack_pointer {
         return false;
     }
+    // What throws keeps its return address.
+    let keeps = cookie_throws(outer.function.into());
     if stack_pointer == outer.stack_pointer {
         // A tail call: the return slot is the outer call's.
-        return is_trampoline(caller);
+        let same = keeps && caller == outer.caller && function != u64::from(outer.function);
+        return same || is_trampoline(caller);
     }
-    is_trampoline(returns_to(outer.stack_pointer))
+    let slot = returns_to(outer.stack_pointer);
+    is_trampoline(slot) || (keeps && slot == outer.caller)
 }
 
 /// What a return slot holds; 0 if it cannot be read.

@@ -144,7 +144,9 @@ fn describe(regs: u64) -> Option<(MapEvent, pt_regs)> {
 fn is_in_allocator(thread: u64, space: u32, stack_pointer: u64) -> bool {
     let Some(flight) = IN_FLIGHT.get_ptr(thread) else { return false };
     // SAFETY: a live map value that belongs to this thread.
-    unsafe { (*flight).stack_pointer != 0 && malloc::is_nested(&*flight, space, stack_pointer, 0) }
+    unsafe {
+        (*flight).stack_pointer != 0 && malloc::is_nested(&*flight, space, stack_pointer, 0, 0)
+    }
 }
 
 #[inline(always)]

@@ -2,15 +2,24 @@
 
 mod families;
 
-use std::{collections::HashMap, fs::File, ops::Range};
+use std::{
+    cell::OnceCell,
+    collections::{HashMap, HashSet},
+    fs::File,
+    ops::Range,
+};
 
 use leaktrace_common::{AllocFunction, Takes};
 use object::{
-    Object as _, ObjectSegment as _, ObjectSymbol as _, ReadRef as _, RelocationTarget, SymbolKind,
+    Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _, ObjectSymbolTable as _,
+    ReadRef as _, RelocationTarget, SymbolKind,
 };
 
 use self::families::{Candidate, Symbols};
-use super::placement::{self, Forward};
+use super::{
+    exits::{self, Code},
+    placement::{self, Forward},
+};
 use crate::{host::elf::ElfBytes, session::spec::ProbeAt};
 
 /// The allocator functions of one object.
@@ -18,13 +27,19 @@ use crate::{host::elf::ElfBytes, session::spec::ProbeAt};
 pub struct Allocator {
     /// What it is, as `jemalloc`; empty if unknown.
     pub name: String,
-    /// Functions that give memory.
+    /// Functions that give memory, and whose returns are watched by the kernel.
     pub allocating: Vec<Probe>,
+    /// Functions that give memory, and throw where they cannot.
+    pub throwing: Vec<Probe>,
+    /// Return instructions of those.
+    pub exits: Vec<Probe>,
     /// Functions that only take memory back.
     pub freeing: Vec<Probe>,
     /// Offsets in the file that hold its code: those of its functions, or all of them where the
     /// object is nothing but an allocator.
     pub code: Vec<Range<u64>>,
+    /// Functions that throw, and whose return instructions cannot be told.
+    pub unseen: Vec<AllocFunction>,
 }
 
 /// A probe on an allocator function.
@@ -32,8 +47,6 @@ pub struct Allocator {
 pub struct Probe {
     /// Its offset in the file.
     pub offset: u64,
-    /// The function.
-    pub function: AllocFunction,
     /// What the programs know it by, see [`AllocFunction::cookie`].
     pub cookie: u32,
     /// Whether the kernel single-steps the instruction there, which costs a second trap.
@@ -43,11 +56,12 @@ pub struct Probe {
 impl Allocator {
     /// All probes.
     pub fn probes(&self) -> impl Iterator<Item = &Probe> {
-        self.allocating.iter().chain(&self.freeing)
+        let lists = [&self.allocating, &self.throwing, &self.exits, &self.freeing];
+        lists.into_iter().flatten()
     }
 }
 
-/// The object's allocator, if it defines at least `malloc` and `free`, or those of a prefixed
+/// The object's allocator, if it defines at least `malloc` and `free`, or some of a prefixed
 /// build. With `is_named` (`-O`), any prefix will do, and operators without a malloc.
 ///
 /// Symbols come from `.dynsym`, and from `.symtab` where there is one (static executables).
@@ -77,54 +91,25 @@ pub fn find(
     if found.candidates.is_empty() {
         return Ok(None);
     }
+    let object = ElfCode::new(&elf, &bytes);
+    let kinds: HashMap<u64, bool> =
+        found.candidates.iter().map(|one| (one.address, frees(one.function))).collect();
     let mut allocator = Allocator { name: found.name, ..Allocator::default() };
-    let addresses: HashMap<u64, bool> = found
-        .candidates
-        .iter()
-        .map(|candidate| (candidate.address, frees(candidate.function)))
-        .collect();
-    let mut imports = None;
-    for Candidate { function, address, size } in found.candidates {
-        let Some(start) = file_offset(&elf, address) else { continue };
+    for candidate in found.candidates {
+        let Candidate { function, address, size } = candidate;
+        let Some(start) = object.file_offset(address) else { continue };
         allocator.code.push(start..start.saturating_add(size.max(1)));
-        // Without a size, the first bytes do.
-        let length = if size == 0 { 64 } else { size.min(4096) };
-        let code = (&bytes).read_bytes_at(start, length).unwrap_or(&[]);
-        let place = match probe_at {
-            ProbeAt::Entry => placement::entry(code, function.shape()),
-            ProbeAt::Cheapest => placement::cheapest(code, function.shape()),
-        };
         // What jumps to another function of the same kind is seen there.
-        let target = placement::forward(code, address).and_then(|forward| {
-            let stub = match forward {
-                Forward::Through(word) => word,
-                Forward::To(target) if addresses.contains_key(&target) => return Some(target),
-                Forward::To(target) => {
-                    let stub = file_offset(&elf, target)?;
-                    let stub = (&bytes).read_bytes_at(stub, STUB_BYTES).ok()?;
-                    match placement::forward(stub, target)? {
-                        Forward::Through(word) => word,
-                        Forward::To(_) => return None,
-                    }
-                }
-            };
-            let imports = imports.get_or_insert_with(|| imported(&elf));
-            imports.get(&stub).copied()
-        });
-        if target.is_some_and(|target| {
-            target != address && addresses.get(&target) == Some(&frees(function))
-        }) {
-            continue;
+        let code = object.whole(&candidate);
+        let target = placement::forward(code, address).and_then(|jump| object.target(jump));
+        let is_seen = |target| target != address && kinds.get(&target) == Some(&frees(function));
+        if !target.is_some_and(is_seen) {
+            add(&mut allocator, &object, &candidate, (start, probe_at));
         }
-        let probe = Probe {
-            offset: start.saturating_add(place.offset),
-            function,
-            cookie: function.cookie(place.shape),
-            single_steps: place.single_steps,
-        };
-        let list = if frees(function) { &mut allocator.freeing } else { &mut allocator.allocating };
-        list.push(probe);
     }
+    // Functions may share their ends.
+    allocator.exits.sort_unstable_by_key(|exit| exit.offset);
+    allocator.exits.dedup();
     // A library without a loader of its own: no program, and not the C library.
     let is_library = elf.kind() == object::ObjectKind::Dynamic
         && elf.section_by_name(".interp").is_none()
@@ -136,40 +121,133 @@ pub fn find(
     Ok(Some(allocator))
 }
 
-/// Bytes of a stub of the procedure linkage table.
-const STUB_BYTES: u64 = 16;
+/// Adds the probes of a function that begins at an offset of the file.
+fn add(
+    allocator: &mut Allocator,
+    object: &ElfCode<'_, '_>,
+    candidate: &Candidate,
+    (start, probe_at): (u64, ProbeAt),
+) {
+    let function = candidate.function;
+    let code = object.whole(candidate);
+    let place = match probe_at {
+        ProbeAt::Entry => placement::entry(code, function.shape()),
+        ProbeAt::Cheapest => placement::cheapest(code, function.shape()),
+    };
+    let probe = Probe {
+        offset: start.saturating_add(place.offset),
+        cookie: function.cookie(place.shape),
+        single_steps: place.single_steps,
+    };
+    if frees(function) {
+        allocator.freeing.push(probe);
+    } else if !function.throws() {
+        allocator.allocating.push(probe);
+    } else if let Some(exits) = exits::exits(object, candidate.address) {
+        allocator.throwing.push(probe);
+        let offsets = exits.into_iter().filter_map(|exit| object.file_offset(exit));
+        allocator.exits.extend(offsets.map(|offset| Probe {
+            offset,
+            cookie: 0,
+            single_steps: true,
+        }));
+    } else {
+        allocator.unseen.push(function);
+    }
+}
 
 fn frees(function: AllocFunction) -> bool {
     function.shape().takes == Takes::Free
 }
 
-/// Which of the object's own functions the words that its stubs jump through are filled with,
-/// unless another object comes before it.
-fn imported<'data>(elf: &object::File<'data, &'data ElfBytes<'_>>) -> HashMap<u64, u64> {
-    use object::ObjectSymbolTable as _;
-
-    let (Some(relocations), Some(symbols)) =
-        (elf.dynamic_relocations(), elf.dynamic_symbol_table())
-    else {
-        return HashMap::new();
-    };
-    relocations
-        .filter_map(|(word, relocation)| {
-            let RelocationTarget::Symbol(index) = relocation.target() else { return None };
-            let symbol = symbols.symbol_by_index(index).ok()?;
-            (symbol.kind() == SymbolKind::Text && !symbol.is_undefined())
-                .then(|| (word, symbol.address()))
-        })
-        .collect()
+/// The code of an object.
+struct ElfCode<'elf, 'file> {
+    elf: &'elf object::File<'elf, &'elf ElfBytes<'file>>,
+    bytes: &'elf ElfBytes<'file>,
+    imports: OnceCell<HashMap<u64, u64>>,
+    starts: OnceCell<HashSet<u64>>,
 }
 
-/// Offset in the file of a virtual address of the object.
-fn file_offset<'data>(elf: &impl object::Object<'data>, address: u64) -> Option<u64> {
-    elf.segments().find_map(|segment| {
-        let (offset, length) = segment.file_range();
-        let within = address.checked_sub(segment.address())?;
-        offset.checked_add(within).filter(|_| within < length)
-    })
+/// Most bytes of a function that are looked at.
+const MOST_BYTES: u64 = 4096;
+
+impl<'elf, 'file> ElfCode<'elf, 'file> {
+    fn new(
+        elf: &'elf object::File<'elf, &'elf ElfBytes<'file>>,
+        bytes: &'elf ElfBytes<'file>,
+    ) -> Self {
+        Self { elf, bytes, imports: OnceCell::new(), starts: OnceCell::new() }
+    }
+
+    /// A function's code.
+    fn whole(&self, candidate: &Candidate) -> &'elf [u8] {
+        // Without a size, the first bytes do.
+        let length = if candidate.size == 0 { 64 } else { candidate.size.min(MOST_BYTES) };
+        let offset = self.file_offset(candidate.address);
+        offset.and_then(|offset| self.bytes.read_bytes_at(offset, length).ok()).unwrap_or_default()
+    }
+
+    /// Where a function's jump leads.
+    fn target(&self, jump: Forward) -> Option<u64> {
+        match jump {
+            Forward::Through(word) => self.jumped_through(word),
+            Forward::To(address) => exits::target(self, address),
+        }
+    }
+
+    /// Offset in the file of a virtual address.
+    fn file_offset(&self, address: u64) -> Option<u64> {
+        self.elf.segments().find_map(|segment| {
+            let (offset, length) = segment.file_range();
+            let within = address.checked_sub(segment.address())?;
+            offset.checked_add(within).filter(|_| within < length)
+        })
+    }
+
+    /// The object's own functions that its words are filled with, unless another object that
+    /// defines them as well comes before it.
+    fn read_imports(&self) -> HashMap<u64, u64> {
+        let tables = (self.elf.dynamic_relocations(), self.elf.dynamic_symbol_table());
+        let (Some(relocations), Some(symbols)) = tables else { return HashMap::new() };
+        relocations
+            .filter_map(|(word, relocation)| {
+                let RelocationTarget::Symbol(index) = relocation.target() else { return None };
+                let symbol = symbols.symbol_by_index(index).ok()?;
+                (symbol.kind() == SymbolKind::Text && !symbol.is_undefined())
+                    .then(|| (word, symbol.address()))
+            })
+            .collect()
+    }
+
+    /// The starts of functions in `.eh_frame_hdr`, in the one form that linkers write.
+    fn read_starts(&self) -> Option<HashSet<u64>> {
+        let section = self.elf.section_by_name(".eh_frame_hdr")?;
+        let data = section.data().ok()?;
+        // Version 1, .eh_frame by a relative word, a count, and a table sorted by address.
+        let table = data.strip_prefix(&[1, 0x1b, 3, 0x3b])?.get(8..)?;
+        let starts = table.chunks_exact(8).filter_map(|entry| {
+            let (start, _) = entry.split_first_chunk::<4>()?;
+            section.address().checked_add_signed(i32::from_le_bytes(*start).into())
+        });
+        Some(starts.collect())
+    }
+}
+
+impl Code for ElfCode<'_, '_> {
+    fn bytes(&self, address: u64) -> Option<&[u8]> {
+        let offset = self.file_offset(address)?;
+        let left = self.bytes.len().ok()?.checked_sub(offset)?;
+        self.bytes.read_bytes_at(offset, left.min(exits::CHUNK_BYTES)).ok()
+    }
+
+    fn jumped_through(&self, word: u64) -> Option<u64> {
+        self.imports.get_or_init(|| self.read_imports()).get(&word).copied()
+    }
+
+    fn is_start(&self, address: u64) -> bool {
+        let starts = self.starts.get_or_init(|| self.read_starts().unwrap_or_default());
+        starts.contains(&address)
+    }
 }
 
 #[cfg(test)]

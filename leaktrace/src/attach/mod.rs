@@ -3,6 +3,7 @@
 //! Knows nothing of the maps' contents.
 
 pub mod allocator;
+pub mod exits;
 pub mod kernel;
 pub mod placement;
 mod price;

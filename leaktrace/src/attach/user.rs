@@ -64,10 +64,17 @@ enum Kept {
 const FREE: &str = "lt_free";
 const ENTRY: &str = "lt_entry";
 const RETURN: &str = "lt_return";
+const EXIT: &str = "lt_exit";
+
+/// Programs for functions that throw.
+struct Throwing {
+    entry: MultiProgram,
+    exit: MultiProgram,
+}
 
 enum Programs {
-    Session { session: MultiProgram, free: MultiProgram },
-    Multi { entry: MultiProgram, returned: MultiProgram, free: MultiProgram },
+    Session { session: MultiProgram, free: MultiProgram, throwing: Throwing },
+    Multi { entry: MultiProgram, returned: MultiProgram, free: MultiProgram, exit: MultiProgram },
     PerfEvent,
 }
 
@@ -97,6 +104,10 @@ impl UserProbes {
                 Programs::Session {
                     session: loader.load("lt_session", ATTACH_SESSION)?,
                     free: loader.load(FREE, ATTACH_MULTI)?,
+                    throwing: Throwing {
+                        entry: loader.load(ENTRY, ATTACH_MULTI)?,
+                        exit: loader.load(EXIT, ATTACH_MULTI)?,
+                    },
                 }
             }
             Way::Multi => {
@@ -105,6 +116,7 @@ impl UserProbes {
                     entry: loader.load(ENTRY, ATTACH_MULTI)?,
                     returned: loader.load(RETURN, ATTACH_MULTI)?,
                     free: loader.load(FREE, ATTACH_MULTI)?,
+                    exit: loader.load(EXIT, ATTACH_MULTI)?,
                 }
             }
         };
@@ -130,6 +142,7 @@ impl UserProbes {
             // Entries first, so that no call is entered whose return is not watched.
             loaded.detach_uprobe(ENTRY);
             loaded.detach_uprobe(RETURN);
+            loaded.detach_uprobe(EXIT);
         }
     }
 
@@ -146,12 +159,15 @@ impl UserProbes {
     /// Run time in nanoseconds of the programs, while it is taken.
     pub fn run_time_ns(&self, loaded: &Loaded) -> u64 {
         match &self.programs {
-            Programs::Session { session, free } => session.run_time_ns() + free.run_time_ns(),
-            Programs::Multi { entry, returned, free } => {
-                entry.run_time_ns() + returned.run_time_ns() + free.run_time_ns()
+            Programs::Session { session, free, throwing: Throwing { entry, exit } } => {
+                [session, free, entry, exit].into_iter().map(MultiProgram::run_time_ns).sum()
+            }
+            Programs::Multi { entry, returned, free, exit } => {
+                [entry, returned, free, exit].into_iter().map(MultiProgram::run_time_ns).sum()
             }
             Programs::PerfEvent => {
-                [ENTRY, RETURN, FREE].iter().map(|name| loaded.uprobe_run_time_ns(name)).sum()
+                let names = [ENTRY, RETURN, FREE, EXIT];
+                names.into_iter().map(|name| loaded.uprobe_run_time_ns(name)).sum()
             }
         }
     }
@@ -171,7 +187,6 @@ impl UserProbes {
         if self.kept == Kept::None {
             return Ok(());
         }
-        let keeps_all = self.kept == Kept::All;
         let cookie = |probe: &Probe| match probe.single_steps {
             true => u64::from(probe.cookie) | STEPPED,
             false => u64::from(probe.cookie),
@@ -180,9 +195,19 @@ impl UserProbes {
             list.iter().map(|probe| (probe.offset, cookie(probe))).collect()
         };
         let (allocating, freeing) = (probes(&allocator.allocating), probes(&allocator.freeing));
-        let allocating = if keeps_all { allocating } else { Vec::new() };
-        let link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {
-            program.attach(path, probes, pid, at_return).map_err(|error| {
+        let (throwing, exits) = (probes(&allocator.throwing), probes(&allocator.exits));
+        let [allocating, throwing, exits] = match self.kept {
+            Kept::All => [allocating, throwing, exits],
+            Kept::Frees | Kept::None => Default::default(),
+        };
+        let mut links = Vec::new();
+        let mut link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {
+            // Nothing to attach is no link: the kernel refuses those.
+            if probes.is_empty() {
+                return Ok(());
+            }
+            let attached = program.attach(path, probes, pid, at_return);
+            attached.map(|attached| links.push(attached)).map_err(|error| {
                 if error.raw_os_error() == Some(libc::ESRCH) {
                     return Error::Usage(format!("process {pid} has ended"));
                 }
@@ -197,25 +222,30 @@ impl UserProbes {
                 Error::kernel(format!("cannot attach to the allocator of process {pid}"), error)
             })
         };
-        // Nothing to attach is no link: the kernel refuses those.
-        let link = |program: &MultiProgram, probes: &[(u64, u64)], at_return| {
-            if probes.is_empty() { Ok(None) } else { link(program, probes, at_return).map(Some) }
-        };
         // Frees first: an allocation seen without its free would look like a leak. Returns
         // before entries, so that no call is entered whose return is not watched.
-        let links = self.links.entry(pid).or_default();
         match &self.programs {
-            Programs::Session { session, free } => {
-                links.extend(link(free, &freeing, false)?);
-                links.extend(link(session, &allocating, false)?);
+            Programs::Session { session, free, throwing: Throwing { entry, exit } } => {
+                link(free, &freeing, false)?;
+                link(exit, &exits, false)?;
+                link(entry, &throwing, false)?;
+                link(session, &allocating, false)?;
             }
-            Programs::Multi { entry, returned, free } => {
-                links.extend(link(free, &freeing, false)?);
-                links.extend(link(returned, &allocating, true)?);
-                links.extend(link(entry, &allocating, false)?);
+            Programs::Multi { entry, returned, free, exit } => {
+                link(free, &freeing, false)?;
+                link(exit, &exits, false)?;
+                link(entry, &throwing, false)?;
+                link(returned, &allocating, true)?;
+                link(entry, &allocating, false)?;
             }
             Programs::PerfEvent => {
-                let all = [(FREE, &freeing), (RETURN, &allocating), (ENTRY, &allocating)];
+                let all = [
+                    (FREE, &freeing),
+                    (EXIT, &exits),
+                    (ENTRY, &throwing),
+                    (RETURN, &allocating),
+                    (ENTRY, &allocating),
+                ];
                 for (program, probes) in all {
                     for probe in probes {
                         loaded.attach_uprobe(program, path, *probe, pid)?;
@@ -223,6 +253,7 @@ impl UserProbes {
                 }
             }
         }
+        self.links.entry(pid).or_default().extend(links);
         Ok(())
     }
 
@@ -234,8 +265,10 @@ impl UserProbes {
     /// As [`Loaded::recursion_misses`], for the programs of multi links.
     pub fn recursion_misses(&self) -> BTreeMap<String, u64> {
         let programs: Vec<&MultiProgram> = match &self.programs {
-            Programs::Session { session, free } => vec![session, free],
-            Programs::Multi { entry, returned, free } => vec![entry, returned, free],
+            Programs::Session { session, free, throwing: Throwing { entry, exit } } => {
+                vec![session, free, entry, exit]
+            }
+            Programs::Multi { entry, returned, free, exit } => vec![entry, returned, free, exit],
             Programs::PerfEvent => Vec::new(),
         };
         programs

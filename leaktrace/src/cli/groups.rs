@@ -80,9 +80,9 @@ pub(super) struct CommonArgs {
 /// Flags of the verbs that trace processes.
 #[derive(Debug, Args)]
 pub(super) struct UserArgs {
-    /// Object (executable or library, as the process sees its path) whose allocator functions are
-    /// probed: malloc and free under any prefix, operator new and delete; repeatable
-    /// [default: every object with an allocator that is known]
+    /// Object, by its path as the process sees it, whose allocator functions are probed as well:
+    /// malloc and free under any prefix, operator new and delete; repeatable [default: each object
+    /// with an allocator that is known]
     #[arg(short = 'O', long = "obj", value_name = "OBJ")]
     pub(super) objects: Vec<PathBuf>,
     /// Where probes go: on the first instruction that costs one trap where that is safe, or on

@@ -198,14 +198,17 @@ impl Collector {
             .collect()
     }
 
-    /// Notes a further allocator of a process.
-    pub fn add_allocator(&mut self, pid: u32, path: &str) {
+    /// Notes an allocator of a process, unless it is known.
+    pub fn add_allocator(&mut self, pid: u32, name: &str) {
         let images = self.processes.values_mut().map(|(process, _)| process);
         for process in images.filter(|process| process.pid == pid) {
+            if process.allocator.split(", ").any(|known| known == name) {
+                continue;
+            }
             if !process.allocator.is_empty() {
                 process.allocator.push_str(", ");
             }
-            process.allocator.push_str(path);
+            process.allocator.push_str(name);
         }
     }
 

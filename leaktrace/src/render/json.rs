@@ -51,7 +51,6 @@ struct WireReport<'a> {
 struct WireTraced<'a> {
     #[serde(flatten)]
     process: WireProcess<'a>,
-    ended: bool,
     #[serde(skip_serializing_if = "str::is_empty")]
     allocator: &'a str,
 }
@@ -260,11 +259,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         processes: report
             .processes
             .iter()
-            .map(|traced| WireTraced {
-                process: process(traced),
-                ended: traced.exited,
-                allocator: &traced.allocator,
-            })
+            .map(|traced| WireTraced { process: process(traced), allocator: &traced.allocator })
             .collect(),
         totals: totals(&report.totals),
         held: report

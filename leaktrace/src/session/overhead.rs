@@ -109,7 +109,7 @@ fn usage(hits: impl Fn(Call) -> u64, prices: Prices, programs_ns: u64) -> Usage 
     Usage {
         entries_ns: entries * emulated_ns + stepped_entries * stepped_ns,
         entries: entries + stepped_entries,
-        returns_ns: hits(Call::Return) * return_ns,
+        returns_ns: hits(Call::Return) * return_ns + hits(Call::SteppedReturn) * stepped_ns,
         frees_ns: frees * emulated_ns + stepped_frees * stepped_ns,
         frees: frees + stepped_frees,
         programs_ns,
@@ -144,12 +144,13 @@ mod tests {
             Call::SteppedEntry => 1,
             Call::Free => 50,
             Call::SteppedFree => 2,
+            Call::SteppedReturn => 3,
         };
         let prices = Prices { emulated_ns: 3, stepped_ns: 1000, return_ns: 7 };
         let expected = Usage {
             entries_ns: 1300,
             entries: 101,
-            returns_ns: 70,
+            returns_ns: 3070,
             frees_ns: 2150,
             frees: 52,
             programs_ns: 5,

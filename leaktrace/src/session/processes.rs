@@ -51,6 +51,8 @@ pub(super) struct Processes {
     /// Whether allocators get probes.
     traces_malloc: bool,
     named: NamedObjects,
+    /// Functions without probes, as their returns cannot be told.
+    without_return: Vec<String>,
     /// Of processes whose every allocation is wanted.
     silence: Option<Silence>,
 }
@@ -104,6 +106,7 @@ impl Processes {
             children: ChildCounts::default(),
             traces_malloc,
             named: NamedObjects::new(&spec.objects),
+            without_return: Vec::new(),
             silence: watches.then(Silence::new),
         })
     }
@@ -358,9 +361,14 @@ impl Processes {
         collector: &mut Collector,
     ) -> Result<usize, Error> {
         let Some(traced) = self.traced.get(&pid) else { return Ok(0) };
-        let mut new = Vec::new();
+        let (mut new, mut old) = (Vec::new(), Vec::new());
         for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
-            if self.attached.contains(&(pid, id)) || new.contains(&id) {
+            if new.contains(&id) {
+                continue;
+            }
+            if self.attached.contains(&(pid, id)) {
+                // Its probes outlast an exec; the new image has it as well.
+                old.push(id);
                 continue;
             }
             let Some(object) = collector.objects.get(id) else { continue };
@@ -374,6 +382,15 @@ impl Processes {
                     if is_named && found.is_none() {
                         return Err(named::without_functions(object));
                     }
+                    let without = found.iter().flat_map(|found| &found.unseen);
+                    self.without_return.extend(without.map(|function| {
+                        format!(
+                            "{} of {}: it throws exceptions, and where it returns cannot be told \
+                             from its code",
+                            function.name(),
+                            object.path
+                        )
+                    }));
                     new.insert(found)
                 }
             };
@@ -385,13 +402,19 @@ impl Processes {
             self.attached.insert((pid, *id));
             let Some(Some(allocator)) = self.allocators.get(id) else { continue };
             let Some(object) = collector.objects.get(*id) else { continue };
-            let (readable_at, path) = (object.readable_at(), object.path.clone());
+            let readable_at = object.readable_at();
             collector.add_allocator_code(*id, &allocator.code);
             if self.traces_malloc {
                 self.probes.attach(loaded, &readable_at, allocator, pid)?;
             }
+        }
+        for id in old.iter().chain(&new) {
+            let Some(Some(allocator)) = self.allocators.get(id) else { continue };
+            let Some(path) = collector.objects.get(*id).map(|object| object.path.as_str()) else {
+                continue;
+            };
             let name = match allocator.name.as_str() {
-                "" => path,
+                "" => path.to_owned(),
                 name => format!("{name} ({path})"),
             };
             collector.add_allocator(pid, &name);
@@ -453,8 +476,9 @@ impl Processes {
         let children = children.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| {
             format!("child processes {what}: {}", crate::units::format_count(count))
         });
+        let without = self.without_return.iter().cloned();
         let silent = self.silence.iter().flat_map(Silence::found).cloned();
-        failed.chain(children).chain(silent).chain(self.named.missing()).collect()
+        failed.chain(children).chain(silent).chain(self.named.missing()).chain(without).collect()
     }
 
     /// As [`UserProbes::prices`].

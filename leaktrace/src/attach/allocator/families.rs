@@ -87,7 +87,9 @@ impl Symbols {
         }
         let mut put = |prefix: &str, function| {
             let family = self.families.entry(prefix.to_owned()).or_default();
-            family.push(Candidate { function, address, size });
+            if !family.iter().any(|known| known.function == function) {
+                family.push(Candidate { function, address, size });
+            }
         };
         if let Some(function) = self.known.get(name) {
             put(if name.starts_with(MI) { MI } else { "" }, *function);
@@ -131,13 +133,15 @@ impl Symbols {
         };
         let mut chosen: Vec<(&str, Vec<Candidate>)> = Vec::new();
         for (prefix, name) in PREFIXES {
+            // Of a prefixed build only what is called may be linked: Rust never calls its free.
+            let may_lack = is_named || !prefix.is_empty();
             if let Some(family) = self.families.remove(prefix)
-                && (is_whole(&family) || (is_named && allocates_and_frees(&family)))
+                && (is_whole(&family) || (may_lack && allocates_and_frees(&family)))
             {
                 chosen.push((if prefix.is_empty() { plain } else { name }, family));
             }
         }
-        if is_named && chosen.is_empty() {
+        if is_named {
             // The C library's insides have other arguments than their names tell.
             self.families.retain(|prefix, _| !prefix.starts_with("_int_"));
             let families = self.families.into_values().filter(|family| is_whole(family));
@@ -147,7 +151,7 @@ impl Symbols {
         let mut candidates: Vec<Candidate> = Vec::new();
         for (family, functions) in chosen {
             if !name.contains(family) {
-                name = if name.is_empty() { family.into() } else { format!("{name}, {family}") };
+                name = if name.is_empty() { family.into() } else { format!("{name} and {family}") };
             }
             candidates.extend(functions);
         }
@@ -207,8 +211,10 @@ mod tests {
         let symbols = ["malloc", "free", "__libc_start_main", "_int_malloc", "_rjem_malloc"];
         let (name, found) =
             choose(&[&symbols[..], &["_rjem_sdallocx", "_rjem_free"]].concat(), false);
-        assert_eq!(name, "glibc, jemalloc");
+        assert_eq!(name, "glibc and jemalloc");
         assert_eq!(found, ["malloc", "malloc", "free", "free", "sdallocx"]);
+        let (_, found) = choose(&["_rjem_mallocx", "_rjem_sdallocx", "_rjem_mallctl"], false);
+        assert_eq!(found, ["mallocx", "sdallocx"]);
     }
 
     #[test]
@@ -229,6 +235,8 @@ mod tests {
     #[test]
     fn a_named_object_may_have_any_prefix() {
         let symbols = ["pool_malloc", "pool_calloc", "pool_free", "other_free", "_int_malloc"];
+        let beside = [&symbols[..], &["malloc", "free", "_int_free", "__libc_start_main"]].concat();
+        assert_eq!(choose(&beside, true).1, ["malloc", "malloc", "calloc", "free", "free"]);
         assert_eq!(choose(&symbols, true).1, ["malloc", "calloc", "free"]);
         assert_eq!(choose(&symbols, false).1, [""; 0]);
         assert_eq!(choose(&["pool_get", "pool_put"], true).1, [""; 0]);

@@ -1,0 +1,2 @@
+/* The same with the operators of C++. */
+#include "allocators.c"
