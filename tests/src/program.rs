@@ -31,7 +31,8 @@ struct Recipe {
 
 const RECIPES: &[Recipe] = &[
     Recipe { name: "chain", source: "chain.c", flags: UNWIND_FLAGS },
-    Recipe { name: "children", source: "children.c", flags: &["-fomit-frame-pointer"] },
+    // Static: probes that reach children reach every process that maps the same file.
+    Recipe { name: "children", source: "children.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "cpp", source: "cpp.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "crowd", source: "crowd.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "deep", source: "deep.c", flags: &[] },

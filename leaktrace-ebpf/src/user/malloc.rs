@@ -170,10 +170,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
                 }
                 if (*flight).space == target.space {
                     loss::count(LossReason::SkippedReturn);
-                    if (*flight).old_tracked != 0 {
-                        let key = AllocKey::new((*flight).space, (*flight).pointer);
-                        ledger::put_back(key, &(*flight).old);
-                    }
+                    put_old_back(&*flight);
                 }
                 (*flight).stack_pointer = 0;
             }
@@ -230,6 +227,31 @@ fn entry(ctx: &ProbeContext) -> u32 {
         ledger::put_back(old_key, &flight.old);
     }
     SKIP_RETURN
+}
+
+/// A thread ends: a call of which it has not returned never will. That is a loss where the
+/// process `lives` on.
+#[inline(always)]
+pub(super) fn abandon(thread: u64, space: u32, lives: bool) {
+    let Some(flight) = IN_FLIGHT.get_ptr_mut(thread) else { return };
+    // SAFETY: a live map value that belongs to this thread.
+    unsafe {
+        if (*flight).stack_pointer != 0 && (*flight).space == space {
+            if lives {
+                loss::count(LossReason::SkippedReturn);
+            }
+            put_old_back(&*flight);
+        }
+        (*flight).stack_pointer = 0;
+    }
+}
+
+/// The call will not return: the block that it was to resize is as it was.
+#[inline(always)]
+fn put_old_back(flight: &InFlight) {
+    if flight.old_tracked != 0 {
+        ledger::put_back(AllocKey::new(flight.space, flight.pointer), &flight.old);
+    }
 }
 
 /// Whether a call is made inside the unfinished call `outer`; see the module.

@@ -1,4 +1,4 @@
-//! User probes: the allocator functions of one process.
+//! User probes: the allocator functions of one process, or of all that map an object.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +42,7 @@ impl Way {
 /// The probes of all traced processes; detaches when dropped.
 pub struct UserProbes {
     programs: Programs,
+    /// By process; those of all processes under 0.
     links: BTreeMap<u32, Vec<Link>>,
 }
 
@@ -52,15 +53,22 @@ enum Programs {
 }
 
 impl UserProbes {
-    /// Loads the programs, and attaches those that follow execs and, if wanted, forks and system
-    /// calls that map memory.
+    /// Loads the programs, and attaches those that follow execs and ends of processes and, if
+    /// wanted, forks and system calls that map memory.
     ///
     /// # Errors
     ///
     /// [`Error::Kernel`] when the kernel refuses a program.
-    pub fn new(loaded: &mut Loaded, way: Way, trace: &TraceOptions) -> Result<Self, Error> {
+    pub fn new(
+        loaded: &mut Loaded,
+        way: Way,
+        trace: &TraceOptions,
+        follows: bool,
+    ) -> Result<Self, Error> {
+        // Ends before beginnings: an end that is not told leaves a process behind.
+        loaded.attach_tracepoint(KernelProgram::Exit)?;
         loaded.attach_tracepoint(KernelProgram::Exec)?;
-        if trace.children {
+        if follows {
             loaded.attach_tracepoint(KernelProgram::Fork)?;
         }
         if trace.user_kinds.mmap {
@@ -91,7 +99,8 @@ impl UserProbes {
         Ok(Self { programs, links: BTreeMap::new() })
     }
 
-    /// Attaches to an allocator in the object that can be read at `path`, for one process.
+    /// Attaches to an allocator in the object that can be read at `path`, for one process, or for
+    /// all that map the object, now and later, if `pid` is 0.
     ///
     /// # Errors
     ///
@@ -112,7 +121,7 @@ impl UserProbes {
                 if error.raw_os_error() == Some(libc::ESRCH) {
                     return Error::Usage(format!("process {pid} has ended"));
                 }
-                Error::kernel(format!("cannot attach to the allocator of process {pid}"), error)
+                Error::kernel("cannot attach to an allocator", error)
             })
         };
         // Frees first: an allocation seen without its free would look like a leak. Returns

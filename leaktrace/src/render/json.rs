@@ -29,6 +29,8 @@ struct WireReport<'a> {
     kinds: Vec<&'static str>,
     #[serde(skip_serializing_if = "is_zero")]
     older_ms: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    processes_ended: u64,
     totals: WireTotals,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held: Vec<WireHeld>,
@@ -218,6 +220,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         elapsed_ms: report.elapsed_ms,
         kinds: report.user_kinds.iter().map(|kind| kind.name()).collect(),
         older_ms: report.older_ms,
+        processes_ended: report.processes_ended,
         totals: totals(&report.totals),
         held: report
             .held

@@ -6,7 +6,7 @@ use leaktrace_common::LossReason;
 
 use super::Doubt;
 use crate::{
-    snapshot::{Loss, Mode},
+    snapshot::{Loss, Mode, Snapshot},
     units::format_count,
 };
 
@@ -23,7 +23,8 @@ pub struct Trust {
     pub loss: Loss,
 }
 
-pub(super) fn trust(loss: &Loss, mode: Mode, doubts: &BTreeMap<String, Doubt>) -> Trust {
+pub(super) fn trust(snapshot: &Snapshot, doubts: &BTreeMap<String, Doubt>) -> Trust {
+    let (loss, mode) = (&snapshot.loss, snapshot.mode);
     let mut missed: Vec<String> = Vec::new();
     let mut notes: Vec<String> = Vec::new();
     for (reason, count) in &loss.reasons {
@@ -55,6 +56,13 @@ pub(super) fn trust(loss: &Loss, mode: Mode, doubts: &BTreeMap<String, Doubt>) -
             "slab caches that did not grow as their outstanding blocks did, by /proc/slabinfo (older \
              blocks were freed meanwhile, or frees were not seen): {}",
             caches.join(", ")
+        ));
+    }
+    if snapshot.processes_ended > 0 {
+        notes.push(format!(
+            "processes that have ended or executed something else, and left with all that they held: \
+             {}",
+            format_count(snapshot.processes_ended)
         ));
     }
     if loss.stacks_truncated > 0 {

@@ -1,6 +1,7 @@
 //! The loop of a tracing session: it owns every handle, and a closed set of events drives it.
 
 mod filters;
+mod follow;
 pub mod launch;
 mod processes;
 pub mod spec;
@@ -12,16 +13,17 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use leaktrace_common::{Config, Event as BpfEvent, EventKind, Kind, MapEvent};
+use leaktrace_common::{Config, Event as BpfEvent, Kind, MapEvent};
 use tokio::{
     io::unix::AsyncFd,
     time::{Instant, Interval, MissedTickBehavior},
 };
 
 use self::{
+    follow::Rules,
     launch::{Child, Ended, Suspended},
     processes::{LONGEST_WAIT, Processes},
-    spec::{By, KernelFilters, KernelKind, Spec, Target},
+    spec::{By, KernelFilters, KernelKind, Spec, Target, Wanted},
     wait::{Signals, wait_for_child, wait_for_exit, wait_for_ring, wait_for_tick, wait_until},
 };
 use crate::{
@@ -32,14 +34,12 @@ use crate::{
         kmalloc::{GfpFlags, KmallocNames},
     },
     error::Error,
-    host::{
-        features::HostFacts,
-        layout::{KernelLayout, TaskLayout},
-        objects::ObjectTable,
-        page_owners, proc,
-    },
+    host::{features::HostFacts, layout::KernelLayout, objects::ObjectTable, page_owners, proc},
     snapshot::{Mode, Snapshot},
 };
+
+/// Processes named at the start; more are counted.
+const PROCESSES_NAMED: usize = 8;
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,6 @@ enum Event {
     CommandEnded(Ended),
     /// The last traced process has ended.
     ProcessesEnded,
-    /// The event ring has something.
-    Ring,
     /// A traced process is due for a look at what it maps.
     Look,
 }
@@ -110,6 +108,8 @@ pub fn run(
 /// Everything that must be let go when the session ends, in the order of letting go.
 struct Session {
     processes: Option<Processes>,
+    /// Which processes are traced beside those that are named.
+    rules: Rules,
     loaded: Loaded,
     collector: Collector,
     child: Option<Child>,
@@ -141,16 +141,16 @@ impl Session {
             Target::Kernel { kinds, all_pages, filters } => {
                 Self::start_kernel(spec, kinds, *all_pages, filters, note)
             }
-            Target::Processes { pids } => {
-                for pid in pids {
+            Target::Processes(wanted) => {
+                for pid in &wanted.pids {
                     proc::check_traceable(*pid)?;
                 }
-                Self::start_user(spec, facts, Mode::User, pids, None, note)
+                Self::start_user(spec, facts, Mode::User, wanted, None, note)
             }
             Target::Command { argv, .. } => {
                 let suspended = Suspended::start(argv)?;
-                let pids = [suspended.pid()];
-                Self::start_user(spec, facts, Mode::Run, &pids, Some(suspended), note)
+                let wanted = Wanted { pids: vec![suspended.pid()], ..Wanted::default() };
+                Self::start_user(spec, facts, Mode::Run, &wanted, Some(suspended), note)
             }
         }
     }
@@ -218,6 +218,7 @@ impl Session {
         note(&format!("tracing kernel allocations ({kinds}); Ctrl-C ends with a report"));
         Ok(Self {
             processes: None,
+            rules: Rules::default(),
             loaded,
             collector,
             child: None,
@@ -232,22 +233,23 @@ impl Session {
         spec: &Spec,
         facts: &HostFacts,
         mode: Mode,
-        pids: &[u32],
+        wanted: &Wanted,
         suspended: Option<Suspended>,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let kinds = spec.trace.user_kinds;
         let sizes = Sizes::new(spec.trace.max_outstanding, true, kinds.mmap);
-        let mut config = config(spec);
-        if spec.trace.children {
-            let task = TaskLayout::of_running_kernel()?;
-            config.task_tgid_offset = task.tgid_offset;
-            config.task_mm_offset = task.mm_offset;
+        let rules = Rules::new(wanted)?;
+        let config = follow::constants(wanted, spec.trace.children, config(spec))?;
+        if rules.is_open() {
+            proc::raise_file_limit();
         }
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
-        let mut processes = Processes::new(&mut loaded, Way::best(facts), &spec.trace)?;
-        let maps = loaded.maps()?;
+        let way = Way::best(facts);
+        let mut processes = Processes::new(&mut loaded, way, &spec.trace, rules.is_open())?;
+        let mut maps = loaded.maps()?;
+        maps.set_filters(&[], &wanted.comms)?;
         let unfiltered = takes_all_sizes(spec);
         let mut user_kinds = Vec::new();
         user_kinds.extend(kinds.malloc.then_some(Kind::Malloc));
@@ -261,16 +263,26 @@ impl Session {
             map_ring = collector.maps.take_map_events().map(watch).transpose()?;
         }
         let mut pidfds = Vec::new();
-        for pid in pids {
+        for pid in &wanted.pids {
             pidfds.push((*pid, processes::pidfd(*pid)?));
-            processes.add(*pid, &mut loaded, &mut collector)?;
+            processes.add(*pid, true, &mut loaded, &mut collector)?;
         }
+        processes.add_present(&rules, &mut loaded, &mut collector)?;
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
         if spec.output.verbose > 0 {
             note_tables(&processes, note);
         }
         note_memory(map_bytes, spec, note);
+        for line in rules.waiting(collector.processes()) {
+            note(&line);
+        }
+        if processes.shares_probes() {
+            note(
+                "probes are shared: while this runs, each call of malloc or free costs about a \
+                 microsecond in processes that are not traced and map the same files",
+            );
+        }
         note(&format!("tracing {}; Ctrl-C ends with a report", describe(&collector)));
         if child.is_some() {
             // Its end is seen through the child itself.
@@ -278,6 +290,7 @@ impl Session {
         }
         Ok(Self {
             processes: Some(processes),
+            rules,
             loaded,
             collector,
             child,
@@ -317,7 +330,6 @@ impl Session {
                         return Ok(Outcome::Done);
                     }
                 }
-                Event::Ring => self.drain_ring()?,
                 Event::TimeUp | Event::Stop => {
                     sink(&self.snapshot(spec, true)?)?;
                     return Ok(Outcome::Done);
@@ -369,15 +381,23 @@ impl Session {
                     self.pidfds.retain(|(watched, _)| *watched != pid);
                     // What it told before its end comes first.
                     self.drain_ring()?;
-                    if let Some(processes) = &mut self.processes {
+                    if let Some(processes) = &mut self.processes
+                        && processes.is_traced(pid)
+                    {
                         processes.ended(pid, &mut self.collector);
+                        self.collector.maps.remove_target(pid);
                     }
-                    if self.pidfds.is_empty() && self.child.is_none() {
+                    if self.is_over() {
                         return Ok(Event::ProcessesEnded);
                     }
                 }
-                () = wait_for_ring(self.ring.as_ref()) => return Ok(Event::Ring),
-                () = wait_for_ring(self.map_ring.as_ref()) => return Ok(Event::Ring),
+                () = wait_for_ring(self.ring.as_ref()) => {
+                    self.drain_ring()?;
+                    if self.is_over() {
+                        return Ok(Event::ProcessesEnded);
+                    }
+                }
+                () = wait_for_ring(self.map_ring.as_ref()) => self.drain_ring()?,
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_until(deadline) => return Ok(Event::TimeUp),
                 () = wait_for_tick(ticks.as_mut()) => return Ok(Event::Tick),
@@ -385,15 +405,27 @@ impl Session {
         }
     }
 
+    /// Whether no process is left that is traced, and none can come.
+    fn is_over(&self) -> bool {
+        let is_empty = self.processes.as_ref().is_some_and(|processes| processes.is_empty());
+        is_empty && self.child.is_none() && !self.rules.is_open()
+    }
+
     fn snapshot(&mut self, spec: &Spec, is_final: bool) -> Result<Snapshot, Error> {
         // What has happened to the processes up to now, whatever the order of the events.
         self.drain_ring()?;
         self.look(Instant::now() + LONGEST_WAIT);
+        if let Some(processes) = &mut self.processes
+            && processes.follows()
+        {
+            processes.check(&self.rules, &mut self.loaded, &mut self.collector)?;
+        }
+        self.collector.clean_up(true)?;
         let mut misses: BTreeMap<String, u64> = kernel::unhealed(self.loaded.recursion_misses());
         let mut unseen = self.unseen.clone();
         if let Some(processes) = &self.processes {
             misses.extend(processes.recursion_misses());
-            unseen.extend(processes.unseen());
+            unseen.extend(processes.unseen(&self.collector));
         }
         let wants = Wants {
             is_final,
@@ -413,32 +445,7 @@ impl Session {
         }
         let Some(processes) = &mut self.processes else { return Ok(()) };
         for event in events {
-            let spaces = (event.tgid, event.old_space, event.new_space);
-            if event.kind == EventKind::Forked as u32 {
-                if processes.forked(spaces, &mut self.loaded, &mut self.collector)
-                    && let Ok(pidfd) = processes::pidfd(event.tgid)
-                {
-                    self.pidfds.push((event.tgid, pidfd));
-                }
-            } else if event.kind == EventKind::Exec as u32 && event.new_space == 0 {
-                processes.ended(event.tgid, &mut self.collector);
-                self.unseen.push(format!(
-                    "process {}: traced until its exec only, as there were too many execs",
-                    event.tgid
-                ));
-            } else if event.kind == EventKind::Exec as u32 {
-                let process = processes::describe(event.tgid, String::new());
-                self.collector.add_process(event.new_space, process);
-                // First what the new image needs, then what the old one left.
-                processes.exec(spaces, &mut self.loaded, &mut self.collector)?;
-                if !processes.is_in_use(event.old_space) {
-                    self.collector.forget_image(event.old_space)?;
-                }
-            } else if event.kind == EventKind::Unmapped as u32 {
-                processes.met_unmapped(event.tgid);
-            } else {
-                processes.mapped(event.tgid);
-            }
+            processes.take_in(&event, &mut self.loaded, &mut self.collector);
         }
         // After the images that are gone or new are known.
         if let Some(ring) = &mut self.map_ring {
@@ -446,7 +453,7 @@ impl Session {
             // SAFETY: as above.
             unsafe { drain(ring, |event: MapEvent| collector.apply_mapping(&event)) };
         }
-        Ok(())
+        self.collector.clean_up(false)
     }
 
     /// Looks at what the processes that are due by `now` have mapped.
@@ -550,10 +557,17 @@ fn note_tables(processes: &Processes, note: &mut dyn FnMut(&str)) {
 }
 
 fn describe(collector: &Collector) -> String {
+    let count = collector.processes().count();
+    if count > PROCESSES_NAMED {
+        return format!("{} processes", crate::units::format_count(count as u64));
+    }
     let names: Vec<String> = collector
         .processes()
         .map(|process| format!("{} ({}) in {}", process.pid, process.comm, process.allocator))
         .collect();
-    let noun = if names.len() == 1 { "process" } else { "processes" };
-    format!("{noun} {}", names.join(", "))
+    match count {
+        0 => "no process yet".to_owned(),
+        1 => format!("process {}", names.join(", ")),
+        _ => format!("processes {}", names.join(", ")),
+    }
 }

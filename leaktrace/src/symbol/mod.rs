@@ -161,6 +161,7 @@ mod tests {
             objects,
             processes: BTreeMap::new(),
             loss: Loss::default(),
+            processes_ended: 0,
             max_outstanding: 0,
             blocks_read: false,
             gone_modules: std::collections::BTreeSet::new(),
