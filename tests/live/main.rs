@@ -3,7 +3,9 @@
 
 mod exact;
 mod filters;
+mod followed;
 mod gdb;
+mod host_wide;
 mod hostile;
 mod kernel;
 mod kernel_view;

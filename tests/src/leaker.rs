@@ -4,7 +4,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{LATE, SOON, child::Child, program::build_program, report::Amounts};
+use crate::{
+    LATE, SOON,
+    child::Child,
+    program::build_program,
+    report::{Amounts, number},
+};
 
 /// The account that a program prints at a stage.
 #[derive(Clone, Debug)]
@@ -60,6 +65,17 @@ pub fn sites_of(value: &Value) -> Vec<(String, Amounts)> {
     let Some(sites) = value["sites"].as_array() else { panic!("no sites in {value}") };
     let name = |site: &Value| site["name"].as_str().unwrap_or_default().to_owned();
     sites.iter().map(|site| (name(site), Amounts::of(site))).collect()
+}
+
+/// The PID and the account of each of the `children` of a stage.
+///
+/// # Panics
+///
+/// When there are none.
+pub fn children_of(value: &Value) -> Vec<(u32, Vec<(String, Amounts)>)> {
+    let Some(children) = value["children"].as_array() else { panic!("no children in {value}") };
+    let pid = |child: &Value| u32::try_from(number(child, "pid")).unwrap_or_default();
+    children.iter().map(|child| (pid(child), sites_of(child))).collect()
 }
 
 /// A running test program; killed when dropped.
@@ -150,7 +166,8 @@ mod tests {
     fn every_program_runs_to_its_end() {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 20] = [
+        let leaklib = build_library("leaklib.so").display().to_string();
+        let runs: [(&str, &[&str], &[&str]); 24] = [
             ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
             ("children", &[], &["made", "holding"]),
             ("cpp", &[], &["traced", "checked"]),
@@ -158,6 +175,8 @@ mod tests {
             ("deep", &["300"], &["holding"]),
             ("exact", &[], &["holding", "freed"]),
             ("execer", &[], &["before", "after"]),
+            ("execer-static", &[], &["before", "after"]),
+            ("family", &["2"], &["round", "round", "holding"]),
             ("forker", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),
@@ -170,6 +189,8 @@ mod tests {
             ("maze-cpp", &[], &["running", "done"]),
             ("maze-rust", &[], &["running", "done"]),
             ("pipeloop", &["0.05"], &["done"]),
+            ("plugged", &[&leaklib], &["opened", "opened", "holding"]),
+            ("quitter", &[], &["holding"]),
             ("semantics", &[], &["holding"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();
