@@ -75,10 +75,16 @@ fn a_forked_child_does_not_change_its_parents_account() {
 fn children_are_traced_on_demand() {
     let mut leaker = Leaker::start("children", &[]);
     let pid = leaker.pid_arg();
-    let traced = Traced::start(&["user", "-p", &pid, "--children", "--interval", "1h"]);
+    let mut traced = Traced::start(&["user", "-p", &pid, "--children", "--interval", "100ms"]);
     leaker.advance("made");
     let children = children_of(&leaker.advance("holding").line);
     assert_eq!(children.len(), 3);
+    // What a process has executed is named once its mappings are read, while it runs.
+    traced.wait_report("all children are known", SOON, |report| {
+        children.iter().all(|(pid, sites)| {
+            sites.iter().all(|(name, amounts)| report.sum_in(*pid, name) == *amounts)
+        })
+    });
     leaker.end();
     let report = traced.wait().final_report().clone();
     for (child, expected) in children {

@@ -164,6 +164,9 @@ impl Processes {
         collector: &mut Collector,
     ) -> Result<Vec<u32>, Error> {
         let mut added = Vec::new();
+        if !rules.is_open() {
+            return Ok(added);
+        }
         for pid in proc::all()? {
             if self.traced.contains_key(&pid)
                 || !rules.takes(pid)

@@ -414,13 +414,14 @@ impl Session {
     fn snapshot(&mut self, spec: &Spec, is_final: bool) -> Result<Snapshot, Error> {
         // What has happened to the processes up to now, whatever the order of the events.
         self.drain_ring()?;
+        self.collector.clean_up(true)?;
         self.look(Instant::now() + LONGEST_WAIT);
+        // Whose ends it finds is cleaned up once the rings have been read again.
         if let Some(processes) = &mut self.processes
             && processes.follows()
         {
             processes.check(&self.rules, &mut self.loaded, &mut self.collector)?;
         }
-        self.collector.clean_up(true)?;
         let mut misses: BTreeMap<String, u64> = kernel::unhealed(self.loaded.recursion_misses());
         let mut unseen = self.unseen.clone();
         if let Some(processes) = &self.processes {
