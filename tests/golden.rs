@@ -154,7 +154,10 @@ fn a_process_has_no_sums_by_module() {
 
 #[test]
 fn user_without_a_process_is_bad_usage() {
-    check_usage(&["user"], &["--pid"]);
+    check_usage(&["user"], &["-p", "--comm", "--cgroup", "--all"]);
+    check_usage(&["user", "--all", "--comm", "a"], &["--all", "--comm"]);
+    check_usage(&["user", "--comm", ""], &["--comm"]);
+    check_usage(&["user", "--cgroup", "/no/such/group"], &["/no/such/group", "/proc/PID/cgroup"]);
 }
 
 #[test]

@@ -38,13 +38,15 @@ pub struct Config {
     pub own_tgid: u32,
     /// 1: kernel allocations of the processes in `FILTER_TGIDS` only.
     pub filter_tgids: u32,
-    /// 1: kernel allocations of the commands in `FILTER_COMMS` only.
+    /// 1: kernel allocations of the commands in `FILTER_COMMS` only; or processes of these commands
+    /// are traced once they begin.
     pub filter_comms: u32,
     /// 1: kernel allocations from the caches in `FILTER_CACHES` and `FILTER_KMALLOC` only.
     pub filter_caches: u32,
     /// 1: kernel allocations by calls that lie in `text` only.
     pub filter_modules: u32,
-    /// 1: kernel allocations of the tasks in `cgroups` only.
+    /// 1: kernel allocations of the tasks in `cgroups` only; or processes in them are traced once
+    /// they begin.
     pub filter_cgroups: u32,
     /// 1: kernel allocations with the GFP flags of a test in `gfp` only.
     pub filter_gfp: u32,
@@ -68,7 +70,7 @@ pub struct Config {
     pub percpu_size_arg: u32,
     /// CPUs that may ever come.
     pub possible_cpus: u32,
-    /// Offset of `tgid` in `struct task_struct`; 0: children are not traced.
+    /// Offset of `tgid` in `struct task_struct`.
     pub task_tgid_offset: u32,
     /// Offset of `mm` in `struct task_struct`.
     pub task_mm_offset: u32,
@@ -78,12 +80,16 @@ pub struct Config {
     pub gfp_movable: u32,
     /// log2 of the bytes of `struct page`.
     pub page_struct_shift: u32,
+    /// Bits of [`Follow`]: which processes are traced once they begin.
+    pub follow: u32,
+    /// Offset of `signal` in `struct task_struct`; 0: ends of processes are not told.
+    pub task_signal_offset: u32,
+    /// Offset of `live` in `struct signal_struct`.
+    pub signal_live_offset: u32,
     /// 1: allocations of processes are sampled by the interval in `SAMPLING`, which may be 0.
     pub sampling: u32,
     /// 1: hits of probes in processes are counted in `CALLS`.
     pub count_calls: u32,
-    /// Always zero.
-    pub zero: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
     /// Tests of GFP flags, any of which may hold.
@@ -94,6 +100,16 @@ pub struct Config {
     pub cgroups: [CgroupTest; CGROUPS],
     /// Functions of the kernel's other allocators, whose pages count as theirs.
     pub page_owners: [TextRange; PAGE_OWNERS],
+}
+
+/// Bits of [`Config::follow`].
+pub struct Follow;
+
+impl Follow {
+    /// Children of traced processes are traced.
+    pub const CHILDREN: u32 = 1;
+    /// All processes but the loader are traced.
+    pub const ALL: u32 = 2;
 }
 
 /// Tests in [`Config::gfp`].
@@ -187,7 +203,7 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 6 * 8
-            + 28 * 4
+            + 30 * 4
             + size_of::<RcuLayout>()
             + GFP_TESTS * 8
             + (TEXT_RANGES + CGROUPS + PAGE_OWNERS) * 16

@@ -4,20 +4,22 @@
 //! |---|---|---|---|
 //! | `BLOCKS` | [`Bucket`]s of [`Outstanding`] | BPF ledger | collector, when single blocks matter |
 //! | `OVERFLOW` | [`BlockWord`] -> [`Outstanding`] | BPF ledger | the same |
-//! | `SITE_INDEX` | [`SiteKey`] -> `u32` | BPF ledger | nobody else |
-//! | `SITES` | index -> [`SiteRecord`] | BPF ledger; the loader sets [`SiteRecord::suspect`] | collector, by mmap |
+//! | `SITE_INDEX` | [`SiteKey`] -> `u32` | BPF ledger; the loader deletes | nobody else |
+//! | `SITES` | index -> [`SiteRecord`] | BPF ledger; the loader sets [`SiteRecord::suspect`], and wipes | collector, by mmap |
+//! | `FREE_SITES` | wiped slots of `SITES` | loader | BPF ledger |
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
 //! | `LOSS` | [`LossReason`] -> `u64` | BPF programs | collector |
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
 //! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |
-//! | `TARGETS` | tgid -> [`Target`] | loader, BPF exec and fork programs | BPF user programs |
+//! | `TARGETS` | tgid -> [`Target`] | loader, BPF process programs | BPF user programs |
+//! | `FREE_SPACES` | spaces of forgotten images | loader | loader, BPF process programs |
 //! | `SAMPLING` | the sampling interval in bytes, 0 for all | loader | BPF user programs |
 //! | `CALLS` | a [`Call`] -> hits of probes | BPF user programs | session, for `--max-overhead` |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
 //! | `MAPPINGS` | index -> [`TextMapping`] | loader, by mmap | BPF walk |
-//! | `TEXT_MAPS` | space -> [`TextMap`] | loader; BPF marks what it has told | BPF walk |
+//! | `TEXT_MAPS` | space -> [`TextMap`] | loader, BPF fork program; BPF marks what it has told | BPF walk |
 //! | `EVENTS` | ring of [`Event`] | BPF process programs and walk | session |
 //! | `MAP_EVENTS` | ring of [`MapEvent`] | BPF mapping programs | collector |
 //!
@@ -40,7 +42,7 @@ pub use alloc::{
     AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
 };
 pub use config::{
-    CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
+    CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
     TEXT_RANGES, TextRange,
 };
 pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
@@ -55,7 +57,9 @@ pub use unwind::{
     CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
     Unwinding, WALKS_PER_CPU,
 };
-pub use user::{CALLS, Call, Event, EventKind, InFlight, STEPPED, SkippedCall, Target};
+pub use user::{
+    CALLS, Call, Event, EventKind, InFlight, MAX_PROCESSES, STEPPED, SkippedCall, Target,
+};
 
 /// Marks the shared types as plain bytes for aya's typed maps.
 #[cfg(feature = "user")]

@@ -18,8 +18,8 @@ pub enum LossReason {
     ScratchBusy = 5,
     /// An address was allocated again while it was still outstanding.
     MissedFree = 6,
-    /// A block was freed that was not tracked: it is older than the session, or glibc frees
-    /// what is in a thread's cache, and so was freed before, when the thread ends
+    /// A block was freed that was not tracked: it is older than the session, or a child's copy of
+    /// its parent's, or glibc frees what is in a thread's cache, and so was freed before, when the thread ends
     /// (tcache_thread_shutdown, malloc/malloc.c, 2.36).
     UntrackedFree = 7,
     /// A tracked block's record could not be deleted (contention).
@@ -77,8 +77,8 @@ impl LossReason {
             Self::ScratchBusy => "allocations without their stack: no scratch memory was free",
             Self::MissedFree => "frees missed: the address was allocated again (record replaced)",
             Self::UntrackedFree => {
-                "frees of blocks that are not tracked (allocated before tracing began, or a C \
-                 library emptying the cache of a thread that ends)"
+                "frees of blocks that are not tracked (allocated before tracing began or by a \
+                 parent, or a C library emptying the cache of a thread that ends)"
             }
             Self::DeleteRefused => "frees missed: the table of outstanding blocks was contended",
             Self::InFlightFull => "allocations missed: too many threads inside the allocator",

@@ -25,14 +25,18 @@ pub const CALLS: u32 = 6;
 /// [`crate::AllocFunction::cookie`].
 pub const STEPPED: u64 = 1 << 32;
 
+/// Most processes that are traced at once.
+pub const MAX_PROCESSES: u32 = 4096;
+
 /// A traced process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Space of its present image, see [`crate::AllocKey::space`].
     pub space: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// 1: it is traced whatever it executes; 0: while its command or its control group is one that
+    /// is asked for.
+    pub stays: u32,
 }
 
 /// The outermost allocator call of a thread that has not returned yet.
@@ -103,14 +107,16 @@ impl SkippedCall {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// A traced process replaced its image.
+    /// A traced process replaced its image, or one that is traced from now on.
     Exec = 1,
     /// A traced process is about to map memory.
     Mapped = 2,
     /// A walk met an address in no known mapping.
     Unmapped = 3,
-    /// A traced process made a child that is to be traced as well.
+    /// A process has begun that is to be traced.
     Forked = 4,
+    /// A process is not traced any more: it has ended, or executed something that is not asked for.
+    Ended = 5,
 }
 
 /// A rare happening in a traced process.
@@ -121,11 +127,12 @@ pub struct Event {
     pub kind: u32,
     /// The process; [`EventKind::Forked`]: the child.
     pub tgid: u32,
-    /// [`EventKind::Exec`]: the space that ended. [`EventKind::Forked`]: the parent's.
+    /// [`EventKind::Exec`]: the space that ended, 0 if the process was not traced.
+    /// [`EventKind::Forked`]: the parent's, 0 if that is not traced. [`EventKind::Ended`]: the last.
     pub old_space: u32,
-    /// The present space; 0 if there is none left, and the process is not traced any more.
-    /// [`EventKind::Forked`]: the parent's own if both share their memory (vfork), 0 if there was
-    /// no room for another process.
+    /// The present space; 0 if there is none left or no room for another process, and the process
+    /// is not traced any more. [`EventKind::Forked`]: the parent's own if both share their memory
+    /// (vfork).
     pub new_space: u32,
 }
 

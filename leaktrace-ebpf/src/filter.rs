@@ -8,7 +8,8 @@ use aya_ebpf::{
     },
 };
 use leaktrace_common::{
-    CGROUPS, CgroupTest, GFP_TESTS, GfpTest, Kind, SiteVerdict, StackMode, TEXT_RANGES, TextRange,
+    CGROUPS, CgroupTest, Follow, GFP_TESTS, GfpTest, Kind, SiteVerdict, StackMode, TEXT_RANGES,
+    TextRange,
 };
 
 use crate::{
@@ -51,6 +52,22 @@ pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
         return None;
     }
     Some(tgid)
+}
+
+/// Whether processes like the running one are traced once they begin (`--all`, `--comm` and
+/// `--cgroup` of user mode). A child has its parent's command and group.
+#[inline(always)]
+pub(crate) fn follows_current() -> bool {
+    if is_own() {
+        return false;
+    }
+    if config!(follow) & Follow::ALL != 0 {
+        return true;
+    }
+    // SAFETY: the value is not looked at, only its presence.
+    let has_comm = |comm| unsafe { FILTER_COMMS.get(comm) }.is_some();
+    (config!(filter_comms) != 0 && bpf_get_current_comm().is_ok_and(has_comm))
+        || (config!(filter_cgroups) != 0 && leaktrace_is_in_cgroups() != 0)
 }
 
 /// Whether the running task is in a control group asked for, or below one. Global and not

@@ -7,7 +7,7 @@ use leaktrace_common::{
 
 use crate::{
     atomic, loss,
-    maps::{CURSORS, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
+    maps::{CURSORS, FREE_SITES, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
     stack::EEXIST,
     table,
 };
@@ -36,12 +36,16 @@ pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32>
             return Some(index);
         }
     }
-    // SAFETY: entries are never deleted, so the value stays.
+    // SAFETY: read at once; entries are deleted only once nobody has their space.
     let found = match unsafe { SITE_INDEX.get(key) } {
         Some(index) => Some(*index),
         None => {
             is_new();
-            new_site(key)
+            let kind = u64::from(key.kind) | u64::from(key.space) << 32;
+            match leaktrace_new_site(kind, key.detail, key.call_site, key.stack) {
+                NO_SITE => None,
+                index => Some(index),
+            }
         }
     };
     if let Some(index) = found {
@@ -51,16 +55,24 @@ pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32>
     found
 }
 
+/// [`leaktrace_new_site`] found no room.
+const NO_SITE: u32 = u32::MAX;
+
+/// Makes a call site of the parts of its key, kind and space in one word; gives its index or
+/// [`NO_SITE`]. Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_new_site(kind: u64, detail: u64, call_site: u64, stack: u64) -> u32 {
+    let key = SiteKey { kind: kind as u32, space: (kind >> 32) as u32, detail, call_site, stack };
+    new_site(&key).unwrap_or(NO_SITE)
+}
+
 #[inline(always)]
 fn new_site(key: &SiteKey) -> Option<u32> {
-    let cursor = CURSORS.get_ptr_mut(0)?;
-    // SAFETY: a live map value.
-    let index = unsafe { atomic::fetch_add(cursor, 1) };
-    if index >= u64::from(config!(max_sites)) {
+    let Some(index) = free_slot() else {
         loss::count(LossReason::SitesFull);
         return None;
-    }
-    let index = index as u32;
+    };
     let record = SITES.get_ptr_mut(index)?;
     // SAFETY: this slot was given to this run alone; nobody reads it before it is published,
     // but the loader, which takes a record with kind 0 for unused.
@@ -70,6 +82,8 @@ fn new_site(key: &SiteKey) -> Option<u32> {
         Err(error) => {
             // SAFETY: as above.
             unsafe { (*record).key.kind = 0 };
+            // A queue that is as long as the array has room for each slot.
+            let _ = FREE_SITES.push(index, 0);
             if error == EEXIST {
                 // Another CPU was quicker: its slot counts.
                 // SAFETY: as above.
@@ -79,6 +93,18 @@ fn new_site(key: &SiteKey) -> Option<u32> {
             None
         }
     }
+}
+
+/// A slot of `SITES` that nobody has.
+#[inline(always)]
+fn free_slot() -> Option<u32> {
+    if let Ok(Some(index)) = FREE_SITES.pop() {
+        return Some(index);
+    }
+    let cursor = CURSORS.get_ptr_mut(0)?;
+    // SAFETY: a live map value.
+    let index = unsafe { atomic::fetch_add(cursor, 1) };
+    (index < u64::from(config!(max_sites))).then_some(index as u32)
 }
 
 /// Whether this allocation of the call site `base` (a site without stack) gets a stack, under

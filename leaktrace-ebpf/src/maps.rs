@@ -6,12 +6,12 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, RingBuf},
 };
 use leaktrace_common::{
     Bucket, CGROUPS, CacheName, CgroupTest, Config, GFP_TESTS, GfpTest, InFlight, LossReason,
-    Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey, SiteRecord,
-    StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
+    MAX_PROCESSES, Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey,
+    SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -50,9 +50,11 @@ pub(crate) static CONFIG: Config = Config {
     all_pages: 0,
     gfp_movable: 0,
     page_struct_shift: 6,
+    follow: 0,
+    task_signal_offset: 0,
+    signal_live_offset: 0,
     sampling: 0,
     count_calls: 0,
-    zero: 0,
     rcu: RcuLayout {
         work_function: 0,
         monitor_function: 0,
@@ -106,9 +108,18 @@ pub(crate) const RECENT_SLOTS: u32 = 4096;
 #[map]
 pub(crate) static RECENT_SITES: Array<u64> = Array::with_max_entries(RECENT_SLOTS, 0);
 
-/// Counters of call sites; written by the ledger, read by the loader through mmap.
+/// Counters of call sites; written by the ledger, read by the loader through mmap, which wipes
+/// those of images that it forgets.
 #[map]
 pub(crate) static SITES: Array<SiteRecord> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Slots of [`SITES`] that the loader has wiped; as many as `SITES` holds.
+#[map]
+pub(crate) static FREE_SITES: Queue<u32> = Queue::with_max_entries(1, 0);
+
+/// Spaces whose images the loader has forgotten.
+#[map]
+pub(crate) static FREE_SPACES: Queue<u32> = Queue::with_max_entries(1, 0);
 
 /// Frames by stack id; written by the stack modules; when full, stacks are counted as lost.
 #[map]
@@ -124,9 +135,10 @@ pub(crate) static LOSS: PerCpuArray<u64> =
 #[map]
 pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// 0: next slot in [`SITES`]; 1: last space given to a process image; 2: blocks in [`OVERFLOW`].
+/// 0: slots of [`SITES`] that were ever given out; 1: last space given to a process image for the
+/// first time, also by the loader; 2: blocks in [`OVERFLOW`].
 #[map]
-pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(3, 0);
+pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(3, BPF_F_MMAPABLE);
 
 /// Names of slab caches by address; written by the ledger once a call site is new.
 #[map]
@@ -162,9 +174,9 @@ pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, Outstanding> = HashMap::with_m
 pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
     PerCpuArray::with_max_entries(crate::stack::KERNEL_SLOTS, 0);
 
-/// Traced processes by tgid; written by the loader and by the exec program.
+/// Traced processes by tgid; written by the loader and by the programs of fork, exec and exit.
 #[map]
-pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1024, 0);
+pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
 /// The sampling interval of processes in bytes, 0 where every allocation is recorded; written by the
 /// loader.
@@ -198,16 +210,18 @@ pub(crate) static PAGES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 #[map]
 pub(crate) static MAPPINGS: Array<TextMapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Each process image's part of [`MAPPINGS`], by space; written by the loader.
+/// Each process image's part of [`MAPPINGS`], by space; written by the loader, and by the fork
+/// program for a child; with room for images that are gone and not forgotten yet.
 #[map]
-pub(crate) static TEXT_MAPS: HashMap<u32, TextMap> = HashMap::with_max_entries(4096, 0);
+pub(crate) static TEXT_MAPS: HashMap<u32, TextMap> =
+    HashMap::with_max_entries(2 * MAX_PROCESSES, 0);
 
 /// Rules found lately, by address; written by user stack walks.
 #[map]
 pub(crate) static RULE_CACHE: Array<CachedRule> =
     Array::with_max_entries(crate::user::walk::CACHE_SLOTS, 0);
 
-/// Rare events for the session.
+/// Rare events for the session; larger where processes are many.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 

@@ -3,6 +3,7 @@
 use std::{
     env,
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -51,15 +52,20 @@ fn run() -> Result<ExitCode, Error> {
     }
 }
 
+fn check_cgroups(paths: &[PathBuf]) -> Result<(), Error> {
+    paths.iter().try_for_each(|path| cgroup::find(path).map(drop))
+}
+
 fn trace(spec: &Spec) -> Result<ExitCode, Error> {
     match &spec.target {
-        Target::Processes { pids } => pids.iter().try_for_each(|pid| proc::check_traceable(*pid)),
+        Target::Processes(wanted) => {
+            let pids = wanted.pids.iter().try_for_each(|pid| proc::check_traceable(*pid));
+            pids.and_then(|()| check_cgroups(&wanted.cgroups))
+        }
         Target::Kernel { filters, .. } => {
             let pids = filters.pids.iter().try_for_each(|pid| proc::check_exists(*pid));
             pids.and_then(|()| filters.modules.iter().try_for_each(|name| check_loaded(name)))
-                .and_then(|()| {
-                    filters.cgroups.iter().try_for_each(|path| cgroup::find(path).map(drop))
-                })
+                .and_then(|()| check_cgroups(&filters.cgroups))
         }
         Target::Command { .. } => Ok(()),
     }?;

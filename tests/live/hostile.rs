@@ -8,8 +8,9 @@ use std::{
 
 use leaktrace_tests::{
     binary::run,
+    kernel::probe_links,
     leaker::Leaker,
-    program::build_program,
+    program::{build_program, private_copy},
     report::{Report, Site},
     traced::Traced,
 };
@@ -17,11 +18,26 @@ use tempfile::TempDir;
 
 /// A folder with a copy of the program, which is not shared with other tests.
 fn copy_of(name: &str) -> (TempDir, PathBuf) {
+    private_copy(name, name)
+}
+
+/// What a program in C needs besides itself, where it is on this machine.
+const LIBRARIES: [&str; 2] = ["/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"];
+
+/// A folder with copies of these, by name.
+fn private_libraries() -> TempDir {
     let folder = TempDir::new().unwrap_or_else(|error| panic!("{error}"));
-    let copy = folder.path().join(name);
-    let source = build_program(name);
-    fs::copy(&source, &copy).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
-    (folder, copy)
+    for library in LIBRARIES.map(Path::new) {
+        let copy = folder.path().join(library.file_name().unwrap_or_default());
+        fs::copy(library, copy).unwrap_or_else(|error| panic!("{}: {error}", library.display()));
+    }
+    folder
+}
+
+/// Runs a program with a C library of its own.
+fn with_libraries(folder: &TempDir, program: &Path) -> Leaker {
+    let loader = folder.path().join("ld-linux-x86-64.so.2");
+    Leaker::launch(Command::new(loader).arg("--library-path").arg(folder.path()).arg(program))
 }
 
 /// Traces a program through its stage `holding`; gives the final report, which has its account.
@@ -173,6 +189,80 @@ fn copies_of_a_program_share_their_table() {
         report.assert_sites(leaker.pid(), &leaker.stage().sites());
     }
     assert_eq!(report.loss("stacks_truncated"), 0, "{}", report.outline());
+    for leaker in leakers {
+        leaker.end();
+    }
+}
+
+/// A container has its own C library, in a place that cannot be seen from here.
+#[test]
+fn a_program_in_a_container_is_traced() {
+    let (folder, copy) = copy_of("many");
+    let root = folder.path().join("root");
+    fs::create_dir(&root).unwrap_or_else(|error| panic!("{error}"));
+    let [loader, libc] = LIBRARIES;
+    let script = format!(
+        "mount -t tmpfs none \"$1\" && cd \"$1\" && mkdir -p lib64 lib/x86_64-linux-gnu && \
+         cp {loader} .{loader} && cp {libc} .{libc} && cp \"$0\" many && exec chroot . /many"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).arg(&copy).arg(&root);
+    let leaker = Leaker::launch(&mut command);
+    assert!(!root.join("many").exists(), "the program can be seen from here");
+    assert_whole(&trace(leaker));
+}
+
+/// An upgrade takes the C library away under a running program.
+#[test]
+fn a_program_whose_c_library_was_replaced_is_traced() {
+    let libraries = private_libraries();
+    let leaker = with_libraries(&libraries, &build_program("many"));
+    let libc = libraries.path().join("libc.so.6");
+    let other = libraries.path().join("other");
+    fs::copy(build_program("hotloop"), &other).unwrap_or_else(|error| panic!("{error}"));
+    fs::rename(&other, &libc).unwrap_or_else(|error| panic!("{error}"));
+    assert_whole(&trace(leaker));
+}
+
+#[test]
+fn a_program_whose_c_library_was_deleted_is_traced() {
+    let libraries = private_libraries();
+    let leaker = with_libraries(&libraries, &build_program("many"));
+    fs::remove_file(libraries.path().join("libc.so.6")).unwrap_or_else(|error| panic!("{error}"));
+    assert_whole(&trace(leaker));
+}
+
+/// Probes are put once into each file, however many processes map it: here three processes and two
+/// C libraries.
+#[test]
+fn each_file_gets_its_probes_once() {
+    let folders = [private_libraries(), private_libraries()];
+    let (_folder, copy) = copy_of("many");
+    let start = |folder| with_libraries(folder, &copy);
+    let mut leakers = [start(&folders[0]), start(&folders[0]), start(&folders[1])];
+    let links = |leakers: &[Leaker]| {
+        let pids: Vec<String> = leakers.iter().map(Leaker::pid_arg).collect();
+        let mut args = vec!["user", "--children", "--interval", "1h"];
+        args.extend(pids.iter().flat_map(|pid| ["-p", pid]));
+        let traced = Traced::start(&args);
+        (probe_links(traced.pid()), traced)
+    };
+    let (of_one, traced) = links(&leakers[..1]);
+    assert!(of_one > 0, "no probes");
+    traced.interrupt();
+    let (of_two_processes, traced) = links(&leakers[..2]);
+    assert_eq!(of_two_processes, of_one, "links for two processes with one C library");
+    traced.interrupt();
+    let (of_two_libraries, traced) = links(&leakers);
+    assert_eq!(of_two_libraries, 2 * of_one, "links for two C libraries");
+    for leaker in &mut leakers {
+        leaker.advance("holding");
+    }
+    let report = traced.interrupt().final_report().clone();
+    for leaker in &leakers {
+        report.assert_sites(leaker.pid(), &leaker.stage().sites());
+    }
+    report.assert_complete();
     for leaker in leakers {
         leaker.end();
     }

@@ -1,13 +1,10 @@
 //! Kernel mode: sums by module, cache and process, whom an allocation is for, and the filter by
 //! GFP flags.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
 use leaktrace_tests::{
+    groups::Groups,
     leaker::Leaker,
     report::{Report, Site, number},
     traced::Traced,
@@ -161,42 +158,12 @@ fn a_cache_that_is_not_there_is_said_to_be_missing() {
     program.end_after("closed");
 }
 
-/// A group of the unified hierarchy with one below it; both go when dropped.
-struct Groups(PathBuf);
-
-impl Groups {
-    fn new() -> io::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let root = mounts
-            .lines()
-            .filter_map(|line| line.split(' ').nth(1).zip(line.split(' ').nth(2)))
-            .find_map(|(point, kind)| (kind == "cgroup2").then_some(point))
-            .ok_or_else(|| io::Error::other("no unified hierarchy of control groups"))?;
-        let outer = Path::new(root).join(format!("leaktrace-test-{}", std::process::id()));
-        fs::create_dir_all(outer.join("inner"))?;
-        Ok(Self(outer))
-    }
-
-    fn inner(&self) -> PathBuf {
-        self.0.join("inner")
-    }
-}
-
-impl Drop for Groups {
-    fn drop(&mut self) {
-        for group in [self.inner(), self.0.clone()] {
-            // One with a process in it stays, which a failed test has left behind.
-            let _ = fs::remove_dir(group);
-        }
-    }
-}
-
 #[test]
 fn a_control_group_holds_those_below_it_and_no_others() {
-    let groups = Groups::new().unwrap();
+    let groups = Groups::new();
     let mut program = Leaker::start("kobjects", &[]);
-    fs::write(groups.inner().join("cgroup.procs"), program.pid_arg()).unwrap();
-    let outer = groups.0.display().to_string();
+    groups.take(program.pid());
+    let outer = groups.outer().display().to_string();
     let traced =
         Traced::start(&["kernel", "--interval", "1h", "--by", "process", "--cgroup", &outer]);
     program.advance("holding");

@@ -4,7 +4,9 @@
 mod allocators;
 mod exact;
 mod filters;
+mod followed;
 mod gdb;
+mod host_wide;
 mod hostile;
 mod kernel;
 mod kernel_view;

@@ -1,7 +1,9 @@
 //! Several processes, fork and exec.
 
 use leaktrace_tests::{
-    leaker::{Leaker, sites_of},
+    SOON,
+    leaker::{Leaker, children_of, sites_of},
+    program::build_library,
     report::{Amounts, number},
     traced::Traced,
 };
@@ -67,34 +69,77 @@ fn a_forked_child_does_not_change_its_parents_account() {
     leaker.end();
 }
 
-/// A child of fork, a grandchild and one of posix_spawn: each has its own account, whole stacks,
-/// and is still there when it has ended.
+/// A child of fork, a grandchild and one of posix_spawn: each is traced from its first instruction,
+/// has its own account, whole stacks, and is still there when it has ended.
 #[test]
 fn children_are_traced_on_demand() {
     let mut leaker = Leaker::start("children", &[]);
     let pid = leaker.pid_arg();
-    let args = ["user", "-p", &pid, "--children", "--interval", "100ms"];
-    let mut traced = Traced::start(&args);
+    let mut traced = Traced::start(&["user", "-p", &pid, "--children", "--interval", "100ms"]);
     leaker.advance("made");
-    traced.wait_report("three children are traced", leaktrace_tests::SOON, |report| {
-        let unseen = report.value["loss"]["unseen"].to_string();
-        unseen.contains("after their start on: 3")
-    });
-    let children = leaker.advance("holding").line["children"].clone();
-    let children = children.as_array().map(Vec::as_slice).unwrap_or_default();
+    let children = children_of(&leaker.advance("holding").line);
     assert_eq!(children.len(), 3);
+    // What a process has executed is named once its mappings are read, while it runs.
+    traced.wait_report("all children are known", SOON, |report| {
+        children.iter().all(|(pid, sites)| {
+            sites.iter().all(|(name, amounts)| report.sum_in(*pid, name) == *amounts)
+        })
+    });
     leaker.end();
     let report = traced.wait().final_report().clone();
-    for child in children {
-        let child_pid = u32::try_from(number(child, "pid")).unwrap_or_default();
-        report.assert_sites(child_pid, &sites_of(child));
-        let expected = &sites_of(child)[0].0;
-        for site in report.sites().into_iter().filter(|site| site.has_frame(expected)) {
+    for (child, expected) in children {
+        report.assert_sites(child, &expected);
+        let site_name = &expected[0].0;
+        for site in report.sites().into_iter().filter(|site| site.has_frame(site_name)) {
             assert_eq!(site.value["truncated"], false, "{}", report.outline());
             assert!(site.has_frame("main"), "{}", report.outline());
         }
     }
-    assert_eq!(report.loss("stacks_truncated"), 0, "{}", report.outline());
+    report.assert_complete();
+}
+
+/// Ten children of fork that leak at once and end, and one of vfork that executes: nobody waits for
+/// leaktrace, and yet each is exact, to its first call, with whole stacks.
+#[test]
+fn children_that_end_at_once_are_exact() {
+    let mut leaker = Leaker::start("family", &["1"]);
+    let pid = leaker.pid_arg();
+    let traced = Traced::start(&["user", "-p", &pid, "--children", "--interval", "1h"]);
+    let mut children = children_of(&leaker.advance("round").line);
+    children.extend(children_of(&leaker.advance("holding").line));
+    assert_eq!(children.len(), 11);
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    report.assert_sites(leaker.pid(), &leaker.stage().sites());
+    for (child, expected) in &children {
+        report.assert_sites(*child, expected);
+    }
+    for site in report.sites().into_iter().filter(|site| site.has_frame("site_child")) {
+        assert_eq!(site.value["truncated"], false, "{}", report.outline());
+        assert!(site.has_frame("be_child") && site.has_frame("main"), "{}", report.outline());
+    }
+    report.assert_complete();
+    leaker.end();
+}
+
+/// Its names were learnt while it was loaded.
+#[test]
+fn a_library_that_leaks_is_named_after_it_is_gone() {
+    let library = build_library("leaklib.so").display().to_string();
+    let mut leaker = Leaker::start("plugged", &[&library]);
+    let pid = leaker.pid();
+    let mut traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "100ms"]);
+    for _ in 0..2 {
+        let leaked = leaker.advance("opened").site("site_in_library");
+        traced.wait_report("the library is known", SOON, |report| {
+            report.sum_in(pid, "site_in_library") == leaked
+        });
+    }
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    ended.final_report().assert_sites(pid, &leaker.stage().sites());
+    ended.final_report().assert_complete();
+    leaker.end();
 }
 
 /// The blocks of the old image are gone with it; the new one is traced under the same PID.

@@ -181,6 +181,18 @@ fn the_report_follows_the_commands_output() {
     assert!(report.contains("complete"), "no trust line in the report:\n{report}");
 }
 
+/// A second exec brings the same C library again.
+#[test]
+fn the_allocator_is_named_after_another_exec() {
+    require_root();
+    let program = build_program("execer").display().to_string();
+    let finished = run_with_input(&mut leaktrace(&["run", "--", &program]), "xxxx");
+    assert_eq!(finished.code, 0, "exit code; stderr:\n{}", finished.stderr);
+    let header = finished.stdout.lines().find(|line| line.starts_with("leaktrace run:"));
+    let header = header.unwrap_or_else(|| panic!("stdout:\n{}", finished.stdout));
+    assert!(header.contains("allocator /") && header.contains("libc.so.6"), "{header}");
+}
+
 #[test]
 fn a_command_that_cannot_be_run_is_bad_input() {
     for command in ["/nonexistent/command", "/etc/passwd", "/"] {

@@ -48,6 +48,16 @@ fn leaks_after_longjmp_out_of_malloc_are_exact() {
     leaker.end();
 }
 
+/// Four threads end in malloc and four in realloc, whose old blocks are as they were.
+#[test]
+fn leaks_after_threads_that_end_in_the_allocator_are_exact() {
+    let (leaker, report) = trace_holding("quitter", &[], &[]);
+    report.assert_sites(leaker.pid(), &leaker.stage().sites());
+    let reasons = &report.value["loss"]["reasons"];
+    assert_eq!(reasons["skipped_return"], 8, "{}", report.outline());
+    leaker.end();
+}
+
 /// The one call site under `site_deep`.
 fn deep_site(report: &Report) -> Site<'_> {
     let sites = report.sites();

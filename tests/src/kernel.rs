@@ -100,6 +100,21 @@ pub fn verified_instructions(pid: u32) -> Vec<(String, u64)> {
     programs
 }
 
+/// How many links a process holds that put probes into files.
+///
+/// # Panics
+///
+/// When the process has ended.
+pub fn probe_links(pid: u32) -> usize {
+    let kind = |text: &String| {
+        text.lines()
+            .find_map(|line| line.strip_prefix("link_type:"))
+            .map(|kind| kind.trim().to_owned())
+    };
+    let kinds = descriptors(pid).iter().filter_map(kind).collect::<Vec<_>>();
+    kinds.iter().filter(|kind| ["uprobe_multi", "perf"].contains(&kind.as_str())).count()
+}
+
 /// A field of all descriptors of a process that have it.
 pub(crate) fn descriptor_fields(pid: u32, name: &str) -> Vec<u64> {
     descriptors(pid).iter().filter_map(|text| field(text, name)).collect()

@@ -4,7 +4,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{LATE, SOON, child::Child, program::build_program, report::Amounts};
+use crate::{
+    LATE, SOON,
+    child::Child,
+    program::build_program,
+    report::{Amounts, number},
+};
 
 /// The account that a program prints at a stage.
 #[derive(Clone, Debug)]
@@ -60,6 +65,17 @@ pub fn sites_of(value: &Value) -> Vec<(String, Amounts)> {
     let Some(sites) = value["sites"].as_array() else { panic!("no sites in {value}") };
     let name = |site: &Value| site["name"].as_str().unwrap_or_default().to_owned();
     sites.iter().map(|site| (name(site), Amounts::of(site))).collect()
+}
+
+/// The PID and the account of each of the `children` of a stage.
+///
+/// # Panics
+///
+/// When there are none.
+pub fn children_of(value: &Value) -> Vec<(u32, Vec<(String, Amounts)>)> {
+    let Some(children) = value["children"].as_array() else { panic!("no children in {value}") };
+    let pid = |child: &Value| u32::try_from(number(child, "pid")).unwrap_or_default();
+    children.iter().map(|child| (pid(child), sites_of(child))).collect()
 }
 
 /// A running test program; killed when dropped.
@@ -155,7 +171,8 @@ mod tests {
     fn every_program_runs_to_its_end() {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 36] = [
+        let leaklib = build_library("leaklib.so").display().to_string();
+        let runs: [(&str, &[&str], &[&str]); 40] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -174,6 +191,8 @@ mod tests {
             ("deep", &["300"], &["holding"]),
             ("exact", &[], &["holding", "freed"]),
             ("execer", &[], &["before", "after"]),
+            ("execer-static", &[], &["before", "after"]),
+            ("family", &["2"], &["round", "round", "holding"]),
             ("forker", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),
@@ -188,9 +207,11 @@ mod tests {
             ("maze-rust", &[], &["running", "done"]),
             ("paced", &["10"], &["running"]),
             ("pipeloop", &["0.05"], &["done"]),
-            ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),
+            ("plugged", &[&leaklib], &["opened", "opened", "holding"]),
             ("pool", &[], &["holding"]),
             ("pool-static", &[], &["holding"]),
+            ("quitter", &[], &["holding"]),
+            ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),
             ("semantics", &[], &["holding"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();

@@ -8,6 +8,7 @@
 //! | [`traced`] | runs leaktrace until interrupted or done: [`traced::Traced`] |
 //! | [`report`] | questions to a report: [`report::Report`] |
 //! | [`driver`] | a kernel module of `tests/drivers`, loaded and led: [`driver::Driver`] |
+//! | [`groups`] | control groups of a test's own: [`groups::Groups`] |
 //! | [`kernel`] | the BPF programs that the kernel has loaded |
 //! | [`maps`] | what leaktrace's BPF maps hold of a call |
 //! | [`oracle`] | gdb: backtraces of sampled malloc calls |
@@ -20,6 +21,7 @@
 pub mod binary;
 pub mod child;
 pub mod driver;
+pub mod groups;
 pub mod kernel;
 pub mod leaker;
 pub mod maps;

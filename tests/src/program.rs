@@ -2,6 +2,8 @@
 
 use std::{path::Path, path::PathBuf, process::Command, time::SystemTime};
 
+use tempfile::TempDir;
+
 use crate::binary::{target_dir, workspace};
 
 /// Flags of every program in C and C++: frames that a frame-pointer walk sees whole, and each call a call.
@@ -62,12 +64,15 @@ const RECIPES: &[Recipe] = &[
         flags: &["-DTCMALLOC", "-static", "-ltcmalloc_minimal"],
     },
     Recipe { name: "chain", source: "chain.c", flags: UNWIND_FLAGS },
-    Recipe { name: "children", source: "children.c", flags: &["-fomit-frame-pointer"] },
+    // Static: probes that reach children reach every process that maps the same file.
+    Recipe { name: "children", source: "children.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "cpp", source: "cpp.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "crowd", source: "crowd.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "deep", source: "deep.c", flags: &[] },
     Recipe { name: "exact", source: "exact.c", flags: &[] },
     Recipe { name: "execer", source: "execer.c", flags: &[] },
+    Recipe { name: "execer-static", source: "execer.c", flags: &["-static"] },
+    Recipe { name: "family", source: "family.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
     Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },
@@ -88,8 +93,10 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
+    Recipe { name: "plugged", source: "plugged.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "pool", source: "pool.c", flags: &[] },
     Recipe { name: "pool-static", source: "pool.c", flags: &["-static"] },
+    Recipe { name: "quitter", source: "quitter.c", flags: &[] },
     Recipe { name: "sampling", source: "sampling.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
 ];
@@ -106,6 +113,11 @@ const LIBRARIES: &[Recipe] = &[
         source: "chainlib.c",
         flags: &["-O1", "-fomit-frame-pointer", "-fbuiltin", "-fno-plt", "-shared", "-fPIC"],
     },
+    Recipe {
+        name: "leaklib.so",
+        source: "leaklib.c",
+        flags: &["-fomit-frame-pointer", "-shared", "-fPIC"],
+    },
 ];
 
 /// Every program's name.
@@ -121,6 +133,19 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// When there is no such program, or the compiler fails or says anything.
 pub fn build_program(name: &str) -> PathBuf {
     build(RECIPES, name)
+}
+
+/// A folder with a copy of a program, under the name `called`: a file that no other process maps.
+///
+/// # Panics
+///
+/// As [`build_program`], or when it cannot be copied.
+pub fn private_copy(name: &str, called: &str) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap_or_else(|error| panic!("{error}"));
+    let copy = folder.path().join(called);
+    let source = build_program(name);
+    std::fs::copy(&source, &copy).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    (folder, copy)
 }
 
 /// Compiles a shared library, as [`build_program`] does a program.

@@ -64,11 +64,8 @@ pub(crate) fn test(layers: &[Layer]) -> Result<ExitCode> {
             (_, None) => continue,
             (Layer::Golden, Some(binary)) => integration(&["--test", "golden"], &[], binary),
             // The harness first: what it builds must run by itself.
-            (Layer::Live, Some(binary)) => {
-                integration(&["--lib"], &[], binary).and_then(|passed| {
-                    Ok(integration(&["--test", "live"], &SERIAL, binary)? && passed)
-                })
-            }
+            (Layer::Live, Some(binary)) => integration(&["--lib"], &[], binary)
+                .and_then(|passed| Ok(integration(&["--test", "live"], &HOST, binary)? && passed)),
             (Layer::Vm, Some(binary)) => in_machine(binary),
         };
         match passed {
@@ -116,6 +113,9 @@ fn run(cargo: &mut Command) -> Result<bool> {
 /// The live tests share the kernel.
 const SERIAL: [&str; 1] = ["--test-threads=1"];
 
+/// On this host they cost no process but their own.
+const HOST: [&str; 3] = [SERIAL[0], "--skip", "host_wide::"];
+
 /// What runs in the machine: kernel, test file, and which of its tests (arguments of the test
 /// runner). Each in a machine of its own, as a driver may leave the kernel in any state.
 const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
@@ -126,7 +126,11 @@ const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
     // Where interrupts are threads, and locks sleep.
     (vm::Flavour::RtAmd64, "live", &["kernel::default_stacks", "kernel::percpu", "pages_in_pipes"]),
     // What differs: uprobe_multi links, and walks that meet on one CPU.
-    (vm::Flavour::Newer, "live", &["at_once", "verifier", "semantics::", "kernel::"]),
+    (
+        vm::Flavour::Newer,
+        "live",
+        &["at_once", "verifier", "semantics::", "kernel::", "followed::", "host_wide::"],
+    ),
 ];
 
 /// Runs the tests that need Debian's kernels; gives whether all passed.

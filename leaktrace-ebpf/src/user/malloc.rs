@@ -72,7 +72,7 @@ pub(crate) fn lt_return(ctx: RetProbeContext) -> u32 {
 /// A return instruction of a function whose return address stays what it is, see
 /// [`leaktrace_common::AllocFunction::throws`].
 #[uprobe]
-pub(crate) fn lt_exit(ctx: ProbeContext) -> u32 {
+pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs.
     let (rsp, rax) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rax) };
     let thread = bpf_get_current_pid_tgid();
@@ -282,11 +282,34 @@ pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
         if !cookie_throws(flight.function.into()) {
             loss::count(LossReason::SkippedReturn);
         }
-        if flight.old_tracked != 0 {
-            ledger::put_back(AllocKey::new(space, flight.pointer), &flight.old);
-        }
+        put_old_back(flight);
     }
     0
+}
+
+/// A thread ends: a call of which it has not returned never will. That is a loss where the
+/// process `lives` on.
+#[inline(always)]
+pub(super) fn abandon(thread: u64, space: u32, lives: bool) {
+    let Some(flight) = IN_FLIGHT.get_ptr_mut(thread) else { return };
+    // SAFETY: a live map value that belongs to this thread.
+    unsafe {
+        if (*flight).stack_pointer != 0 && (*flight).space == space {
+            if lives {
+                loss::count(LossReason::SkippedReturn);
+            }
+            put_old_back(&*flight);
+        }
+        (*flight).stack_pointer = 0;
+    }
+}
+
+/// The call will not return: the block that it was to resize is as it was.
+#[inline(always)]
+fn put_old_back(flight: &InFlight) {
+    if flight.old_tracked != 0 {
+        ledger::put_back(AllocKey::new(flight.space, flight.pointer), &flight.old);
+    }
 }
 
 /// Whether a call is made inside the unfinished call `outer`; see the module.

@@ -7,11 +7,12 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use leaktrace_common::{BlockWord, Event, EventKind, LossReason, Target};
+use leaktrace_common::{BlockWord, Event, EventKind, Follow, LossReason, Target, TextMap};
 
+use super::malloc;
 use crate::{
-    atomic, loss,
-    maps::{CURSORS, EVENTS, TARGETS, TEXT_MAPS, config},
+    atomic, filter, loss,
+    maps::{CURSORS, EVENTS, FREE_SPACES, TARGETS, TEXT_MAPS, config},
 };
 
 /// sched:sched_process_exec, after the new image is in place: the old image's memory is gone,
@@ -19,29 +20,61 @@ use crate::{
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return 0 };
-    let new_space = next_space();
-    // SAFETY: a live map value; an exec has ended every other thread of the process.
-    let old_space = unsafe {
-        let old_space = (*target).space;
-        (*target).space = new_space;
-        old_space
+    let known = TARGETS.get_ptr_mut(tgid);
+    let (old_space, stays) = match known {
+        // SAFETY: a live map value; an exec has ended every other thread of the process.
+        Some(target) => unsafe { ((*target).space, (*target).stays) },
+        None => (0, 0),
     };
-    if new_space == 0 {
-        // One that is not there needs no removal.
-        let _ = TARGETS.remove(tgid);
+    if stays == 0 && !filter::follows_current() {
+        if old_space != 0 {
+            // One that is not there needs no removal.
+            let _ = TARGETS.remove(tgid);
+            tell(Event { kind: EventKind::Ended as u32, tgid, old_space, new_space: 0 });
+        }
+        return 0;
+    }
+    let mut new_space = next_space();
+    match known {
+        // SAFETY: as above.
+        Some(target) if new_space != 0 => unsafe { (*target).space = new_space },
+        Some(_) => {
+            // As above.
+            let _ = TARGETS.remove(tgid);
+        }
+        None => new_space = register(tgid, Target { space: new_space, stays: 0 }, true),
     }
     tell(Event { kind: EventKind::Exec as u32, tgid, old_space, new_space });
     0
 }
 
-/// A space that no process image has had; 0 when all have been given.
+/// A space that no process image has; 0 when all are taken.
 #[inline(always)]
 fn next_space() -> u32 {
+    if let Ok(Some(space)) = FREE_SPACES.pop() {
+        return space;
+    }
     let Some(cursor) = CURSORS.get_ptr_mut(1) else { return 0 };
     // SAFETY: a live map value.
     let space = unsafe { atomic::fetch_add(cursor, 1) } + 1;
     if space < u64::from(BlockWord::SPACES) { space as u32 } else { 0 }
+}
+
+/// Has a process traced; gives its space, 0 if there is none or no room: a space of its own is then
+/// given back.
+#[inline(always)]
+fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
+    if target.space == 0 {
+        return 0;
+    }
+    if TARGETS.insert(tgid, target, u64::from(BPF_ANY)).is_ok() {
+        return target.space;
+    }
+    if has_own {
+        // The queue has room for every space.
+        let _ = FREE_SPACES.push(target.space, 0);
+    }
+    0
 }
 
 #[inline(always)]
@@ -52,38 +85,87 @@ fn tell(event: Event) {
 }
 
 /// sched:sched_process_fork(parent, child), before the child runs: a traced process' child is
-/// traced as well, in a space of its own, unless it shares its parent's memory (vfork).
+/// traced as well if that is asked for, in a space of its own, unless it shares its parent's
+/// memory (vfork).
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr(parent) else { return 0 };
+    let target = TARGETS.get_ptr(parent);
+    let inherits = target.is_some() && config!(follow) & Follow::CHILDREN != 0;
+    if !inherits && !filter::follows_current() {
+        return 0;
+    }
     // SAFETY: the tracepoint has two arguments; the helper checks the addresses, and the child
     // has all it needs but has not been woken (kernel_clone, kernel/fork.c, 6.1 and 6.18).
-    let (tgid, shares_memory) = unsafe {
+    let (tgid, mm, shares_memory) = unsafe {
         let child = *ctx.as_ptr().cast::<u64>().add(1);
         let (tgid_at, mm_at) = (config!(task_tgid_offset), config!(task_mm_offset));
         let Ok(tgid) = bpf_probe_read_kernel((child + u64::from(tgid_at)) as *const u32) else {
             return 0;
         };
         let mm = |task: u64| bpf_probe_read_kernel((task + u64::from(mm_at)) as *const u64);
-        (tgid, mm(child) == mm(bpf_get_current_task()))
+        let of_child = mm(child).unwrap_or(0);
+        (tgid, of_child, mm(bpf_get_current_task()) == Ok(of_child))
     };
-    // A thread belongs to its process.
-    if tgid == parent {
+    // A thread belongs to its process, and a thread of the kernel has no memory.
+    if tgid == parent || mm == 0 {
         return 0;
     }
     // SAFETY: a live map value.
-    let old_space = unsafe { (*target).space };
-    let mut new_space = old_space;
-    if !shares_memory {
-        new_space = next_space();
-    }
-    let entry = Target { space: new_space, zero: 0 };
-    if new_space != 0 && TARGETS.insert(tgid, entry, u64::from(BPF_ANY)).is_err() {
-        new_space = 0;
+    let old_space = target.map_or(0, |target| unsafe { (*target).space });
+    let has_own = !shares_memory || old_space == 0;
+    let space = if has_own { next_space() } else { old_space };
+    let new_space = register(tgid, Target { space, stays: u32::from(inherits) }, has_own);
+    // It begins with its parent's mappings.
+    if new_space != old_space
+        && new_space != 0
+        && let Some(map) = TEXT_MAPS.get_ptr(old_space)
+    {
+        // SAFETY: a live map value; copied field by field, a torn read leads to a wrong lookup at
+        // worst, until the loader has looked.
+        let map = unsafe { TextMap { told: 0, ..*map } };
+        // Without it, stacks say that they are cut.
+        let _ = TEXT_MAPS.insert(new_space, map, u64::from(BPF_ANY));
     }
     tell(Event { kind: EventKind::Forked as u32, tgid, old_space, new_space });
     0
+}
+
+/// sched:sched_process_exit, of each thread: what it leaves behind. The last one ends the process.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
+    let thread = bpf_get_current_pid_tgid();
+    let tgid = (thread >> 32) as u32;
+    let Some(target) = TARGETS.get_ptr(tgid) else { return 0 };
+    // SAFETY: a live map value.
+    let old_space = unsafe { (*target).space };
+    let ends = is_last_thread();
+    malloc::abandon(thread, old_space, !ends);
+    if ends {
+        // One that is not there needs no removal.
+        let _ = TARGETS.remove(tgid);
+        tell(Event { kind: EventKind::Ended as u32, tgid, old_space, new_space: 0 });
+    }
+    0
+}
+
+/// Whether the running thread, which is ending, is its process' last one. It counts itself out
+/// before the tracepoint (do_exit, kernel/exit.c, 6.1 and 6.18).
+#[inline(always)]
+fn is_last_thread() -> bool {
+    let (signal_at, live_at) = (config!(task_signal_offset), config!(signal_live_offset));
+    if signal_at == 0 {
+        return false;
+    }
+    // SAFETY: the helper checks the addresses.
+    unsafe {
+        let task = bpf_get_current_task();
+        let Ok(signal) = bpf_probe_read_kernel((task + u64::from(signal_at)) as *const u64) else {
+            return false;
+        };
+        bpf_probe_read_kernel((signal + u64::from(live_at)) as *const i32)
+            .is_ok_and(|live| live <= 0)
+    }
 }
 
 /// mmap:vm_unmapped_area, from 5.7: a process is about to map memory, perhaps a library.

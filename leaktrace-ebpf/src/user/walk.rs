@@ -208,8 +208,9 @@ pub unsafe extern "C" fn leaktrace_step(slot: u32) -> u32 {
 unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
     // SAFETY: the caller's promise; cache entries are checked, see [`CachedRule`].
     unsafe {
-        // User addresses have 47 bits.
-        let key = (*walk).address ^ (u64::from((*walk).generation) << 47);
+        // The generation goes over all bits, as it outgrows those that an address leaves free.
+        let generation = u64::from((*walk).generation).wrapping_mul(StackId::SEED);
+        let key = (*walk).address ^ generation;
         let hash = StackId::mix(StackId::SEED, key);
         let Some(entry) = RULE_CACHE.get_ptr_mut(hash as u32 & (CACHE_SLOTS - 1)) else {
             return leaktrace_find_rule(slot);

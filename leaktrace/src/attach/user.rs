@@ -1,4 +1,4 @@
-//! User probes: the allocator functions of one process.
+//! User probes: the allocator functions of one process, or of all that map an object.
 
 use std::collections::BTreeMap;
 
@@ -46,6 +46,7 @@ impl Way {
 /// The probes of all traced processes; detaches when dropped.
 pub struct UserProbes {
     programs: Programs,
+    /// By process; those of all processes under 0.
     links: BTreeMap<u32, Vec<Link>>,
     /// Measured where a budget is to be kept.
     prices: Option<Prices>,
@@ -64,7 +65,7 @@ enum Kept {
 const FREE: &str = "lt_free";
 const ENTRY: &str = "lt_entry";
 const RETURN: &str = "lt_return";
-const EXIT: &str = "lt_exit";
+const EXIT: &str = "lt_returning";
 
 /// Programs for functions that throw.
 struct Throwing {
@@ -79,15 +80,22 @@ enum Programs {
 }
 
 impl UserProbes {
-    /// Loads the programs, and attaches those that follow execs and, if wanted, forks and system
-    /// calls that map memory.
+    /// Loads the programs, and attaches those that follow execs and ends of processes and, if
+    /// wanted, forks and system calls that map memory.
     ///
     /// # Errors
     ///
     /// [`Error::Kernel`] when the kernel refuses a program.
-    pub fn new(loaded: &mut Loaded, way: Way, trace: &TraceOptions) -> Result<Self, Error> {
+    pub fn new(
+        loaded: &mut Loaded,
+        way: Way,
+        trace: &TraceOptions,
+        follows: bool,
+    ) -> Result<Self, Error> {
+        // Ends before beginnings: an end that is not told leaves a process behind.
+        loaded.attach_tracepoint(KernelProgram::Exit)?;
         loaded.attach_tracepoint(KernelProgram::Exec)?;
-        if trace.children {
+        if follows {
             loaded.attach_tracepoint(KernelProgram::Fork)?;
         }
         if trace.user_kinds.mmap {
@@ -172,7 +180,8 @@ impl UserProbes {
         }
     }
 
-    /// Attaches to an allocator in the object that can be read at `path`, for one process.
+    /// Attaches to an allocator in the object that can be read at `path`, for one process, or for
+    /// all that map the object, now and later, if `pid` is 0.
     ///
     /// # Errors
     ///
@@ -213,13 +222,14 @@ impl UserProbes {
                 }
                 if error.raw_os_error() == Some(libc::EINVAL) {
                     // alloc_uprobe, kernel/events/uprobes.c, 6.1 and 6.18.
-                    return Error::Host(format!(
-                        "cannot attach to the allocator of process {pid}: another tracer (bcc, \
-                         bpftrace) has a probe there that the kernel cannot share (its log says \
-                         `ref_ctr_offset mismatch`): end that tracer, then try again"
-                    ));
+                    return Error::Host(
+                        "cannot attach to an allocator: another tracer (bcc, bpftrace) has a probe \
+                         there that the kernel cannot share (its log says `ref_ctr_offset \
+                         mismatch`): end that tracer, then try again"
+                            .into(),
+                    );
                 }
-                Error::kernel(format!("cannot attach to the allocator of process {pid}"), error)
+                Error::kernel("cannot attach to an allocator", error)
             })
         };
         // Frees first: an allocation seen without its free would look like a leak. Returns

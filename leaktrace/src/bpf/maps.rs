@@ -1,14 +1,11 @@
 //! Typed handles of the maps; see `leaktrace_common` for what each holds.
 
-use std::{
-    os::fd::{AsFd as _, OwnedFd},
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use leaktrace_common::{
-    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, CacheName, Call, LossReason, Outstanding,
-    SiteRecord, StackRecord, Target, TextMap, TextMapping,
+    AllocKey, BlockWord, Bucket, CacheName, Call, LossReason, Outstanding, SiteKey, SiteRecord,
+    StackRecord, Target, TextMap, TextMapping,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -16,22 +13,25 @@ use crate::error::Error;
 
 /// The maps of a loaded object.
 pub struct Maps {
-    blocks: MappedArray<Bucket>,
-    overflow: HashMap<MapData, u64, Outstanding>,
+    pub(super) blocks: MappedArray<Bucket>,
+    pub(super) overflow: HashMap<MapData, u64, Outstanding>,
     /// The same map, for batches.
-    overflow_fd: OwnedFd,
-    stacks: HashMap<MapData, u64, StackRecord>,
+    pub(super) overflow_fd: OwnedFd,
+    pub(super) stacks: HashMap<MapData, u64, StackRecord>,
     caches: HashMap<MapData, u64, CacheName>,
     loss: PerCpuArray<MapData, u64>,
-    cursors: Array<MapData, u64>,
+    pub(super) cursors: MappedArray<u64>,
     sampling: Array<MapData, u64>,
     calls: PerCpuArray<MapData, u64>,
-    targets: HashMap<MapData, u32, Target>,
+    pub(super) targets: HashMap<MapData, u32, Target>,
     filter_tgids: HashMap<MapData, u32, u32>,
     filter_comms: HashMap<MapData, [u8; 16], u32>,
     filter_caches: HashMap<MapData, [u8; 32], u32>,
     filter_kmalloc: HashMap<MapData, u64, u32>,
-    sites: MappedArray<SiteRecord>,
+    pub(super) sites: MappedArray<SiteRecord>,
+    pub(super) site_index: HashMap<MapData, SiteKey, u32>,
+    pub(super) free_sites: Queue<MapData, u32>,
+    pub(super) free_spaces: Queue<MapData, u32>,
     events: Option<RingBuf<MapData>>,
     map_events: Option<RingBuf<MapData>>,
 }
@@ -60,7 +60,7 @@ impl Loaded {
             stacks: self.typed("STACKS")?,
             caches: self.typed("CACHES")?,
             loss: self.typed("LOSS")?,
-            cursors: self.typed("CURSORS")?,
+            cursors: MappedArray::new("CURSORS", self.take("CURSORS")?)?,
             sampling: self.typed("SAMPLING")?,
             calls: self.typed("CALLS")?,
             targets: self.typed("TARGETS")?,
@@ -69,6 +69,9 @@ impl Loaded {
             filter_caches: self.typed("FILTER_CACHES")?,
             filter_kmalloc: self.typed("FILTER_KMALLOC")?,
             sites,
+            site_index: self.typed("SITE_INDEX")?,
+            free_sites: self.typed("FREE_SITES")?,
+            free_spaces: self.typed("FREE_SPACES")?,
             events: Some(self.typed("EVENTS")?),
             map_events: Some(self.typed("MAP_EVENTS")?),
         })
@@ -131,47 +134,6 @@ impl Maps {
         .map_err(|error| Error::kernel("cannot read the outstanding blocks", error))
     }
 
-    /// Forgets the blocks of a process image whose memory is gone.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Maps::read_outstanding`].
-    pub fn forget_space(&mut self, space: u32) -> Result<(), Error> {
-        let is_of = |word: u64| word > BlockWord::CLAIMED && BlockWord::key(word).space == space;
-        for index in 0..self.blocks.len() {
-            self.blocks.with(index, |bucket| {
-                for slot in 0..BUCKET_SLOTS as usize {
-                    // SAFETY: `bucket` lies in the mapping, and an array of integers is valid
-                    // as atomic ones; the programs that write it do so atomically.
-                    let word =
-                        unsafe { AtomicU64::from_ptr((&raw mut (*bucket).keys[slot]).cast()) };
-                    let found = word.load(Ordering::Relaxed);
-                    if is_of(found) {
-                        // One that is gone already was freed meanwhile.
-                        let _ = word.compare_exchange(
-                            found,
-                            BlockWord::FREE,
-                            Ordering::SeqCst,
-                            Ordering::Relaxed,
-                        );
-                    }
-                }
-            });
-        }
-        let mut gone = Vec::new();
-        sys::read_all(self.overflow_fd.as_fd(), |word: &u64, _: &Outstanding| {
-            if is_of(*word) {
-                gone.push(*word);
-            }
-        })
-        .map_err(|error| Error::kernel("cannot read the outstanding blocks", error))?;
-        for word in gone {
-            // As above. The programs' count of them is then too high, which costs them looks.
-            let _ = self.overflow.remove(&word);
-        }
-        Ok(())
-    }
-
     /// The stack with this id.
     pub fn stack(&self, id: u64) -> Option<StackRecord> {
         self.stacks.get(&id, 0).ok()
@@ -212,11 +174,15 @@ impl Maps {
 
     /// Every site in use, with its index.
     pub fn sites(&self) -> Vec<(u32, SiteRecord)> {
-        let used = self.cursors.get(&0, 0).unwrap_or(0) as usize;
-        (0..used.min(self.sites.len()))
+        (0..self.sites_used())
             .map(|index| (index as u32, self.sites.read(index)))
             .filter(|(_, record)| record.key.kind != 0)
             .collect()
+    }
+
+    /// Slots of `SITES` that were ever given out.
+    pub(super) fn sites_used(&self) -> usize {
+        (self.cursors.read(0) as usize).min(self.sites.len())
     }
 
     /// Has a stack taken for every further allocation of a call site.
@@ -225,26 +191,6 @@ impl Maps {
             // SAFETY: `record` lies in the mapping; this field is written by the loader alone.
             unsafe { (&raw mut (*record).suspect).write_volatile(1) };
         });
-    }
-
-    /// Starts tracking a process image; gives its space.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says to the map updates.
-    pub fn add_target(&mut self, tgid: u32) -> Result<u32, Error> {
-        let fail = |error| Error::kernel(format!("cannot register process {tgid}"), error);
-        let space = self.cursors.get(&1, 0).map_err(fail)? + 1;
-        self.cursors.set(1, space, 0).map_err(fail)?;
-        let space = space as u32;
-        self.targets.insert(tgid, Target { space, zero: 0 }, 0).map_err(fail)?;
-        Ok(space)
-    }
-
-    /// Stops tracking a process.
-    pub fn remove_target(&mut self, tgid: u32) {
-        // A process that is not there needs no removal.
-        let _ = self.targets.remove(&tgid);
     }
 
     /// Restricts kernel allocations to processes and commands; an empty list restricts nothing

@@ -6,6 +6,7 @@ pub mod mapped;
 pub mod maps;
 pub mod multi;
 pub mod object;
+pub mod spaces;
 mod sys;
 
 pub use maps::Maps;

@@ -125,7 +125,8 @@ impl MultiLoader {
 }
 
 impl MultiProgram {
-    /// Attaches to offsets of a file, for one process; a cookie for each.
+    /// Attaches to offsets of a file, for one process, or for all of them if `pid` is 0; a cookie
+    /// for each.
     ///
     /// # Errors
     ///

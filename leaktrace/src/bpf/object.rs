@@ -35,6 +35,10 @@ pub struct Sizes {
     pub threads: u32,
     /// Slots for user stack walks; 1 where no process is traced.
     pub walks: u32,
+    /// Process images that can be forgotten; 1 where no process is traced.
+    pub spaces: u32,
+    /// Bytes in the ring of rare events; one page where no process is traced.
+    pub event_ring_bytes: u32,
     /// Unwind rows; 1 where no process is traced.
     pub unwind_rows: u32,
     /// Bytes in the ring of mappings; one page where none are traced.
@@ -54,6 +58,9 @@ impl Sizes {
             // early.
             threads: if traces_processes { 16 * 1024 + 128 * cpus } else { 1 },
             walks: if traces_processes { WALKS_PER_CPU * cpus } else { 1 },
+            spaces: if traces_processes { BlockWord::SPACES } else { 1 },
+            // Some 40,000 forks, execs and ends of processes.
+            event_ring_bytes: if traces_processes { 1 << 20 } else { 4096 },
             // 32 MiB: python3 takes 0.1 million rows, the largest compilers 2.
             unwind_rows: if traces_processes { 4 << 20 } else { 1 },
             // Some 40,000 calls.
@@ -84,6 +91,9 @@ impl Loaded {
             .map_max_entries("OVERFLOW", BlockWord::overflow_for(sizes.outstanding))
             .map_max_entries("SITE_INDEX", sizes.sites)
             .map_max_entries("SITES", sizes.sites)
+            .map_max_entries("FREE_SITES", sizes.sites)
+            .map_max_entries("FREE_SPACES", sizes.spaces)
+            .map_max_entries("EVENTS", sizes.event_ring_bytes)
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("IN_FLIGHT", sizes.threads)
             .map_max_entries("WALKS", sizes.walks)
@@ -126,6 +136,8 @@ pub enum KernelProgram {
     Exec,
     /// sched:sched_process_fork
     Fork,
+    /// sched:sched_process_exit
+    Exit,
     /// mmap:vm_unmapped_area
     Mapped,
     /// workqueue:workqueue_execute_start
@@ -166,6 +178,7 @@ impl KernelProgram {
             Self::KmemCacheFree => ("lt_cache_free", "kmem_cache_free"),
             Self::Exec => ("lt_exec", "sched_process_exec"),
             Self::Fork => ("lt_fork", "sched_process_fork"),
+            Self::Exit => ("lt_exit", "sched_process_exit"),
             Self::Mapped => ("lt_mapped", "vm_unmapped_area"),
             Self::RcuWork => ("lt_rcu_work", "workqueue_execute_start"),
             Self::KfreeAgain => ("lt_kfree_2", "kfree"),
@@ -297,7 +310,7 @@ impl Loaded {
     }
 
     /// Attaches a program to an offset of a file with a perf_event link, until `self` is
-    /// dropped: the way of kernels without uprobe_multi.
+    /// dropped: the way of kernels without uprobe_multi. `pid` 0 stands for all processes.
     ///
     /// # Errors
     ///
@@ -310,7 +323,11 @@ impl Loaded {
         pid: u32,
     ) -> Result<(), Error> {
         let fail = |error: aya::programs::ProgramError| {
-            Error::kernel(format!("cannot attach {name} to process {pid}"), error)
+            let whose = match pid {
+                0 => "to all processes".to_owned(),
+                pid => format!("to process {pid}"),
+            };
+            Error::kernel(format!("cannot attach {name} {whose}"), error)
         };
         let program: &mut UProbe = self
             .ebpf
@@ -395,6 +412,7 @@ pub(super) fn map_data(map: &Map) -> Option<&aya::maps::MapData> {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::Queue(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,
     }

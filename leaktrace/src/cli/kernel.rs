@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use leaktrace_common::CGROUPS;
-
 use crate::{
     error::Error,
     session::spec::{By, KernelFilters, KernelKind, Spec, StackMode, Target, gfp},
@@ -139,21 +137,12 @@ fn gfp_names(asked: &[String]) -> Result<Vec<gfp::GfpName>, Error> {
 impl Args {
     pub(super) fn spec(self) -> Result<Spec, Error> {
         groups::check_pids(&self.pids)?;
-        if let Some(comm) = self.comms.iter().find(|comm| comm.is_empty() || comm.len() > 15) {
-            return Err(Error::Usage(format!(
-                "--comm `{comm}` names no command: the kernel keeps 1 to 15 bytes of a name \
-                 (see `ps -o comm`)"
-            )));
-        }
+        groups::check_comms(&self.comms)?;
+        groups::check_cgroup_count(&self.cgroups)?;
         if let Some(cache) = self.caches.iter().find(|name| name.is_empty() || name.len() > 31) {
             return Err(Error::Usage(format!(
                 "--cache `{cache}` names no slab cache that leaktrace can find: 1 to 31 bytes \
                  (see /proc/slabinfo)"
-            )));
-        }
-        if self.cgroups.len() > CGROUPS {
-            return Err(Error::Usage(format!(
-                "--cgroup takes at most {CGROUPS} groups: name one above several of them"
             )));
         }
         let gfp = gfp_names(&self.gfp)?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::session::spec::{
     By, Format, KernelFilters, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind, UserKinds,
+    Wanted,
 };
 
 fn parse_line(line: &str) -> Result<Parsed, Error> {
@@ -50,7 +51,19 @@ fn defaults_of_each_verb() {
     assert_eq!(kernel.trace.stacks, StackMode::Adaptive);
     assert_eq!(kernel.schedule.interval, Some(Duration::from_secs(5)));
     let user = spec("leaktrace user -p 7 -p 5 -p 7");
-    assert_eq!(user.target, Target::Processes { pids: vec![5, 7] });
+    let wanted = |pids: &[u32], comms: &[&str]| Wanted {
+        pids: pids.to_vec(),
+        comms: comms.iter().copied().map(str::to_owned).collect(),
+        ..Wanted::default()
+    };
+    assert_eq!(user.target, Target::Processes(wanted(&[5, 7], &[])));
+    let several = spec("leaktrace user --comm nginx -p 7 --comm php");
+    assert_eq!(several.target, Target::Processes(wanted(&[7], &["nginx", "php"])));
+    let group = spec("leaktrace user --cgroup /a");
+    let groups = Wanted { cgroups: vec!["/a".into()], ..Wanted::default() };
+    assert_eq!(group.target, Target::Processes(groups));
+    let all = spec("leaktrace user --all");
+    assert_eq!(all.target, Target::Processes(Wanted { all: true, ..Wanted::default() }));
     assert_eq!(user.trace.stacks, StackMode::All);
     assert_eq!(user.trace.max_outstanding, 1_000_000);
     assert_eq!((user.view.top, user.view.sort), (10, Sort::Bytes));
@@ -83,7 +96,14 @@ fn every_flag_has_its_meaning() {
 
 #[test]
 fn bad_usage_is_one_line() {
-    refused("leaktrace user", "--pid <PID>");
+    refused("leaktrace user", "no process to trace: name some with -p, --comm or --cgroup");
+    refused(
+        "leaktrace user --all -p 1",
+        "--all cannot be combined with --pid: leave one of them out",
+    );
+    refused("leaktrace user --comm a --all", "--all cannot be combined with --comm: leave one");
+    refused("leaktrace user --comm a_name_of_16_byt", "names no command");
+    refused(&format!("leaktrace user{}", " --cgroup /a".repeat(5)), "at most 4 groups");
     refused("leaktrace user -p 0", "--pid 0 is no process");
     refused("leaktrace user -p x", "`x`");
     refused("leaktrace kernel --interval 0s", "--interval 0 is no time: write at least 1ms");
@@ -141,7 +161,11 @@ fn refusals_read_well() {
             "leaktrace kernel",
         ),
         ("kernel --unwind fp", "unknown option `--unwind`", "leaktrace kernel"),
-        ("user", "`--pid <PID>` is missing: add it", "leaktrace user"),
+        (
+            "user",
+            "no process to trace: name some with -p, --comm or --cgroup, or write --all",
+            "leaktrace user",
+        ),
         ("user -p", "--pid needs a value", "leaktrace user"),
         ("user -p 1 2", "unexpected argument `2`", "leaktrace user"),
         (

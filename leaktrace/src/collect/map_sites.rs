@@ -78,6 +78,12 @@ impl Collector {
         }
     }
 
+    /// Gives the slots of call sites of images that are gone to others, and tells the stacks that
+    /// these had and those that others have.
+    pub(super) fn forget_map_sites(&mut self, gone: &HashSet<u32>) -> (HashSet<u64>, HashSet<u64>) {
+        self.mapped.as_mut().map(|mapped| mapped.mmaps.forget_sites(gone)).unwrap_or_default()
+    }
+
     /// Mappings that found no room.
     pub(super) fn lost_mappings(&self) -> u64 {
         self.mapped.as_ref().map_or(0, |mapped| mapped.mmaps.lost())
@@ -96,7 +102,7 @@ impl Collector {
         let mut details = mapped.mmaps.details(now_ns, wants.older_ns, blocks);
         let mut sites = Vec::new();
         for (at, site, counters) in mapped.mmaps.sites() {
-            if !self.processes.contains_key(&site.space) {
+            if !self.images.has(site.space) {
                 continue;
             }
             let details = details.remove(&at).unwrap_or_default();
@@ -107,10 +113,10 @@ impl Collector {
             };
             let call_site = self.call_site(site.space, site.call_site);
             let frames = match stack {
-                StackRef::Known(id) => self.stacks.get(&id).map(|stack| stack.frames.as_slice()),
+                StackRef::Known(_) => self.stacks.get(&(site.space, site.stack)),
                 StackRef::NotTaken | StackRef::Lost => None,
             };
-            let frames = frames.unwrap_or(std::slice::from_ref(&call_site));
+            let frames = frames.map_or(std::slice::from_ref(&call_site), |stack| &stack.frames);
             let role = match self.role(site.role, frames, &mapped.allocators) {
                 // The loader's start of an image that lived for milliseconds, mostly: no leak
                 // that anybody could stand behind.

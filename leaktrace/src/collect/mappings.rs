@@ -15,7 +15,7 @@ pub struct Mappings {
     ranges: Vec<Range>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Range {
     start: u64,
     end: u64,
@@ -27,6 +27,11 @@ impl Mappings {
     /// No mappings yet.
     pub fn new(pid: u32) -> Self {
         Self { pid, ranges: Vec::new() }
+    }
+
+    /// The same of a child, which begins as a copy.
+    pub fn of_child(&self, pid: u32) -> Self {
+        Self { pid, ranges: self.ranges.clone() }
     }
 
     /// Takes in what is mapped now; ranges that are gone stay, as older stacks may need them.

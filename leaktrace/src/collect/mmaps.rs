@@ -83,6 +83,8 @@ pub(super) struct Mmaps {
     gone: HashSet<u32>,
     sites: Vec<(MapSite, MapCounters)>,
     index: HashMap<MapSite, usize>,
+    /// Of `sites`, those that no image has.
+    free: Vec<usize>,
     /// Sizes that are wanted.
     sizes: (u64, u64),
     /// Most pieces kept.
@@ -101,6 +103,7 @@ impl Mmaps {
             gone: HashSet::new(),
             sites: Vec::new(),
             index: HashMap::new(),
+            free: Vec::new(),
             sizes,
             limit,
             lost: 0,
@@ -128,6 +131,27 @@ impl Mmaps {
     pub(super) fn forget(&mut self, space: u32) {
         self.images.remove(&space);
         self.gone.insert(space);
+    }
+
+    /// Frees the call sites of images that are gone; gives the stacks that these had, and those that
+    /// others have. From then on their spaces may belong to others.
+    pub(super) fn forget_sites(&mut self, gone: &HashSet<u32>) -> (HashSet<u64>, HashSet<u64>) {
+        let (mut of_gone, mut of_others) = (HashSet::new(), HashSet::new());
+        for (at, (site, _)) in self.sites.iter().enumerate() {
+            // One that is free is in no index.
+            if self.index.get(site) != Some(&at) {
+                continue;
+            }
+            if gone.contains(&site.space) {
+                of_gone.insert(site.stack);
+                self.free.push(at);
+            } else {
+                of_others.insert(site.stack);
+            }
+        }
+        self.index.retain(|site, _| !gone.contains(&site.space));
+        self.gone.retain(|space| !gone.contains(space));
+        (of_gone, of_others)
     }
 
     /// Mappings that found no room.
@@ -265,8 +289,12 @@ impl Mmaps {
         let (space, call_site, stack) = (event.space, event.call_site, event.stack);
         let site = MapSite { space, call, call_site, stack, role, is_wanted };
         let at = *self.index.entry(site).or_insert_with(|| {
-            self.sites.push((site, MapCounters::default()));
-            self.sites.len() - 1
+            let at = self.free.pop().unwrap_or(self.sites.len());
+            match self.sites.get_mut(at) {
+                Some(slot) => *slot = (site, MapCounters::default()),
+                None => self.sites.push((site, MapCounters::default())),
+            }
+            at
         });
         let Some((_, counters)) = self.sites.get_mut(at) else { return };
         let one = Amount { count: 1, bytes };
@@ -281,8 +309,10 @@ impl Mmaps {
     /// The wanted call sites of images that are not forgotten, each with its index.
     pub(super) fn sites(&self) -> impl Iterator<Item = (usize, &MapSite, &MapCounters)> {
         let all = self.sites.iter().enumerate();
-        all.map(|(at, (site, counters))| (at, site, counters))
-            .filter(|(_, site, _)| site.is_wanted && !self.gone.contains(&site.space))
+        all.map(|(at, (site, counters))| (at, site, counters)).filter(|(at, site, _)| {
+            let is_used = self.index.get(site) == Some(at);
+            is_used && site.is_wanted && !self.gone.contains(&site.space)
+        })
     }
 
     /// What is mapped now, and at least `older_ns` old, by the index of the call site; with up

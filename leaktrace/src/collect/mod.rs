@@ -4,6 +4,7 @@
 //! blocks themselves are wanted. Knows no names of functions, no verdicts, no formats.
 
 mod estimates;
+mod images;
 pub mod kmalloc;
 mod map_sites;
 pub mod mappings;
@@ -23,7 +24,7 @@ use leaktrace_common::{
 };
 
 use self::{
-    estimates::BlockSum, kmalloc::KmallocNames, map_sites::Mapped, mappings::Mappings,
+    estimates::BlockSum, images::Images, kmalloc::KmallocNames, map_sites::Mapped,
     suspects::Suspects,
 };
 use crate::{
@@ -31,10 +32,8 @@ use crate::{
     error::Error,
     host::{objects::ObjectTable, slabinfo},
     snapshot::{
-        Amount, Block, Frame, Holder, Loss, Mode, Object, Place, Process, Site, Snapshot, Stack,
-        StackRef,
+        Amount, Block, Frame, Holder, Loss, Mode, Object, Place, Site, Snapshot, Stack, StackRef,
     },
-    unwind::tables::ProcessMapping,
 };
 
 /// Blocks that are cheap enough to be read at every interval (some 10 ms).
@@ -71,8 +70,9 @@ pub struct Collector {
     unfiltered: bool,
     started: Instant,
     host: String,
-    processes: BTreeMap<u32, (Process, Mappings)>,
-    stacks: BTreeMap<u64, Stack>,
+    images: Images,
+    /// By space and id: the same addresses mean other functions in another process.
+    stacks: BTreeMap<(u32, u64), Stack>,
     call_sites: HashMap<(u32, u64), Frame>,
     suspects: Suspects,
     kmalloc_names: KmallocNames,
@@ -122,7 +122,7 @@ impl Collector {
             unfiltered: options.unfiltered,
             started: Instant::now(),
             host,
-            processes: BTreeMap::new(),
+            images: Images::default(),
             stacks: BTreeMap::new(),
             call_sites: HashMap::new(),
             suspects: Suspects::default(),
@@ -141,37 +141,6 @@ impl Collector {
         if self.mode == Mode::Kernel {
             self.slabs = slabinfo::active_objects();
         }
-    }
-
-    /// Adds a traced process image.
-    pub fn add_process(&mut self, space: u32, process: Process) {
-        let mappings = Mappings::new(process.pid);
-        self.processes.insert(space, (process, mappings));
-    }
-
-    /// Takes in what a process image maps now.
-    pub fn update_mappings(&mut self, space: u32, present: &[ProcessMapping]) {
-        if let Some((_, mappings)) = self.processes.get_mut(&space) {
-            mappings.update(present);
-        }
-    }
-
-    /// Forgets a process image that was replaced: its memory is gone, and no leak.
-    ///
-    /// Looks at all outstanding blocks, which takes some 10 ms for a large table.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says to reading the blocks.
-    pub fn forget_image(&mut self, space: u32) -> Result<(), Error> {
-        self.processes.remove(&space);
-        self.forget_mappings(space);
-        self.maps.forget_space(space)
-    }
-
-    /// The traced process images.
-    pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.processes.values().map(|(process, _)| process)
     }
 
     /// Kernel modules that have been loaded and are not any more.
@@ -198,27 +167,6 @@ impl Collector {
             .collect()
     }
 
-    /// Notes an allocator of a process, unless it is known.
-    pub fn add_allocator(&mut self, pid: u32, name: &str) {
-        let images = self.processes.values_mut().map(|(process, _)| process);
-        for process in images.filter(|process| process.pid == pid) {
-            if process.allocator.split(", ").any(|known| known == name) {
-                continue;
-            }
-            if !process.allocator.is_empty() {
-                process.allocator.push_str(", ");
-            }
-            process.allocator.push_str(name);
-        }
-    }
-
-    /// Remembers that a process has ended.
-    pub fn exited(&mut self, pid: u32) {
-        for (process, _) in self.processes.values_mut() {
-            process.exited |= process.pid == pid;
-        }
-    }
-
     /// Takes a snapshot. `misses` and `unseen` come from the probes.
     ///
     /// # Errors
@@ -233,7 +181,7 @@ impl Collector {
         let now_ns = monotonic_ns();
         let mut records = self.maps.sites();
         records.retain(|(_, record)| {
-            record.key.space == KERNEL_SPACE || self.processes.contains_key(&record.key.space)
+            record.key.space == KERNEL_SPACE || self.images.has(record.key.space)
         });
         let outstanding_count: u64 = records
             .iter()
@@ -276,11 +224,8 @@ impl Collector {
                 .iter()
                 .map(|held| Object { path: held.path.clone(), readable_at: held.readable_at() })
                 .collect(),
-            processes: self
-                .processes
-                .iter()
-                .map(|(space, (process, _))| (*space, process.clone()))
-                .collect(),
+            processes: self.images.processes(),
+            processes_ended: self.images.ended(),
             loss: self.loss(misses, unseen, stacks_truncated as u64),
             max_outstanding: self.max_outstanding,
             sample_bytes: self.maps.sample_bytes(),
@@ -373,10 +318,7 @@ impl Collector {
         if space == KERNEL_SPACE {
             return Frame { address, place: Place::Kernel };
         }
-        match self.processes.get(&space) {
-            Some((_, mappings)) => mappings.frame(address),
-            None => Frame { address, place: Place::Unmapped },
-        }
+        self.images.frame(space, address)
     }
 
     /// The stack of a site, normalized once and then remembered.
@@ -387,9 +329,8 @@ impl Collector {
         id: u64,
         stacks: &mut BTreeMap<u64, Stack>,
     ) -> StackRef {
-        // The same addresses mean other functions in another process.
-        let local_id = StackId::mix(id, u64::from(space));
-        if !self.stacks.contains_key(&local_id) {
+        let local_id = local_id(space, id);
+        if !self.stacks.contains_key(&(space, id)) {
             let Some(record) = self.maps.stack(id) else { return StackRef::Lost };
             let count = (record.count as usize).min(record.frames.len());
             let mut frames = record.frames.get(..count).unwrap_or(&[]);
@@ -400,9 +341,9 @@ impl Collector {
             }
             let frames = frames.iter().map(|address| self.frame(space, *address)).collect();
             let end = StackEnd::from_u32(record.end);
-            self.stacks.insert(local_id, Stack { frames, end });
+            self.stacks.insert((space, id), Stack { frames, end });
         }
-        if let Some(stack) = self.stacks.get(&local_id) {
+        if let Some(stack) = self.stacks.get(&(space, id)) {
             stacks.insert(local_id, stack.clone());
         }
         StackRef::Known(local_id)
@@ -537,6 +478,11 @@ impl SiteDetails {
 fn modules() -> BTreeSet<String> {
     let text = fs::read_to_string("/proc/modules").unwrap_or_default();
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// A stack's key in a snapshot.
+fn local_id(space: u32, id: u64) -> u64 {
+    StackId::mix(id, u64::from(space))
 }
 
 /// A site's identity as one number.

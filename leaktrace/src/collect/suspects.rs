@@ -23,6 +23,8 @@ impl Suspects {
     /// Takes in one interval's outstanding bytes by call site (keys without stack); gives the
     /// sites that have just become suspect.
     pub fn observe(&mut self, sites: &HashMap<SiteKey, u64>) -> Vec<SiteKey> {
+        // Those of process images that are gone.
+        self.seen.retain(|key, _| sites.contains_key(key));
         let mut suspects = Vec::new();
         for (key, bytes) in sites {
             let watch = self.seen.entry(*key).or_default();

@@ -17,6 +17,19 @@ use crate::error::Error;
 /// [`Error::Usage`] when there is no such group, [`Error::Host`] where the unified hierarchy is
 /// not mounted.
 pub fn find(path: &Path) -> Result<CgroupTest, Error> {
+    locate(path).map(|(test, _)| test)
+}
+
+/// The path of a group as /proc/PID/cgroup has it.
+///
+/// # Errors
+///
+/// As for [`find`].
+pub fn path(path: &Path) -> Result<PathBuf, Error> {
+    locate(path).map(|(_, path)| path)
+}
+
+fn locate(path: &Path) -> Result<(CgroupTest, PathBuf), Error> {
     let root = fs::read_to_string("/proc/self/mounts")
         .ok()
         .and_then(|mounts| mount_point(&mounts))
@@ -43,7 +56,8 @@ pub fn find(path: &Path) -> Result<CgroupTest, Error> {
     if !found.is_dir() {
         return Err(refused("is no control group".into()));
     }
-    Ok(CgroupTest { id: found.ino(), level: below.components().count() as u32, zero: 0 })
+    let level = below.components().count() as u32;
+    Ok((CgroupTest { id: found.ino(), level, zero: 0 }, Path::new("/").join(below)))
 }
 
 /// Where the unified hierarchy is mounted.
@@ -72,6 +86,7 @@ mod tests {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         if mount_point(&mounts).is_some() {
             assert_eq!(find(Path::new("/")).unwrap().level, 0);
+            assert_eq!(super::path(Path::new("/")).unwrap(), Path::new("/"));
             let error = find(Path::new("/no/such/group")).unwrap_err().to_string();
             assert!(error.contains("/proc/PID/cgroup"), "{error}");
             let outside = find(Path::new("/../../../etc")).unwrap_err().to_string();

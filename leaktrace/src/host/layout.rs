@@ -65,6 +65,10 @@ pub struct TaskLayout {
     pub tgid_offset: u32,
     /// Offset of `mm`.
     pub mm_offset: u32,
+    /// Offset of `signal`.
+    pub signal_offset: u32,
+    /// Offset of `live` in `struct signal_struct`, behind that.
+    pub live_offset: u32,
 }
 
 impl TaskLayout {
@@ -74,11 +78,16 @@ impl TaskLayout {
     ///
     /// [`Error::Host`] when the kernel has no BTF.
     pub fn of_running_kernel() -> Result<Self, Error> {
-        let btf = read_btf("--children")?;
-        let offset = |member| {
-            btf.member_offset("task_struct", member).ok_or_else(|| unknown("struct task_struct"))
+        let btf = read_btf("following processes from their start on")?;
+        let offset = |name, member| {
+            btf.member_offset(name, member).ok_or_else(|| unknown(&format!("struct {name}")))
         };
-        Ok(Self { tgid_offset: offset("tgid")?, mm_offset: offset("mm")? })
+        Ok(Self {
+            tgid_offset: offset("task_struct", "tgid")?,
+            mm_offset: offset("task_struct", "mm")?,
+            signal_offset: offset("task_struct", "signal")?,
+            live_offset: offset("signal_struct", "live")?,
+        })
     }
 }
 

@@ -4,6 +4,9 @@ use std::{fs, io};
 
 use crate::error::Error;
 
+/// Open files that are enough: `fs.nr_open` allows no more by default.
+const FILES: u64 = 1 << 20;
+
 /// One line of /proc/PID/maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -81,6 +84,35 @@ fn failed(pid: u32, error: &io::Error) -> Error {
         }
         // ESRCH: it ended while it was read.
         _ => Error::Usage(format!("process {pid} has ended")),
+    }
+}
+
+/// The process IDs of all processes, threads of the kernel among them.
+///
+/// # Errors
+///
+/// [`Error::Host`] when /proc cannot be read.
+pub fn all() -> Result<Vec<u32>, Error> {
+    let entries = fs::read_dir("/proc")
+        .map_err(|error| Error::Host(format!("cannot list the processes in /proc: {error}")))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter_map(|name| name.parse().ok()).collect())
+}
+
+/// Raises the limit of open files as far as it goes: each file that traced processes map is held
+/// open. What cannot be opened is told where that happens.
+pub fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write one rlimit.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return;
+        }
+        let more = libc::rlimit { rlim_cur: FILES, rlim_max: limit.rlim_max.max(FILES) };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const more) != 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
     }
 }
 

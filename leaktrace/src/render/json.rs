@@ -30,6 +30,8 @@ struct WireReport<'a> {
     #[serde(skip_serializing_if = "is_zero")]
     older_ms: u64,
     #[serde(skip_serializing_if = "is_zero")]
+    processes_ended: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     sample_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     budget: Option<WireBudget>,
@@ -254,6 +256,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         elapsed_ms: report.elapsed_ms,
         kinds: report.user_kinds.iter().map(|kind| kind.name()).collect(),
         older_ms: report.older_ms,
+        processes_ended: report.processes_ended,
         sample_bytes: report.sample_bytes,
         budget: report.budget.as_ref().map(budget),
         processes: report

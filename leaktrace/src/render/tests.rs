@@ -80,6 +80,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         objects: Vec::new(),
         processes: BTreeMap::new(),
         loss: Loss::default(),
+        processes_ended: 0,
         max_outstanding: 1_000_000,
         sample_bytes: 0,
         budget: None,

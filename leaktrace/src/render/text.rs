@@ -11,7 +11,7 @@ use crate::{
     units::{format_bytes, format_count, format_ms},
 };
 
-/// Processes named in the first line.
+/// Processes named in the first line; more are counted.
 const PROCESSES_SHOWN: usize = 4;
 
 /// Stacks shown of one call site where only some allocations have one.
@@ -75,7 +75,25 @@ fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result
     if report.mode == Mode::Kernel {
         write!(out, "allocations on {}", escape(&report.host))?;
     }
-    for (index, process) in report.processes.iter().take(PROCESSES_SHOWN).enumerate() {
+    match report.processes.len() {
+        0 if report.mode != Mode::Kernel => write!(out, "no process")?,
+        many if many > PROCESSES_SHOWN => write!(out, "{} processes", format_count(many as u64))?,
+        _ => processes(report, out)?,
+    }
+    writeln!(out, ", traced for {}", format_ms(report.elapsed_ms))?;
+    let totals = &report.totals;
+    writeln!(
+        out,
+        "outstanding{}: {}; allocated {}; freed {}",
+        older(report),
+        figure(totals, totals.outstanding),
+        figure(totals, totals.allocated),
+        figure(totals, totals.freed)
+    )
+}
+
+fn processes(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    for (index, process) in report.processes.iter().enumerate() {
         let comma = if index > 0 { "; " } else { "" };
         let ended = if process.exited { ", ended" } else { "" };
         write!(
@@ -87,21 +105,7 @@ fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result
             escape(&process.allocator)
         )?;
     }
-    if let Some(others @ 1..) = report.processes.len().checked_sub(PROCESSES_SHOWN) {
-        write!(out, "; and {others} more")?;
-    }
-    let anything = report.mode == Mode::Kernel || !report.processes.is_empty();
-    let comma = if anything { ", " } else { "" };
-    writeln!(out, "{comma}traced for {}", format_ms(report.elapsed_ms))?;
-    let totals = &report.totals;
-    writeln!(
-        out,
-        "outstanding{}: {}; allocated {}; freed {}",
-        older(report),
-        figure(totals, totals.outstanding),
-        figure(totals, totals.allocated),
-        figure(totals, totals.freed)
-    )
+    Ok(())
 }
 
 fn older(report: &Report) -> String {

@@ -38,6 +38,8 @@ pub struct Report {
     pub older_ms: u64,
     /// Traced processes.
     pub processes: Vec<Process>,
+    /// Processes that were traced, have ended, and are in no figure any more.
+    pub processes_ended: u64,
     /// What of a process was traced; empty in kernel mode.
     pub user_kinds: Vec<Kind>,
     /// Over all call sites, shown or not.
@@ -118,6 +120,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         elapsed_ms: snapshot.elapsed_ms,
         older_ms: snapshot.older_ms,
         processes: snapshot.processes.values().cloned().collect(),
+        processes_ended: snapshot.processes_ended,
         user_kinds: snapshot.user_kinds.clone(),
         totals,
         held,

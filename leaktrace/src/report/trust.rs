@@ -63,6 +63,13 @@ pub(super) fn trust(
         ));
     }
     notes.extend(sampling(snapshot, totals));
+    if snapshot.processes_ended > 0 {
+        notes.push(format!(
+            "processes that have ended or executed something else, and left with all that they held: \
+             {}",
+            format_count(snapshot.processes_ended)
+        ));
+    }
     if loss.stacks_truncated > 0 {
         notes.push(format!(
             "stacks that are cut short, each with its reason: {}",

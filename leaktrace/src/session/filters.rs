@@ -50,7 +50,7 @@ fn gfp_tests(names: &[gfp::GfpName]) -> Result<[GfpTest; GFP_TESTS], Error> {
     Ok(tests)
 }
 
-fn cgroup_tests(paths: &[PathBuf]) -> Result<[CgroupTest; CGROUPS], Error> {
+pub(super) fn cgroup_tests(paths: &[PathBuf]) -> Result<[CgroupTest; CGROUPS], Error> {
     let mut tests = [CgroupTest::NONE; CGROUPS];
     for (test, path) in tests.iter_mut().zip(paths) {
         *test = cgroup::find(path)?;

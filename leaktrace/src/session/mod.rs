@@ -2,31 +2,33 @@
 
 mod budget;
 mod filters;
+mod follow;
 pub mod launch;
 mod named;
+mod notes;
 mod overhead;
 mod processes;
+mod ring;
 mod silence;
 pub mod spec;
 mod wait;
 
-use std::{
-    collections::BTreeMap,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use aya::maps::{MapData, RingBuf};
-use leaktrace_common::{Config, Event as BpfEvent, EventKind, Kind, MapEvent};
+use leaktrace_common::{Config, Event as BpfEvent, Kind, MapEvent};
 use tokio::{
     io::unix::AsyncFd,
     time::{Instant, Interval, MissedTickBehavior},
 };
 
 use self::{
+    follow::Rules,
     launch::{Child, Ended, Suspended},
+    notes::{describe, note_memory, note_probes, note_tables},
     overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
-    spec::{By, KernelFilters, KernelKind, Spec, Target},
+    ring::{Ring, drain, watch},
+    spec::{By, KernelFilters, KernelKind, Spec, Target, Wanted},
     wait::{Signals, wait_for_child, wait_for_exit, wait_for_ring, wait_for_tick, wait_until},
 };
 use crate::{
@@ -37,12 +39,7 @@ use crate::{
         kmalloc::{GfpFlags, KmallocNames},
     },
     error::Error,
-    host::{
-        features::HostFacts,
-        layout::{KernelLayout, TaskLayout},
-        objects::ObjectTable,
-        page_owners, proc,
-    },
+    host::{features::HostFacts, layout::KernelLayout, objects::ObjectTable, page_owners, proc},
     snapshot::{Mode, Snapshot},
 };
 
@@ -72,14 +69,12 @@ enum Event {
     CommandEnded(Ended),
     /// The last traced process has ended.
     ProcessesEnded,
-    /// The event ring has something.
-    Ring,
     /// A traced process is due for a look at what it maps.
     Look,
     /// The cost of the probes is due for a look.
     Cost,
     /// The traced processes are due for a look for allocations that no probe sees.
-    Check,
+    Hear,
 }
 
 /// Traces as `spec` says and gives each due snapshot to `sink`.
@@ -120,6 +115,8 @@ pub fn run(
 /// Everything that must be let go when the session ends, in the order of letting go.
 struct Session {
     processes: Option<Processes>,
+    /// Which processes are traced beside those that are named.
+    rules: Rules,
     loaded: Loaded,
     collector: Collector,
     child: Option<Child>,
@@ -131,37 +128,22 @@ struct Session {
     unseen: Vec<String>,
 }
 
-/// The event ring as a pollable descriptor.
-struct Ring(RingBuf<MapData>);
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 impl Session {
     fn start(spec: &Spec, facts: &HostFacts, note: &mut dyn FnMut(&str)) -> Result<Self, Error> {
         match &spec.target {
             Target::Kernel { kinds, all_pages, filters } => {
                 Self::start_kernel(spec, kinds, *all_pages, filters, note)
             }
-            Target::Processes { pids } => {
-                for pid in pids {
+            Target::Processes(wanted) => {
+                for pid in &wanted.pids {
                     proc::check_traceable(*pid)?;
                 }
-                Self::start_user(spec, facts, Mode::User, pids, None, note)
+                Self::start_user(spec, facts, Mode::User, wanted, None, note)
             }
             Target::Command { argv, .. } => {
                 let suspended = Suspended::start(argv)?;
-                let pids = [suspended.pid()];
-                Self::start_user(spec, facts, Mode::Run, &pids, Some(suspended), note)
+                let wanted = Wanted { pids: vec![suspended.pid()], ..Wanted::default() };
+                Self::start_user(spec, facts, Mode::Run, &wanted, Some(suspended), note)
             }
         }
     }
@@ -229,6 +211,7 @@ impl Session {
         note(&format!("tracing kernel allocations ({kinds}); Ctrl-C ends with a report"));
         Ok(Self {
             processes: None,
+            rules: Rules::default(),
             loaded,
             collector,
             child: None,
@@ -244,22 +227,23 @@ impl Session {
         spec: &Spec,
         facts: &HostFacts,
         mode: Mode,
-        pids: &[u32],
+        wanted: &Wanted,
         suspended: Option<Suspended>,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let kinds = spec.trace.user_kinds;
         let sizes = Sizes::new(spec.trace.max_outstanding, true, kinds.mmap);
-        let mut config = config(spec);
-        if spec.trace.children {
-            let task = TaskLayout::of_running_kernel()?;
-            config.task_tgid_offset = task.tgid_offset;
-            config.task_mm_offset = task.mm_offset;
+        let rules = Rules::new(wanted)?;
+        let config = follow::constants(wanted, spec.trace.children, config(spec))?;
+        if rules.is_open() {
+            proc::raise_file_limit();
         }
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
-        let mut processes = Processes::new(&mut loaded, Way::best(facts), spec)?;
-        let maps = loaded.maps()?;
+        let way = Way::best(facts);
+        let mut processes = Processes::new(&mut loaded, way, spec, rules.is_open())?;
+        let mut maps = loaded.maps()?;
+        maps.set_filters(&[], &wanted.comms)?;
         let unfiltered = takes_all(spec);
         let mut user_kinds = Vec::new();
         user_kinds.extend(kinds.malloc.then_some(Kind::Malloc));
@@ -274,12 +258,13 @@ impl Session {
             map_ring = collector.maps.take_map_events().map(watch).transpose()?;
         }
         let mut pidfds = Vec::new();
-        for pid in pids {
+        for pid in &wanted.pids {
             pidfds.push((*pid, processes::pidfd(*pid)?));
-            processes.add(*pid, &mut loaded, &mut collector)?;
+            processes.add(*pid, true, &mut loaded, &mut collector)?;
         }
-        if suspended.is_none() {
-            // A command may yet map them.
+        processes.add_present(&rules, &mut loaded, &mut collector)?;
+        if suspended.is_none() && !rules.is_open() {
+            // A command, or a process that is yet to come, may map them later.
             processes.check_named()?;
         }
         let overhead = Overhead::start(&spec.trace, &processes)?;
@@ -290,6 +275,15 @@ impl Session {
             note_probes(&processes, &collector, note);
         }
         note_memory(map_bytes, spec, note);
+        for line in rules.waiting(collector.processes()) {
+            note(&line);
+        }
+        if processes.shares_probes() {
+            note(
+                "probes are shared: while this runs, each call of malloc or free costs about a \
+                 microsecond in processes that are not traced and map the same files",
+            );
+        }
         note(&format!("tracing {}; Ctrl-C ends with a report", describe(&collector)));
         if child.is_some() {
             // Its end is seen through the child itself.
@@ -297,6 +291,7 @@ impl Session {
         }
         Ok(Self {
             processes: Some(processes),
+            rules,
             loaded,
             collector,
             child,
@@ -330,9 +325,9 @@ impl Session {
             match event {
                 Event::Look => self.look(Instant::now()),
                 Event::Cost => self.look_at_cost(note)?,
-                Event::Check => {
+                Event::Hear => {
                     if let Some(processes) = &mut self.processes {
-                        processes.check(&self.collector).iter().for_each(|line| note(line));
+                        processes.hear(&self.collector).iter().for_each(|line| note(line));
                     }
                 }
                 Event::Tick => {
@@ -343,7 +338,6 @@ impl Session {
                         return Ok(Outcome::Done);
                     }
                 }
-                Event::Ring => self.drain_ring()?,
                 Event::TimeUp | Event::Stop => {
                     sink(&self.snapshot(spec, true)?)?;
                     return Ok(Outcome::Done);
@@ -380,7 +374,7 @@ impl Session {
         loop {
             let look = self.processes.as_ref().and_then(Processes::next_look);
             let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
-            let check = self.processes.as_ref().and_then(Processes::next_check);
+            let hear = self.processes.as_ref().and_then(Processes::next_hearing);
             tokio::select! {
                 biased;
                 number = signals.next() => {
@@ -397,33 +391,54 @@ impl Session {
                     self.pidfds.retain(|(watched, _)| *watched != pid);
                     // What it told before its end comes first.
                     self.drain_ring()?;
-                    if let Some(processes) = &mut self.processes {
+                    if let Some(processes) = &mut self.processes
+                        && processes.is_traced(pid)
+                    {
                         processes.ended(pid, &mut self.collector);
+                        self.collector.maps.remove_target(pid);
                     }
-                    if self.pidfds.is_empty() && self.child.is_none() {
+                    if self.is_over() {
                         return Ok(Event::ProcessesEnded);
                     }
                 }
-                () = wait_for_ring(self.ring.as_ref()) => return Ok(Event::Ring),
-                () = wait_for_ring(self.map_ring.as_ref()) => return Ok(Event::Ring),
+                () = wait_for_ring(self.ring.as_ref()) => {
+                    self.drain_ring()?;
+                    if self.is_over() {
+                        return Ok(Event::ProcessesEnded);
+                    }
+                }
+                () = wait_for_ring(self.map_ring.as_ref()) => self.drain_ring()?,
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_for_tick(cost) => return Ok(Event::Cost),
-                () = wait_until(check) => return Ok(Event::Check),
+                () = wait_until(hear) => return Ok(Event::Hear),
                 () = wait_until(deadline) => return Ok(Event::TimeUp),
                 () = wait_for_tick(ticks.as_mut()) => return Ok(Event::Tick),
             }
         }
     }
 
+    /// Whether no process is left that is traced, and none can come.
+    fn is_over(&self) -> bool {
+        let is_empty = self.processes.as_ref().is_some_and(|processes| processes.is_empty());
+        is_empty && self.child.is_none() && !self.rules.is_open()
+    }
+
     fn snapshot(&mut self, spec: &Spec, is_final: bool) -> Result<Snapshot, Error> {
         // What has happened to the processes up to now, whatever the order of the events.
         self.drain_ring()?;
+        self.collector.clean_up(true)?;
         self.look(Instant::now() + LONGEST_WAIT);
+        // Whose ends it finds is cleaned up once the rings have been read again.
+        if let Some(processes) = &mut self.processes
+            && processes.follows()
+        {
+            processes.check(&self.rules, &mut self.loaded, &mut self.collector)?;
+        }
         let mut misses: BTreeMap<String, u64> = kernel::unhealed(self.loaded.recursion_misses());
         let mut unseen = self.unseen.clone();
         if let Some(processes) = &self.processes {
-            misses.extend(processes.recursion_misses());
-            unseen.extend(processes.unseen());
+            misses.extend(processes.probes.recursion_misses());
+            unseen.extend(processes.unseen(&self.collector));
         }
         let wants = Wants {
             is_final,
@@ -445,32 +460,7 @@ impl Session {
         }
         let Some(processes) = &mut self.processes else { return Ok(()) };
         for event in events {
-            let spaces = (event.tgid, event.old_space, event.new_space);
-            if event.kind == EventKind::Forked as u32 {
-                if processes.forked(spaces, &mut self.loaded, &mut self.collector)
-                    && let Ok(pidfd) = processes::pidfd(event.tgid)
-                {
-                    self.pidfds.push((event.tgid, pidfd));
-                }
-            } else if event.kind == EventKind::Exec as u32 && event.new_space == 0 {
-                processes.ended(event.tgid, &mut self.collector);
-                self.unseen.push(format!(
-                    "process {}: traced until its exec only, as there were too many execs",
-                    event.tgid
-                ));
-            } else if event.kind == EventKind::Exec as u32 {
-                let process = processes::describe(event.tgid, String::new());
-                self.collector.add_process(event.new_space, process);
-                // First what the new image needs, then what the old one left.
-                processes.exec(spaces, &mut self.loaded, &mut self.collector)?;
-                if !processes.is_in_use(event.old_space) {
-                    self.collector.forget_image(event.old_space)?;
-                }
-            } else if event.kind == EventKind::Unmapped as u32 {
-                processes.met_unmapped(event.tgid);
-            } else {
-                processes.mapped(event.tgid);
-            }
+            processes.take_in(&event, &mut self.loaded, &mut self.collector);
         }
         // After the images that are gone or new are known.
         if let Some(ring) = &mut self.map_ring {
@@ -478,7 +468,7 @@ impl Session {
             // SAFETY: as above.
             unsafe { drain(ring, |event: MapEvent| collector.apply_mapping(&event)) };
         }
-        Ok(())
+        self.collector.clean_up(false)
     }
 
     /// Looks at what the processes that are due by `now` have mapped.
@@ -528,27 +518,6 @@ fn config(spec: &Spec) -> Config {
     }
 }
 
-/// The ring as something that can be waited for.
-fn watch(ring: RingBuf<MapData>) -> Result<AsyncFd<Ring>, Error> {
-    // SAFETY: the ring owns its descriptor, which stays open until it is dropped.
-    unsafe { AsyncFd::register(Ring(ring)) }
-        .map_err(|error| Error::kernel("cannot watch an event ring", error.into_parts().1))
-}
-
-/// Takes everything out of a ring.
-///
-/// # Safety
-///
-/// The ring holds values of `T` only, for which every bit pattern is valid.
-unsafe fn drain<T>(ring: &mut AsyncFd<Ring>, mut visit: impl FnMut(T)) {
-    while let Some(item) = ring.get_mut().0.next() {
-        if item.len() >= size_of::<T>() {
-            // SAFETY: the caller's promise; the length is checked.
-            visit(unsafe { item.as_ptr().cast::<T>().read_unaligned() });
-        }
-    }
-}
-
 /// Whether blocks may be left out that belong to the whole.
 fn is_sampled(spec: &Spec) -> bool {
     spec.trace.sample_bytes != 0 || spec.trace.max_overhead_ppm.is_some()
@@ -581,45 +550,4 @@ fn collector(
             is_sampled: is_sampled(spec),
         },
     )
-}
-
-fn note_memory(map_bytes: u64, spec: &Spec, note: &mut dyn FnMut(&str)) {
-    note(&format!(
-        "maps take {} of kernel memory, with room for {} outstanding blocks",
-        crate::units::format_bytes(map_bytes),
-        crate::units::format_count(u64::from(spec.trace.max_outstanding)),
-    ));
-}
-
-fn note_tables(processes: &Processes, note: &mut dyn FnMut(&str)) {
-    let used = processes.table_use();
-    note(&format!(
-        "unwind tables: {} rows ({} of at most {}) for {} objects",
-        crate::units::format_count(used.rows),
-        crate::units::format_bytes(used.rows * 8),
-        crate::units::format_bytes(used.rows_max * 8),
-        used.objects,
-    ));
-    for (path, rows) in processes.table_rows() {
-        let (count, bytes) = (crate::units::format_count(rows), rows * 8);
-        let bytes = crate::units::format_bytes(bytes);
-        note(&format!("unwind table of {path}: {count} rows ({bytes})"));
-    }
-}
-
-fn note_probes(processes: &Processes, collector: &Collector, note: &mut dyn FnMut(&str)) {
-    for (path, emulated, dear) in processes.probe_costs(collector) {
-        note(&format!(
-            "probes of {path}: {emulated} on emulated instructions, {dear} single-stepped (dearer)"
-        ));
-    }
-}
-
-fn describe(collector: &Collector) -> String {
-    let names: Vec<String> = collector
-        .processes()
-        .map(|process| format!("{} ({}) in {}", process.pid, process.comm, process.allocator))
-        .collect();
-    let noun = if names.len() == 1 { "process" } else { "processes" };
-    format!("{noun} {}", names.join(", "))
 }

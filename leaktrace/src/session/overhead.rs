@@ -40,7 +40,8 @@ impl Overhead {
         trace: &TraceOptions,
         processes: &Processes,
     ) -> Result<Option<Self>, Error> {
-        let (Some(max_ppm), Some(prices)) = (trace.max_overhead_ppm, processes.prices()) else {
+        let (Some(max_ppm), Some(prices)) = (trace.max_overhead_ppm, processes.probes.prices())
+        else {
             return Ok(None);
         };
         let mut ticks = interval(PERIOD);
@@ -70,7 +71,7 @@ impl Overhead {
         loaded: &mut Loaded,
         collector: &mut Collector,
     ) -> Result<Option<String>, Error> {
-        let programs_ns = processes.run_time_ns(loaded);
+        let programs_ns = processes.probes.run_time_ns(loaded);
         let usage = usage(|call| collector.maps.calls(call), self.prices, programs_ns);
         let elapsed = self.started.elapsed();
         let Some(action) = self.governor.look(elapsed, usage) else { return Ok(None) };
@@ -79,8 +80,8 @@ impl Overhead {
                 collector.maps.set_sample_bytes(bytes)?;
                 return Ok(None);
             }
-            BudgetAction::FreesOnly => processes.keep_frees(loaded),
-            BudgetAction::Nothing => processes.keep_none(loaded),
+            BudgetAction::FreesOnly => processes.probes.keep_frees(loaded),
+            BudgetAction::Nothing => processes.probes.keep_none(loaded),
         }
         Ok(Some(unseen(action, elapsed, &self.governor.budget())))
     }

@@ -1,5 +1,7 @@
 //! The traced processes: what they map, which of it has unwind tables, and which has probes.
 
+mod unseen;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     fs::File,
@@ -21,9 +23,12 @@ use super::{
 use crate::{
     attach::{
         allocator::{self, Allocator},
-        user::{Prices, UserProbes, Way},
+        user::{UserProbes, Way},
     },
-    bpf::Loaded,
+    bpf::{
+        Loaded,
+        spaces::{Added, too_many},
+    },
     collect::Collector,
     error::Error,
     host::{objects::ObjectId, proc},
@@ -36,18 +41,19 @@ use crate::{
 
 /// The traced processes and their probes; detaches when dropped.
 pub(super) struct Processes {
-    probes: UserProbes,
+    pub(super) probes: UserProbes,
     probe_at: ProbeAt,
     tables: Tables,
-    traced: BTreeMap<u32, Traced>,
+    pub(super) traced: BTreeMap<u32, Traced>,
     /// What each object defines, looked up once.
     allocators: HashMap<ObjectId, Option<Allocator>>,
+    /// Objects with probes, and for which process; for all under 0.
     attached: HashSet<(u32, ObjectId)>,
     /// Allocators that appeared but could not be probed, by process.
-    failed: BTreeMap<u32, String>,
+    pub(super) failed: BTreeMap<u32, String>,
     /// Rows of each object's unwind table, by path.
     rows: Vec<(String, u64)>,
-    children: ChildCounts,
+    pub(super) counts: Counts,
     /// Whether allocators get probes.
     traces_malloc: bool,
     named: NamedObjects,
@@ -55,24 +61,36 @@ pub(super) struct Processes {
     without_return: Vec<String>,
     /// Of processes whose every allocation is wanted.
     silence: Option<Silence>,
+    /// Whether probes are on for all processes that map an object, so that those that begin
+    /// meanwhile meet them from their start on.
+    shares_probes: bool,
+    /// Whether what an ended process held stays in the report.
+    pub(super) keeps_ended: bool,
 }
 
-/// How well the children of traced processes could be followed.
+/// How well processes could be followed.
 #[derive(Debug, Default)]
-struct ChildCounts {
-    /// Followed from some milliseconds after their start on.
-    late: u64,
-    /// Ended before they could be looked at.
-    missed: u64,
+pub(super) struct Counts {
+    /// Traced from some time after their start, or after that of their allocator, on.
+    pub(super) late: u64,
+    /// Ended before what they map could be read.
+    unread: u64,
+    /// Ended without an allocator that could be found.
+    without: u64,
     /// More than the table of processes has room for.
-    refused: u64,
+    pub(super) refused: HashSet<u32>,
+    /// Their image was one too many.
+    images: u64,
 }
 
 /// One traced process.
 #[derive(Debug, Default)]
-struct Traced {
-    space: u32,
+pub(super) struct Traced {
+    pub(super) space: u32,
     mappings: Vec<ProcessMapping>,
+    /// Allocators that it maps and that are in the report.
+    allocators: Vec<ObjectId>,
+    is_late: bool,
     /// When its mappings are to be read again.
     due: Option<Instant>,
     /// Wait before the next reading: longer while readings bring nothing new.
@@ -88,10 +106,22 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait once stacks are cut because mappings are unknown.
 const LONGEST_BLIND: Duration = Duration::from_millis(50);
 
+impl Traced {
+    fn new(space: u32) -> Self {
+        Self { space, wait: FIRST_WAIT, ..Self::default() }
+    }
+}
+
 impl Processes {
-    pub(super) fn new(loaded: &mut Loaded, way: Way, spec: &Spec) -> Result<Self, Error> {
+    pub(super) fn new(
+        loaded: &mut Loaded,
+        way: Way,
+        spec: &Spec,
+        is_open: bool,
+    ) -> Result<Self, Error> {
         let trace = &spec.trace;
-        let probes = UserProbes::new(loaded, way, trace)?;
+        let follows = trace.children || is_open;
+        let probes = UserProbes::new(loaded, way, trace, follows)?;
         let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
         let watches = traces_malloc && super::takes_all(spec);
         Ok(Self {
@@ -103,94 +133,142 @@ impl Processes {
             attached: HashSet::new(),
             failed: BTreeMap::new(),
             rows: Vec::new(),
-            children: ChildCounts::default(),
+            counts: Counts::default(),
             traces_malloc,
             named: NamedObjects::new(&spec.objects),
             without_return: Vec::new(),
             silence: watches.then(Silence::new),
+            shares_probes: follows,
+            keeps_ended: !is_open,
         })
     }
 
-    /// Starts tracing a process.
+    /// Starts tracing a process, unless it is traced already or there is no room; tells whether it
+    /// did. One that is `named` is traced whatever it executes.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when it has ended or has no allocator that can be found.
+    /// [`Error::Usage`] when it has ended or, if it is named, has no allocator that can be found.
     pub(super) fn add(
         &mut self,
         pid: u32,
+        named: bool,
         loaded: &mut Loaded,
         collector: &mut Collector,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         // Known to the programs and to the collector, with its unwind tables, before the first
         // probe fires.
         let heap_end = proc::mappings(pid)?
             .iter()
             .find(|mapping| mapping.path.as_deref() == Some("[heap]"))
             .map(|heap| heap.end);
-        let space = collector.maps.add_target(pid)?;
+        let space = match collector.maps.add_target(pid, named)? {
+            Added::Space(space) => space,
+            Added::Full if named => {
+                let most = too_many();
+                return Err(Error::Usage(format!("process {pid} is one too many: {most} traced")));
+            }
+            Added::Full => {
+                self.counts.refused.insert(pid);
+                return Ok(false);
+            }
+            // Its beginning has not been read from the ring yet.
+            Added::Known => return Ok(false),
+        };
         if let Some(end) = heap_end {
             collector.set_heap_end(space, end);
         }
         collector.add_process(space, describe(pid, String::new()));
-        self.traced.insert(pid, Traced { space, wait: FIRST_WAIT, ..Traced::default() });
+        self.traced.insert(pid, Traced::new(space));
         self.read_mappings(pid, collector)?;
-        if self.attach_new(pid, loaded, collector)? == 0 && self.traces_malloc {
+        self.attach_new(pid, loaded, collector)?;
+        if named && self.traces_malloc && !self.has_allocator(pid) {
             return Err(Error::Usage(format!(
                 "process {pid} maps no libc or other allocator that leaktrace can find: no symbol \
                  table of its objects has malloc and free (a stripped static executable?); if one \
                  has an allocator under other names, name it with -O"
             )));
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// A traced process made a child that is to be traced: from now on, as the links of the
-    /// parent do not reach it. Gives whether it could be.
+    /// A process has begun that is to be traced. Its programs have run since its start, and met
+    /// the probes of its parent.
     pub(super) fn forked(
         &mut self,
         (pid, old_space, new_space): (u32, u32, u32),
         loaded: &mut Loaded,
         collector: &mut Collector,
-    ) -> bool {
+    ) {
         if new_space == 0 {
-            self.children.refused += 1;
-            return false;
+            self.counts.refused.insert(pid);
+            return;
         }
-        let traced = Traced { space: new_space, wait: FIRST_WAIT, ..Traced::default() };
+        let parent = self.traced.values().find(|traced| traced.space == old_space);
+        let traced = match parent {
+            Some(parent) => Traced {
+                mappings: parent.mappings.clone(),
+                allocators: parent.allocators.clone(),
+                ..Traced::new(new_space)
+            },
+            None => Traced::new(new_space),
+        };
+        let is_copy = parent.is_some();
         self.traced.insert(pid, traced);
         if new_space != old_space {
-            collector.add_process(new_space, describe(pid, String::new()));
-            collector.forked_mappings(old_space, new_space);
+            collector.add_child(old_space, new_space, describe(pid, String::new()));
         }
-        let attached = self
-            .read_mappings(pid, collector)
-            .and_then(|_| self.attach_new(pid, loaded, collector))
-            .is_ok();
-        if attached {
-            self.children.late += 1;
-        } else {
-            self.children.missed += 1;
-            self.ended(pid, collector);
+        if !is_copy {
+            self.look_at(pid, loaded, collector);
         }
-        attached
     }
 
-    /// A process has ended: its number may be given to another.
+    /// A process has ended, or is not traced any more: its number may be given to another.
     pub(super) fn ended(&mut self, pid: u32, collector: &mut Collector) {
-        collector.exited(pid);
-        collector.maps.remove_target(pid);
-        self.probes.detach(pid);
-        self.attached.retain(|(owner, _)| *owner != pid);
-        if let Some(traced) = self.traced.remove(&pid)
-            && !self.is_in_use(traced.space)
-        {
-            self.tables.forget(traced.space);
+        let Some(traced) = self.traced.remove(&pid) else { return };
+        if !self.shares_probes {
+            self.probes.detach(pid);
+            self.attached.retain(|(owner, _)| *owner != pid);
         }
+        if self.keeps_ended {
+            collector.exited(pid);
+            if traced.mappings.is_empty() {
+                self.counts.unread += 1;
+            } else if traced.allocators.is_empty() {
+                self.counts.without += 1;
+            }
+        }
+        // A child of vfork leaves its parent's image to the parent.
+        if !self.is_in_use(traced.space) {
+            self.tables.forget(traced.space);
+            if !self.keeps_ended {
+                collector.left(traced.space);
+            }
+        }
+    }
+
+    /// Whether a process is traced.
+    pub(super) fn is_traced(&self, pid: u32) -> bool {
+        self.traced.contains_key(&pid)
+    }
+
+    /// Whether no process is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.traced.is_empty()
+    }
+
+    /// Whether processes are traced from their start on.
+    pub(super) fn follows(&self) -> bool {
+        self.shares_probes
+    }
+
+    /// Whether processes that are not traced pay for probes.
+    pub(super) fn shares_probes(&self) -> bool {
+        self.shares_probes && self.traces_malloc
     }
 
     /// Whether a process image is that of a traced process.
-    pub(super) fn is_in_use(&self, space: u32) -> bool {
+    fn is_in_use(&self, space: u32) -> bool {
         self.traced.values().any(|traced| traced.space == space)
     }
 
@@ -201,36 +279,43 @@ impl Processes {
         (pid, old_space, new_space): (u32, u32, u32),
         loaded: &mut Loaded,
         collector: &mut Collector,
-    ) -> Result<(), Error> {
+    ) {
         const LOOKS: u32 = 25;
         const PAUSE: Duration = Duration::from_micros(100);
 
-        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(()) };
-        *traced = Traced { space: new_space, wait: FIRST_WAIT, ..Traced::default() };
-        // A child of vfork leaves its parent's image to the parent.
-        if !self.is_in_use(old_space) {
-            self.tables.forget(old_space);
+        if new_space == 0 {
+            self.counts.images += 1;
+            self.ended(pid, collector);
+            return;
         }
+        // First what the new image needs, then what the old one left.
+        collector.add_process(new_space, describe(pid, String::new()));
+        self.traced.insert(pid, Traced::new(new_space));
         for _ in 0..LOOKS {
+            self.look_at(pid, loaded, collector);
             // A process that has ended meanwhile has nothing to look at.
-            if self.read_mappings(pid, collector).is_err() {
-                return Ok(());
-            }
-            self.attach_or_note(pid, loaded, collector);
-            if self.has_allocator(pid) {
+            if self.has_allocator(pid) || proc::comm(pid).is_none() {
                 break;
             }
             std::thread::sleep(PAUSE);
         }
         self.mapped(pid);
-        Ok(())
+        // A child of vfork leaves its parent's image to the parent.
+        if old_space != 0 && !self.is_in_use(old_space) {
+            self.tables.forget(old_space);
+            collector.forget_image(old_space);
+        }
+    }
+
+    /// Looks at what a process maps; a process that has ended has nothing to look at.
+    fn look_at(&mut self, pid: u32, loaded: &mut Loaded, collector: &mut Collector) {
+        if self.read_mappings(pid, collector).is_ok() {
+            self.attach_or_note(pid, loaded, collector);
+        }
     }
 
     fn has_allocator(&self, pid: u32) -> bool {
-        self.traced.get(&pid).is_some_and(|traced| {
-            let mut objects = traced.mappings.iter().filter_map(|mapping| mapping.object);
-            objects.any(|id| matches!(self.allocators.get(&id), Some(Some(_))))
-        })
+        self.traced.get(&pid).is_some_and(|traced| !traced.allocators.is_empty())
     }
 
     /// A process has mapped something: have a look soon.
@@ -282,10 +367,23 @@ impl Processes {
         }
     }
 
-    /// Attaches to new allocators; what fails stands in the report.
+    /// Attaches to new allocators of a process that runs; what fails, and what may have been
+    /// allocated before, stands in the report.
     fn attach_or_note(&mut self, pid: u32, loaded: &mut Loaded, collector: &mut Collector) {
-        if let Err(error) = self.attach_new(pid, loaded, collector) {
-            self.failed.insert(pid, error.to_string());
+        match self.attach_new(pid, loaded, collector) {
+            Ok(0) => {}
+            Ok(_) => self.came_late(pid),
+            Err(error) => {
+                self.failed.insert(pid, error.to_string());
+            }
+        }
+    }
+
+    /// Something that a process has allocated may not have been seen.
+    pub(super) fn came_late(&mut self, pid: u32) {
+        if let Some(traced) = self.traced.get_mut(&pid) {
+            self.counts.late += u64::from(!traced.is_late);
+            traced.is_late = true;
         }
     }
 
@@ -353,24 +451,18 @@ impl Processes {
         Ok(true)
     }
 
-    /// Attaches to the allocators of a process that have no probes yet; gives their number.
+    /// Notes the allocators of a process, and attaches to those that have no probes yet; gives the
+    /// number of these.
     fn attach_new(
         &mut self,
         pid: u32,
         loaded: &mut Loaded,
         collector: &mut Collector,
     ) -> Result<usize, Error> {
-        let Some(traced) = self.traced.get(&pid) else { return Ok(0) };
-        let (mut new, mut old) = (Vec::new(), Vec::new());
+        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(0) };
+        let space = traced.space;
+        let mut new = Vec::new();
         for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
-            if new.contains(&id) {
-                continue;
-            }
-            if self.attached.contains(&(pid, id)) {
-                // Its probes outlast an exec; the new image has it as well.
-                old.push(id);
-                continue;
-            }
             let Some(object) = collector.objects.get(id) else { continue };
             let allocator = match self.allocators.entry(id) {
                 Entry::Occupied(known) => known.into_mut(),
@@ -394,32 +486,29 @@ impl Processes {
                     new.insert(found)
                 }
             };
-            if allocator.is_some() {
+            if allocator.is_some() && !traced.allocators.contains(&id) {
+                traced.allocators.push(id);
                 new.push(id);
             }
         }
-        for id in &new {
-            self.attached.insert((pid, *id));
-            let Some(Some(allocator)) = self.allocators.get(id) else { continue };
-            let Some(object) = collector.objects.get(*id) else { continue };
-            let readable_at = object.readable_at();
-            collector.add_allocator_code(*id, &allocator.code);
-            if self.traces_malloc {
-                self.probes.attach(loaded, &readable_at, allocator, pid)?;
-            }
-        }
-        for id in old.iter().chain(&new) {
-            let Some(Some(allocator)) = self.allocators.get(id) else { continue };
-            let Some(path) = collector.objects.get(*id).map(|object| object.path.as_str()) else {
-                continue;
-            };
+        let mut attached = 0;
+        for id in new {
+            let Some(Some(allocator)) = self.allocators.get(&id) else { continue };
+            let Some(object) = collector.objects.get(id) else { continue };
+            let (readable_at, path) = (object.readable_at(), object.path.clone());
+            collector.add_allocator_code(id, &allocator.code);
             let name = match allocator.name.as_str() {
-                "" => path.to_owned(),
+                "" => path,
                 name => format!("{name} ({path})"),
             };
-            collector.add_allocator(pid, &name);
+            collector.add_allocator(space, &name);
+            let owner = if self.shares_probes { 0 } else { pid };
+            if self.traces_malloc && self.attached.insert((owner, id)) {
+                self.probes.attach(loaded, &readable_at, allocator, owner)?;
+                attached += 1;
+            }
         }
-        Ok(new.len())
+        Ok(attached)
     }
 
     /// Rows of each object's unwind table.
@@ -449,12 +538,12 @@ impl Processes {
     }
 
     /// When processes are to be looked at for allocations that no probe sees.
-    pub(super) fn next_check(&self) -> Option<Instant> {
+    pub(super) fn next_hearing(&self) -> Option<Instant> {
         self.silence.as_ref().map(Silence::due)
     }
 
     /// Has that look; gives what is new.
-    pub(super) fn check(&mut self, collector: &Collector) -> Vec<String> {
+    pub(super) fn hear(&mut self, collector: &Collector) -> Vec<String> {
         let processes = self.traced.iter().map(|(pid, traced)| (*pid, traced.space));
         self.silence.as_mut().map(|silence| silence.look(processes, collector)).unwrap_or_default()
     }
@@ -462,48 +551,6 @@ impl Processes {
     /// What the unwind tables take.
     pub(super) fn table_use(&self) -> TableUse {
         self.tables.used()
-    }
-
-    /// Allocators without probes, for the report.
-    pub(super) fn unseen(&self) -> Vec<String> {
-        let failed = self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}"));
-        let ChildCounts { late, missed, refused } = self.children;
-        let children = [
-            (late, "traced from some milliseconds after their start on"),
-            (missed, "ended before they could be traced"),
-            (refused, "not traced: at most 1,024 processes are"),
-        ];
-        let children = children.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| {
-            format!("child processes {what}: {}", crate::units::format_count(count))
-        });
-        let without = self.without_return.iter().cloned();
-        let silent = self.silence.iter().flat_map(Silence::found).cloned();
-        failed.chain(children).chain(silent).chain(self.named.missing()).chain(without).collect()
-    }
-
-    /// As [`UserProbes::prices`].
-    pub(super) fn prices(&self) -> Option<Prices> {
-        self.probes.prices()
-    }
-
-    /// As [`UserProbes::run_time_ns`].
-    pub(super) fn run_time_ns(&self, loaded: &Loaded) -> u64 {
-        self.probes.run_time_ns(loaded)
-    }
-
-    /// As [`UserProbes::keep_frees`].
-    pub(super) fn keep_frees(&mut self, loaded: &mut Loaded) {
-        self.probes.keep_frees(loaded);
-    }
-
-    /// As [`UserProbes::keep_none`].
-    pub(super) fn keep_none(&mut self, loaded: &mut Loaded) {
-        self.probes.keep_none(loaded);
-    }
-
-    /// As [`UserProbes::recursion_misses`].
-    pub(super) fn recursion_misses(&self) -> BTreeMap<String, u64> {
-        self.probes.recursion_misses()
     }
 }
 

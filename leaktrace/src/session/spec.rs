@@ -37,11 +37,8 @@ pub enum Target {
         /// Only these allocations.
         filters: KernelFilters,
     },
-    /// Running processes.
-    Processes {
-        /// Their process IDs; never empty.
-        pids: Vec<u32>,
-    },
+    /// Processes.
+    Processes(Wanted),
     /// A command to start.
     Command {
         /// Program and arguments; never empty.
@@ -49,6 +46,27 @@ pub enum Target {
         /// Exit code to return when blocks are outstanding at its end.
         error_exitcode: Option<u8>,
     },
+}
+
+/// Which processes are traced: those that any of it names; never empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// These, which are running.
+    pub pids: Vec<u32>,
+    /// Those of these command names, running or not yet.
+    pub comms: Vec<String>,
+    /// Those in or below these control groups, running or not yet; at most as many as the BPF
+    /// object tests.
+    pub cgroups: Vec<PathBuf>,
+    /// All of them.
+    pub all: bool,
+}
+
+impl Wanted {
+    /// Whether processes that do not run yet are among them.
+    pub fn is_open(&self) -> bool {
+        self.all || !self.comms.is_empty() || !self.cgroups.is_empty()
+    }
 }
 
 /// Which kernel allocations are traced; what is empty leaves out none.

@@ -9,8 +9,8 @@ use tokio::{
 };
 
 use super::{
-    Ring,
     launch::{Child, Ended},
+    ring::Ring,
 };
 use crate::error::Error;
 

@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub objects: Vec<Object>,
     /// Processes by space (user modes).
     pub processes: BTreeMap<u32, Process>,
+    /// Traced processes that have ended and left the report, with all that they held.
+    pub processes_ended: u64,
     /// What was not seen.
     pub loss: Loss,
     /// Room for outstanding blocks (`--max-outstanding`).

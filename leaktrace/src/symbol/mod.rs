@@ -161,6 +161,7 @@ mod tests {
             objects,
             processes: BTreeMap::new(),
             loss: Loss::default(),
+            processes_ended: 0,
             max_outstanding: 0,
             sample_bytes: 0,
             budget: None,

@@ -16,6 +16,8 @@ use crate::workspace;
 
 /// Where programs are.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The variable that tells tests that they may cost every process of the machine.
+const MACHINE: &str = "LEAKTRACE_MACHINE";
 const BUSYBOX: &str = "/bin/busybox";
 
 /// Modules that mount this machine's files, in the order of their needs.
@@ -206,7 +208,8 @@ mount -t cgroup2 none /host/sys/fs/cgroup
 
 /// The guest's script: runs the job, leaves its exit code, and switches the machine off.
 fn script_of(job: &Job<'_>, folder: &Path) -> Vec<u8> {
-    let mut script = format!("export PATH={PATH} HOME=/root TERM=dumb\nstty raw\n").into_bytes();
+    let mut script =
+        format!("export PATH={PATH} HOME=/root TERM=dumb {MACHINE}=1\nstty raw\n").into_bytes();
     for (name, value) in job.environment {
         script.extend(format!("export {name}=").bytes());
         script.extend(quoted(value.as_bytes()).bytes());

@@ -1,0 +1,129 @@
+//! The traced process images: what is known of each, and what is forgotten with it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Collector, mappings::Mappings};
+use crate::{
+    error::Error,
+    snapshot::{Frame, Place, Process},
+    unwind::tables::ProcessMapping,
+};
+
+/// Images that are gone before they are forgotten together: that looks at all outstanding blocks,
+/// which takes some 10 ms for a large table.
+const FORGOTTEN_TOGETHER: usize = 256;
+
+/// Traced process images.
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    known: BTreeMap<u32, (Process, Mappings)>,
+    /// Spaces of images that are gone, but not from the maps.
+    gone: HashSet<u32>,
+    /// Processes that have ended and left the report.
+    ended: u64,
+}
+
+impl Images {
+    pub(super) fn has(&self, space: u32) -> bool {
+        self.known.contains_key(&space)
+    }
+
+    pub(super) fn frame(&self, space: u32, address: u64) -> Frame {
+        match self.known.get(&space) {
+            Some((_, mappings)) => mappings.frame(address),
+            None => Frame { address, place: Place::Unmapped },
+        }
+    }
+
+    pub(super) fn processes(&self) -> BTreeMap<u32, Process> {
+        self.known.iter().map(|(space, (process, _))| (*space, process.clone())).collect()
+    }
+
+    pub(super) fn ended(&self) -> u64 {
+        self.ended
+    }
+}
+
+impl Collector {
+    /// Adds a traced process image.
+    pub fn add_process(&mut self, space: u32, process: Process) {
+        let mappings = Mappings::new(process.pid);
+        self.images.known.insert(space, (process, mappings));
+    }
+
+    /// Adds the image of a process that another one has forked: it maps the same, and what is not
+    /// known of it, as it may have ended, is as in its parent.
+    pub fn add_child(&mut self, parent: u32, child: u32, mut process: Process) {
+        let Some((of_parent, mappings)) = self.images.known.get(&parent) else {
+            return self.add_process(child, process);
+        };
+        process.allocator.clone_from(&of_parent.allocator);
+        if process.exe.is_empty() {
+            process = Process { pid: process.pid, exited: false, ..of_parent.clone() };
+        }
+        let mappings = mappings.of_child(process.pid);
+        self.images.known.insert(child, (process, mappings));
+        self.forked_mappings(parent, child);
+    }
+
+    /// Takes in what a process image maps now.
+    pub fn update_mappings(&mut self, space: u32, present: &[ProcessMapping]) {
+        if let Some((_, mappings)) = self.images.known.get_mut(&space) {
+            mappings.update(present);
+        }
+    }
+
+    /// Notes a further allocator of a process image.
+    pub fn add_allocator(&mut self, space: u32, path: &str) {
+        if let Some((process, _)) = self.images.known.get_mut(&space) {
+            if !process.allocator.is_empty() {
+                process.allocator.push_str(", ");
+            }
+            process.allocator.push_str(path);
+        }
+    }
+
+    /// The traced process images.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> + Clone {
+        self.images.known.values().map(|(process, _)| process)
+    }
+
+    /// Remembers that a process has ended; what it held stays in the report.
+    pub fn exited(&mut self, pid: u32) {
+        for (process, _) in self.images.known.values_mut() {
+            process.exited |= process.pid == pid;
+        }
+    }
+
+    /// A process has ended and leaves the report.
+    pub fn left(&mut self, space: u32) {
+        self.images.ended += 1;
+        self.forget_image(space);
+    }
+
+    /// Forgets a process image: its memory is gone, and no leak. What it has in the maps goes at
+    /// the next [`Collector::clean_up`].
+    pub fn forget_image(&mut self, space: u32) {
+        self.images.known.remove(&space);
+        self.images.gone.insert(space);
+        self.forget_mappings(space);
+    }
+
+    /// Gives back what images that are gone have in the maps, if they are many or it is `due`.
+    /// Nothing of them may be left in the rings, as their spaces are given to others.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading the blocks.
+    pub fn clean_up(&mut self, due: bool) -> Result<(), Error> {
+        let gone = &self.images.gone;
+        if gone.is_empty() || (!due && gone.len() < FORGOTTEN_TOGETHER) {
+            return Ok(());
+        }
+        let gone = std::mem::take(&mut self.images.gone);
+        self.stacks.retain(|(space, _), _| !gone.contains(space));
+        self.call_sites.retain(|(space, _), _| !gone.contains(space));
+        let (unused, used) = self.forget_map_sites(&gone);
+        self.maps.forget_spaces(&gone, unused, &used)
+    }
+}

@@ -1,0 +1,49 @@
+//! What of the traced processes is not in the figures.
+
+use std::collections::HashSet;
+
+use super::{Counts, Processes};
+use crate::{
+    bpf::spaces::too_many, collect::Collector, session::silence::Silence, units::format_count,
+};
+
+/// Processes without a known allocator that are named in a report.
+const BARE_SHOWN: usize = 3;
+
+impl Processes {
+    /// What of the processes is not in the figures, for the report.
+    pub(in crate::session) fn unseen(&self, collector: &Collector) -> Vec<String> {
+        let failed = self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}"));
+        let Counts { late, unread, without, refused, images } = &self.counts;
+        // One that is due for a look may be about to map its C library.
+        let bare = self.traced.iter().filter(|(_, traced)| {
+            self.traces_malloc && traced.due.is_none() && traced.allocators.is_empty()
+        });
+        let bare: HashSet<u32> = bare.map(|(pid, _)| *pid).collect();
+        let names: Vec<String> = collector
+            .processes()
+            .filter(|process| bare.contains(&process.pid))
+            .take(BARE_SHOWN)
+            .map(|process| format!("{} {}", process.pid, process.comm))
+            .collect();
+        let bare_count = without + bare.len() as u64;
+        let names =
+            if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+        let counts = [
+            (
+                *late,
+                "traced from some time after their start, or after their C library's, on".into(),
+            ),
+            (*unread, "that ended before what they map could be read: stacks without names".into()),
+            (bare_count, format!("in which no allocator was found{names}")),
+            (refused.len() as u64, format!("not traced: {}", too_many())),
+            (*images, "not traced: there were too many process images".into()),
+        ];
+        let counts = counts.into_iter().filter(|(count, _)| *count > 0).map(
+            |(count, what): (u64, String)| format!("processes {what}: {}", format_count(count)),
+        );
+        let without = self.without_return.iter().cloned();
+        let silent = self.silence.iter().flat_map(Silence::found).cloned();
+        failed.chain(counts).chain(silent).chain(self.named.missing()).chain(without).collect()
+    }
+}
