@@ -91,7 +91,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
             figures.extend(figures::latency(&leaktrace, rounds)?);
         }
         if options.wants("beside") {
-            figures.push(figures::beside(&leaktrace, rounds)?);
+            figures.extend(figures::beside(&leaktrace, rounds)?);
         }
         if options.wants("reports") {
             figures.push(figures::reports(&leaktrace)?);
@@ -104,7 +104,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         figure.print();
     }
     if options.wants("stacks") {
-        stacks::bench(&leaktrace)?;
+        stacks::bench(&leaktrace, rounds)?;
     }
     if let Some(path) = &options.json {
         let text = format!("{:#}\n", table::json(rounds, &tables, &figures)?);

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     table::Figure,
     tracer::Tracer,
-    workload::{FRAMES, Running, WORKLOADS, compile},
+    workload::{FRAMES, Running, WORKLOADS, Workload, compile},
 };
 
 /// The kernel's unit of CPU time in /proc/PID/stat (USER_HZ, the same on all machines).
@@ -82,30 +82,45 @@ pub(super) fn latency(leaktrace: &Path, rounds: usize) -> Result<[Figure; 2]> {
     ])
 }
 
-/// How much slower an untraced loop is while another process with the same libraries is traced.
-pub(super) fn beside(leaktrace: &Path, rounds: usize) -> Result<Figure> {
+/// How much slower an untraced loop is while another process with the same libraries is traced,
+/// which waits, or which runs the same loop.
+pub(super) fn beside(leaktrace: &Path, rounds: usize) -> Result<[Figure; 2]> {
     let hot = WORKLOADS.iter().find(|workload| workload.name == "hotloop");
     let hot = hot.context("there is no loop")?;
     hot.prepare()?;
-    let mut values = Vec::new();
+    let mut values = [Vec::new(), Vec::new()];
     for _ in 0..rounds {
-        let mut rates = [0.0; 2];
-        for (traced, rate) in [false, true].into_iter().zip(&mut rates) {
-            let mut other = hot.start(&[])?;
-            let mut measured = hot.start(&[])?;
-            let words = ["user", "-p", "PID"];
-            let tracer =
-                traced.then(|| Tracer::leaktrace(leaktrace, &words, other.pid())).transpose()?;
-            // Both at once, for the same second.
-            let other = std::thread::spawn(move || other.rate().map(|_| other));
-            *rate = measured.rate()?;
-            let other = other.join().map_err(|_| anyhow::anyhow!("the other loop failed"))??;
-            tracer.map_or(Ok(()), Tracer::end)?;
-            measured.end()?;
-            other.end()?;
+        for (runs, values) in [false, true].into_iter().zip(&mut values) {
+            let untraced = rate_beside(hot, None, runs)?;
+            values.push(untraced / rate_beside(hot, Some(leaktrace), runs)?);
         }
-        values.push(rates[0] / rates[1]);
     }
-    let name = "a loop that is not traced beside one that is";
-    Ok(Figure { name, unit: "x slower", values, bar: 1.0 })
+    let [waits, runs] = values;
+    let figure = |name, values| Figure { name, unit: "x slower", values, bar: 1.0 };
+    Ok([
+        figure("an untraced loop beside a traced process that waits", waits),
+        figure("an untraced loop beside a traced process that runs", runs),
+    ])
+}
+
+/// The rate of an untraced loop beside another one, which leaktrace traces if given.
+fn rate_beside(hot: &Workload, leaktrace: Option<&Path>, runs: bool) -> Result<f64> {
+    let mut other = hot.start(&[])?;
+    let mut measured = hot.start(&[])?;
+    let words = ["user", "-p", "PID"];
+    let tracer =
+        leaktrace.map(|leaktrace| Tracer::leaktrace(leaktrace, &words, other.pid())).transpose()?;
+    // Both at once, for the same second.
+    let other = std::thread::spawn(move || {
+        if runs {
+            other.rate()?;
+        }
+        anyhow::Ok(other)
+    });
+    let rate = measured.rate()?;
+    let other = other.join().map_err(|_| anyhow::anyhow!("the other loop failed"))??;
+    tracer.map_or(Ok(()), Tracer::end)?;
+    measured.end()?;
+    other.end()?;
+    Ok(rate)
 }

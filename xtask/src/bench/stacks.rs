@@ -29,7 +29,6 @@ const DEPTHS: [u32; 4] = [7, 19, 35, 123];
 const OTHER_FRAMES: u32 = 4;
 /// Calls of malloc that the program makes in its measured stage.
 const CALLS: u64 = 3000;
-const ROUNDS: usize = 7;
 
 /// A way to trace a malloc, with and without taking the stack.
 #[derive(Clone, Copy)]
@@ -56,20 +55,20 @@ const WAYS: [Way; 2] = [
 ];
 
 /// Prints the table.
-pub(super) fn bench(leaktrace: &Path) -> Result<()> {
+pub(super) fn bench(leaktrace: &Path, rounds: usize) -> Result<()> {
     let mut statistics = peer()?.arg("statistics").spawn().context("cannot run python3")?;
-    let result = table(leaktrace);
+    let result = table(leaktrace, rounds);
     stop(&mut statistics)?;
     result
 }
 
-fn table(leaktrace: &Path) -> Result<()> {
-    println!("\none stack, ns by the kernel's account ({ROUNDS} rounds, in turns)");
+fn table(leaktrace: &Path, rounds: usize) -> Result<()> {
+    println!("\none stack, ns by the kernel's account ({rounds} rounds, in turns)");
     println!("(whole program, less the same without a stack = the stack: minima; medians)");
     for depth in DEPTHS {
         // [way][with, without]
         let mut all: [[Vec<f64>; 2]; WAYS.len()] = Default::default();
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for (way, times) in WAYS.iter().zip(&mut all) {
                 let program = compile("stairs", &[way.flags])?;
                 for (words, times) in [way.with_stack, way.without].into_iter().zip(times) {

@@ -173,7 +173,7 @@ impl Tracer {
         let mut said = String::new();
         while !said.lines().last().is_some_and(|line| line.starts_with("leaktrace: tracing ")) {
             if tracer.stderr.read_line(&mut said)? == 0 {
-                bail!("leaktrace ended: {}", last_line(&said));
+                bail!("leaktrace ended: {}", cause(&said));
             }
         }
         let stdout = tracer.child.stdout.take().context("no output")?;
@@ -194,7 +194,7 @@ impl Tracer {
             if tracer.child.try_wait()?.is_some() {
                 let mut said = String::new();
                 tracer.stderr.read_to_string(&mut said)?;
-                bail!("it ended: {}", last_line(&said));
+                bail!("it ended: {}", cause(&said));
             }
             ensure!(Instant::now() < deadline, "it did not attach within a minute");
             let now = probes(tracer.child.id());
@@ -264,7 +264,9 @@ fn probes(pid: u32) -> usize {
         .count()
 }
 
-/// What a program that failed said last.
-fn last_line(text: &str) -> &str {
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim()
+/// Why a program failed: its first exception, else what it said last.
+fn cause(text: &str) -> &str {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let is_exception = |line: &&str| line.contains("Exception: ") || line.contains("Error: ");
+    lines.clone().find(is_exception).or_else(|| lines.next_back()).unwrap_or("it said nothing")
 }

@@ -18,7 +18,7 @@ const SECONDS: &str = "1";
 /// How long a server may take to start, and any workload to end, under the slowest tracer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests of each kind; under the slowest tracer they take some ten seconds.
-const REQUESTS: &str = "20000";
+const REQUESTS: &str = "10000";
 
 /// The peers see nothing of programs without frame pointers.
 pub(super) const FRAMES: &str = "-fno-omit-frame-pointer";
@@ -76,7 +76,7 @@ pub(super) const WORKLOADS: [Workload; 9] = [
     },
     Workload {
         name: "redis",
-        title: "redis-server under redis-benchmark (set, get; 50 clients)",
+        title: "redis-server (jemalloc) under redis-benchmark: set, get; 50 clients",
         unit: "requests",
         side: Side::User,
         load: Load::Redis,
