@@ -98,10 +98,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         }
     }
     if !figures.is_empty() {
-        println!("\nleaktrace itself: median (min to max)");
-    }
-    for figure in &figures {
-        figure.print();
+        table::print_figures(&figures);
     }
     if options.wants("stacks") {
         stacks::bench(&leaktrace, rounds)?;

@@ -88,28 +88,32 @@ impl Table {
         ]
     }
 
-    /// Prints the table.
+    /// Prints the table, as docs/performance.md has it.
     pub(super) fn print(&self) {
-        println!("\n{}: {} ({} a second)", self.name, self.title, self.unit);
-        println!("  {:<38} {:>13} {:>13} {:>13} {:>9}", "", "median", "min", "max", "slower");
-        for row in &self.rows {
-            let name = row.way.name();
+        let Self { name, title, unit, rows } = self;
+        let is_limits = rows.iter().any(|row| matches!(row.way, Way::Empty { .. }));
+        let beside = if is_limits { "beside empty programs" } else { "beside memleak" };
+        let unit = format!("{unit} a second");
+        println!("\n{title} (`{name}`):\n");
+        print_row(["traced by", &unit, "least", "most", "slower", beside]);
+        println!("| --- | ---: | ---: | ---: | ---: | --- |");
+        for row in rows {
+            let way = row.way.name();
             let Some(Spread { least, median, most }) = row.spread() else {
                 let refusal = row.refusal.as_deref().unwrap_or("it was not measured");
-                println!("  {name:<38} cannot run here: {refusal}");
+                let refusal = format!("cannot run here: {}", refusal.replace('|', "/"));
+                print_row([&way, &refusal, "", "", "", ""]);
                 continue;
             };
             let [(_, slower), (_, faster), (_, empty)] = self.ratios(row.way);
             let slower = slower.map_or_else(String::new, |slower| format!("{slower:.2}x"));
-            let mut line =
-                format!("  {name:<38} {median:>13.0} {least:>13.0} {most:>13.0} {slower:>9}");
-            if let Some(faster) = faster {
-                line += &format!("; {faster:.1}x as fast as under memleak");
-            }
-            if let Some(empty) = empty {
-                line += &format!("; {empty:.2}x slower than under empty programs");
-            }
-            println!("{line}");
+            let beside = match (faster, empty) {
+                (Some(faster), _) => format!("{faster:.1}x faster"),
+                (_, Some(empty)) => format!("{empty:.2}x slower"),
+                (None, None) => String::new(),
+            };
+            let [least, median, most] = [least, median, most].map(|rate| format!("{rate:.0}"));
+            print_row([&way, &median, &least, &most, &slower, &beside]);
         }
     }
 
@@ -135,13 +139,6 @@ impl Table {
 }
 
 impl Figure {
-    /// Prints the figure.
-    pub(super) fn print(&self) {
-        let Some(Spread { least, median, most }) = Spread::of(&self.values) else { return };
-        let Self { name, unit, bar, .. } = self;
-        println!("  {name:<58} {median:.3} {unit} ({least:.3} to {most:.3}); bar {bar} {unit}");
-    }
-
     fn json(&self) -> Value {
         let mut value = Spread::of(&self.values).map_or_else(|| json!({}), |spread| spread.json());
         value["name"] = self.name.into();
@@ -149,6 +146,21 @@ impl Figure {
         value["bar"] = self.bar.into();
         value
     }
+}
+
+/// Prints figures as a table.
+pub(super) fn print_figures(figures: &[Figure]) {
+    println!("\nleaktrace itself:\n");
+    println!("| what | median | least | most | bar |");
+    println!("| --- | ---: | ---: | ---: | ---: |");
+    for Figure { name, unit, values, bar } in figures {
+        let Some(Spread { least, median, most }) = Spread::of(values) else { continue };
+        println!("| {name} | {median:.2} {unit} | {least:.2} | {most:.2} | {bar} {unit} |");
+    }
+}
+
+fn print_row([first, second, third, fourth, fifth, sixth]: [&str; 6]) {
+    println!("| {first:<35} | {second:>18} | {third:>9} | {fourth:>9} | {fifth:>8} | {sixth} |");
 }
 
 /// Everything as one object.
