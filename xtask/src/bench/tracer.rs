@@ -19,6 +19,9 @@ use crate::{command, workspace};
 /// How long a tracer may take to attach, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often another tool is started before its refusal counts.
+const ATTEMPTS: usize = 3;
+
 /// How a workload is traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -180,8 +183,19 @@ impl Tracer {
         Ok((tracer, stdout))
     }
 
-    /// Another tracer, attached: its programs and probes are there and get no more.
+    /// Another tracer, attached. memleak is sometimes refused a probe which it gets a moment later:
+    /// while the kernel still takes the one before from the same place, it seems.
     fn peer(command: &mut Command) -> Result<Self> {
+        for _ in 1..ATTEMPTS {
+            if let Ok(tracer) = Self::peer_once(command) {
+                return Ok(tracer);
+            }
+        }
+        Self::peer_once(command)
+    }
+
+    /// One attempt: its programs and probes are there and get no more.
+    fn peer_once(command: &mut Command) -> Result<Self> {
         let mut tracer = Self::start(command)?;
         // Nobody wants what it prints.
         if let Some(mut stdout) = tracer.child.stdout.take() {
