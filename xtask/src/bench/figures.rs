@@ -103,7 +103,7 @@ pub(super) fn beside(leaktrace: &Path, rounds: usize) -> Result<[Figure; 2]> {
     ])
 }
 
-/// The rate of an untraced loop beside another one, which leaktrace traces if given.
+/// The rate of an untraced loop on its CPU, beside another one, which leaktrace traces if given.
 fn rate_beside(hot: &Workload, leaktrace: Option<&Path>, runs: bool) -> Result<f64> {
     let mut other = hot.start(&[])?;
     let mut measured = hot.start(&[])?;
@@ -117,7 +117,7 @@ fn rate_beside(hot: &Workload, leaktrace: Option<&Path>, runs: bool) -> Result<f
         }
         anyhow::Ok(other)
     });
-    let rate = measured.rate()?;
+    let rate = measured.rate_on_cpu()?;
     let other = other.join().map_err(|_| anyhow::anyhow!("the other loop failed"))??;
     tracer.map_or(Ok(()), Tracer::end)?;
     measured.end()?;

@@ -253,9 +253,19 @@ impl Running {
         if let Some(socket) = &self.socket {
             return requests(socket);
         }
+        self.figure("_per_s\":")
+    }
+
+    /// As [`Self::rate`], for each second that a loop in C had a CPU.
+    pub(super) fn rate_on_cpu(&mut self) -> Result<f64> {
+        self.figure("_per_cpu_s\":")
+    }
+
+    /// On to the stage that has this figure.
+    fn figure(&mut self, name: &str) -> Result<f64> {
         loop {
             let line = self.advance()?;
-            let Some((_, rest)) = line.split_once("_per_s\":") else { continue };
+            let Some((_, rest)) = line.split_once(name) else { continue };
             let figure = rest.split([',', '}']).next().unwrap_or_default();
             return figure.trim().parse().with_context(|| format!("no figure in `{line}`"));
         }
