@@ -60,11 +60,8 @@ enum Task {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
-    /// Measure what tracing costs, as ratios within one run (some minutes).
-    Bench {
-        /// Only these: hotloop, pipeloop, stacks.
-        only: Vec<String>,
-    },
+    /// Measure what tracing costs, as ratios within one run (some ten minutes).
+    Bench(bench::Options),
     /// Check formatting and run clippy, warnings being errors.
     Lint,
     /// Check the project's own rules: module arrows, file heads and lengths, README in step.
@@ -92,7 +89,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Run { args } => return run::run(&args),
         Task::Test { layers } => return test::test(&layers),
         Task::Vm { kernel, command } => return vm::vm(kernel, &command),
-        Task::Bench { only } => bench::bench(&only)?,
+        Task::Bench(options) => bench::bench(&options)?,
         Task::Lint => lint::lint()?,
         Task::Tidy => tidy::tidy()?,
     }

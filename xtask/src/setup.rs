@@ -44,6 +44,9 @@ const TEST_PACKAGES: [&str; 10] = [
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];
 /// What builds modules for the machine's kernel.
 const DRIVER_PACKAGES: [&str; 2] = ["linux-headers-amd64", "make"];
+/// What leaktrace is measured beside, and what it traces then.
+const BENCH_PACKAGES: [&str; 6] =
+    ["bpfcc-tools", "bpftrace", "heaptrack", "valgrind", "redis-tools", "libsqlite3-0"];
 /// The clippy of Debian's compiler: the only one that can read leaktrace-ebpf with it.
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
@@ -60,6 +63,8 @@ pub(crate) enum Need {
     Machine,
     /// Run the tests.
     Tests,
+    /// Measure beside other tools.
+    Bench,
 }
 
 /// Installs what is missing, or says what root has to do.
@@ -82,6 +87,9 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         if found.is_none_or(|toolchain| toolchain.is_debian()) {
             packages.push(CLIPPY_PACKAGE);
         }
+    }
+    if need >= Need::Bench {
+        packages.extend(BENCH_PACKAGES);
     }
     packages.sort_unstable();
     packages.dedup();

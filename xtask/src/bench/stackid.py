@@ -5,37 +5,22 @@
 
 In raw instructions, so that nothing but the helper is between the two. Prints a line when ready.
 """
-import ctypes
 import re
 import signal
 import struct
 import subprocess
 import sys
 
+from rawbpf import ENABLE_STATS, MAP_CREATE, RETURN, UPROBE_MULTI, attach, bpf, load, number, op
+
 # include/uapi/linux/bpf.h
-MAP_CREATE, PROG_LOAD, LINK_CREATE, ENABLE_STATS = 0, 5, 28, 32
-HASH, STACK_TRACE, KPROBE, UPROBE_MULTI = 1, 7, 2, 48
+HASH, STACK_TRACE = 1, 7
 LOOKUP, UPDATE, PID_TGID, STACKID, USER_STACK = 1, 2, 14, 27, 256
-SYS_BPF = 321
 FRAMES = 127
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def bpf(command, attributes):
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result = libc.syscall(SYS_BPF, command, buffer, len(attributes))
-    if result < 0:
-        sys.exit(f"bpf({command}): errno {ctypes.get_errno()}")
-    return result
 
 
 def new_map(kind, key_bytes, value_bytes, entries):
     return bpf(MAP_CREATE, struct.pack("<IIIII", kind, key_bytes, value_bytes, entries, 0))
-
-
-def op(code, to=0, source=0, offset=0, value=0):
-    return struct.pack("<BBhi", code, to | source << 4, offset, value)
 
 
 def call(helper):
@@ -44,10 +29,6 @@ def call(helper):
 
 def move(to, source):
     return op(0xBF, to, source)
-
-
-def number(to, value):
-    return op(0xB7, to, value=value)
 
 
 def map_at(to, fd):
@@ -74,7 +55,7 @@ def program(pid, with_stack):
     new += stack_address(3, -16) + number(4, 0) + call(UPDATE)
     tail += op(0x55, 0, offset=len(new) // 8 + 1) + new + op(0x05, offset=len(add) // 8) + add
     body = move(6, 1) + call(PID_TGID) + op(0x77, 0, value=32)
-    return body + op(0x55, 0, offset=len(tail) // 8, value=pid) + tail + number(0, 0) + op(0x95)
+    return body + op(0x55, 0, offset=len(tail) // 8, value=pid) + tail + number(0, 0) + RETURN
 
 
 def malloc_offset(library):
@@ -96,15 +77,8 @@ def main():
         held = [bpf(ENABLE_STATS, struct.pack("<II", 0, 0))]
     else:
         pid, library = int(sys.argv[1]), sys.argv[2]
-        code = program(pid, sys.argv[3] == "stack")
-        code_buffer, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
-        attributes = struct.pack("<IIQQIIQII16sII", KPROBE, len(code) // 8, ctypes.addressof(code_buffer),
-                                 ctypes.addressof(licence), 0, 0, 0, 0, 0, b"stackid", 0, UPROBE_MULTI)
-        loaded = bpf(PROG_LOAD, attributes)
-        path = ctypes.create_string_buffer(library.encode())
-        offset = ctypes.c_uint64(malloc_offset(library))
-        link = bpf(LINK_CREATE, struct.pack("<IIIIQQQQIIII", loaded, 0, UPROBE_MULTI, 0, ctypes.addressof(path),
-                                            ctypes.addressof(offset), 0, 0, 1, 0, pid, 0))
+        loaded = load(program(pid, sys.argv[3] == "stack"), b"stackid", UPROBE_MULTI)
+        link = attach(loaded, UPROBE_MULTI, library, [malloc_offset(library)], pid)
         held = [loaded, link]
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     print("ready", held, flush=True)

@@ -17,7 +17,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::stop;
+use super::{
+    table::median,
+    tracer::{script, stop},
+    workload::compile,
+};
 
 /// Frames from malloc's caller to `_start`.
 const DEPTHS: [u32; 4] = [7, 19, 35, 123];
@@ -25,7 +29,6 @@ const DEPTHS: [u32; 4] = [7, 19, 35, 123];
 const OTHER_FRAMES: u32 = 4;
 /// Calls of malloc that the program makes in its measured stage.
 const CALLS: u64 = 3000;
-const ROUNDS: usize = 7;
 
 /// A way to trace a malloc, with and without taking the stack.
 #[derive(Clone, Copy)]
@@ -52,22 +55,22 @@ const WAYS: [Way; 2] = [
 ];
 
 /// Prints the table.
-pub(super) fn bench(leaktrace: &Path) -> Result<()> {
+pub(super) fn bench(leaktrace: &Path, rounds: usize) -> Result<()> {
     let mut statistics = peer()?.arg("statistics").spawn().context("cannot run python3")?;
-    let result = table(leaktrace);
+    let result = table(leaktrace, rounds);
     stop(&mut statistics)?;
     result
 }
 
-fn table(leaktrace: &Path) -> Result<()> {
-    println!("\none stack, ns by the kernel's account ({ROUNDS} rounds, in turns)");
+fn table(leaktrace: &Path, rounds: usize) -> Result<()> {
+    println!("\none stack, ns by the kernel's account ({rounds} rounds, in turns)");
     println!("(whole program, less the same without a stack = the stack: minima; medians)");
     for depth in DEPTHS {
         // [way][with, without]
         let mut all: [[Vec<f64>; 2]; WAYS.len()] = Default::default();
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for (way, times) in WAYS.iter().zip(&mut all) {
-                let program = super::compile_with("stairs", way.flags)?;
+                let program = compile("stairs", &[way.flags])?;
                 for (words, times) in [way.with_stack, way.without].into_iter().zip(times) {
                     times.push(one(words, &program, depth, leaktrace)?);
                 }
@@ -78,7 +81,7 @@ fn table(leaktrace: &Path) -> Result<()> {
         for (way, [with, without]) in WAYS.iter().zip(&all) {
             let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
             let (min_with, min_without) = (least(with), least(without));
-            let middle = |times: &[f64]| super::median(times).unwrap_or_default();
+            let middle = |times: &[f64]| median(times).unwrap_or_default();
             let (mid_with, mid_without) = (middle(with), middle(without));
             println!(
                 "    {:<16} {min_with:>6.0} - {min_without:>5.0} = {:>6.0}; \
@@ -98,8 +101,7 @@ fn table(leaktrace: &Path) -> Result<()> {
 
 /// The peer, without its arguments.
 fn peer() -> Result<Command> {
-    let mut command = Command::new("python3");
-    command.arg(crate::workspace::root()?.join("xtask/src/bench/stackid.py"));
+    let mut command = script("stackid.py")?;
     command.stdin(Stdio::null()).stdout(Stdio::null());
     Ok(command)
 }
