@@ -190,7 +190,7 @@ fn the_allocator_is_named_after_another_exec() {
     assert_eq!(finished.code, 0, "exit code; stderr:\n{}", finished.stderr);
     let header = finished.stdout.lines().find(|line| line.starts_with("leaktrace run:"));
     let header = header.unwrap_or_else(|| panic!("stdout:\n{}", finished.stdout));
-    assert!(header.contains("allocator /") && header.contains("libc.so.6"), "{header}");
+    assert!(header.contains("allocator glibc (/") && header.contains("libc.so.6"), "{header}");
 }
 
 #[test]
