@@ -191,10 +191,10 @@ fn entry(ctx: &ProbeContext) -> u32 {
                     return SKIP_RETURN;
                 }
                 if (*flight).space == target.space {
-                    // What throws has failed.
-                    if !cookie_throws((*flight).function.into()) {
-                        loss::count(LossReason::SkippedReturn);
-                    }
+                    loss::count(match cookie_throws((*flight).function.into()) {
+                        true => LossReason::Thrown,
+                        false => LossReason::SkippedReturn,
+                    });
                     if (*flight).old_tracked != 0 {
                         let key = AllocKey::new((*flight).space, (*flight).pointer);
                         ledger::put_back(key, &(*flight).old);
