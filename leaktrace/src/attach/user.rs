@@ -127,7 +127,16 @@ impl UserProbes {
                 if error.raw_os_error() == Some(libc::ESRCH) {
                     return Error::Usage(format!("process {pid} has ended"));
                 }
-                Error::kernel(format!("cannot attach to the allocator of process {pid}"), error)
+                // Old bcc leaves a field of its probes to chance, and whoever comes next is
+                // refused (ref_ctr_offset, kernel/events/uprobes.c, 6.18).
+                let other = match error.raw_os_error() {
+                    Some(libc::EINVAL) => " (do probes of another tracer stand there? see dmesg)",
+                    _ => "",
+                };
+                Error::kernel(
+                    format!("cannot attach to the allocator of process {pid}{other}"),
+                    error,
+                )
             })
         };
         // Frees first: an allocation seen without its free would look like a leak. Returns
