@@ -37,11 +37,14 @@ pub enum LossReason {
     EventsFull = 13,
     /// The ring of mappings was full.
     MappingsFull = 14,
+    /// A call of a function that throws where it fails did not return, see
+    /// [`crate::AllocFunction::throws`]: it has failed.
+    Thrown = 15,
 }
 
 impl LossReason {
     /// Number of reasons.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 16;
 
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -60,6 +63,7 @@ impl LossReason {
         Self::ResultUnreadable,
         Self::EventsFull,
         Self::MappingsFull,
+        Self::Thrown,
     ];
 
     /// What happened, to follow a count ("12 allocations missed: ...").
@@ -94,6 +98,7 @@ impl LossReason {
                 "calls of mmap, munmap, mremap or brk missed: their ring was full (a shorter \
                  --interval empties it more often)"
             }
+            Self::Thrown => "calls of operator new failed (they threw an exception)",
         }
     }
 }

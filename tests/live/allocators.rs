@@ -40,6 +40,8 @@ struct Row {
     /// operator new throws, and of jemalloc's sized aligned delete, which calls sdallocx. (glibc
     /// frees what is in the cache of a thread that ends.)
     untracked_frees: Option<u64>,
+    /// Calls of its own operator new that the program makes fail.
+    thrown: u64,
     attach: Cell,
     run: Cell,
     fixed: Cell,
@@ -51,6 +53,7 @@ const ROWS: [Row; 8] = [
         allocator: "glibc",
         name: "glibc",
         untracked_frees: None,
+        thrown: 0,
         attach: Linked("allocators"),
         run: Linked("allocators"),
         fixed: Linked("allocators-static"),
@@ -60,6 +63,7 @@ const ROWS: [Row; 8] = [
         allocator: "musl",
         name: "musl",
         untracked_frees: Some(0),
+        thrown: 0,
         attach: Linked("allocators-musl"),
         run: Linked("allocators-musl"),
         fixed: Linked("allocators-musl-static"),
@@ -69,6 +73,7 @@ const ROWS: [Row; 8] = [
         allocator: "jemalloc",
         name: "jemalloc",
         untracked_frees: Some(5),
+        thrown: 3,
         attach: Preloaded("libjemalloc.so.2"),
         run: Linked("allocators-jemalloc"),
         fixed: Linked("allocators-jemalloc-static"),
@@ -78,6 +83,7 @@ const ROWS: [Row; 8] = [
         allocator: "tcmalloc (gperftools)",
         name: "tcmalloc",
         untracked_frees: Some(3),
+        thrown: 3,
         attach: Preloaded("libtcmalloc.so.4"),
         run: Linked("allocators-tcmalloc"),
         fixed: Linked("allocators-tcmalloc-static"),
@@ -87,6 +93,7 @@ const ROWS: [Row; 8] = [
         allocator: "mimalloc",
         name: "mimalloc",
         untracked_frees: Some(0),
+        thrown: 0,
         attach: Preloaded("libmimalloc.so.2"),
         run: Linked("allocators-mimalloc"),
         fixed: Cell::None("Debian ships no archive"),
@@ -96,6 +103,7 @@ const ROWS: [Row; 8] = [
         allocator: "Rust's default",
         name: "glibc",
         untracked_frees: None,
+        thrown: 0,
         attach: Linked("allocators-rust"),
         run: Linked("allocators-rust"),
         fixed: Cell::None("as the C library's"),
@@ -105,6 +113,7 @@ const ROWS: [Row; 8] = [
         allocator: "tikv-jemallocator",
         name: "jemalloc",
         untracked_frees: None,
+        thrown: 0,
         attach: Linked(TIKV),
         run: Linked(TIKV),
         fixed: Cell::None("always in the executable"),
@@ -114,6 +123,7 @@ const ROWS: [Row; 8] = [
         allocator: "another, by `-O`",
         name: "",
         untracked_frees: Some(0),
+        thrown: 0,
         attach: Linked("pool"),
         run: Linked("pool"),
         fixed: Linked("pool-static"),
@@ -285,6 +295,8 @@ fn started_by_leaktrace() {
         let report = ended.final_report();
         report.assert_sites(pid, &holding.sites());
         report.assert_complete();
+        let reasons = &report.value["loss"]["reasons"];
+        assert_eq!(reasons["thrown"].as_u64().unwrap_or(0), row.thrown, "{}", row.allocator);
         if let Some(expected) = row.untracked_frees {
             assert_eq!(report.loss("untracked_frees"), expected, "{}", row.allocator);
         }

@@ -278,10 +278,10 @@ pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
     let flight = unsafe { &mut *slot };
     flight.stack_pointer = 0;
     if flight.space == space {
-        // What throws has failed.
-        if !cookie_throws(flight.function.into()) {
-            loss::count(LossReason::SkippedReturn);
-        }
+        loss::count(match cookie_throws(flight.function.into()) {
+            true => LossReason::Thrown,
+            false => LossReason::SkippedReturn,
+        });
         put_old_back(flight);
     }
     0

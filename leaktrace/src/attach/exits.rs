@@ -86,12 +86,14 @@ pub fn target(code: &impl Code, address: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Code that lies at address 0, with a function's start at an address.
-    struct Bytes(&'static [u8], u64);
+    struct Bytes<'code>(&'code [u8], u64);
 
-    impl Code for Bytes {
+    impl Code for Bytes<'_> {
         fn bytes(&self, address: u64) -> Option<&[u8]> {
             self.0.get(address as usize..)
         }
@@ -133,5 +135,19 @@ mod tests {
         check(&[0xff, 0x25, 0, 0, 0, 0, 0xc3], 99, None);
         // Code that ends.
         check(&[0x48, 0x85, 0xff], 99, None);
+    }
+
+    proptest! {
+        /// Whatever a file has in the place of code, it is given up or read to its end.
+        #[test]
+        fn any_bytes_come_to_an_end(code in prop::collection::vec(any::<u8>(), 0..600)) {
+            let length = code.len() as u64;
+            let found = exits(&Bytes(&code, 99), 0).unwrap_or_default();
+            assert!(found.iter().all(|exit| *exit < length), "{found:?}");
+            for shape in leaktrace_common::AllocFunction::all().map(|known| known.shape()) {
+                let place = placement::cheapest(&code, shape);
+                assert!(place.offset == 0 || place.offset < length, "{place:?}");
+            }
+        }
     }
 }

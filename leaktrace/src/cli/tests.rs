@@ -1,6 +1,6 @@
 //! What arguments mean, and what is said to bad ones.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use super::*;
 use crate::session::spec::{
@@ -67,6 +67,9 @@ fn defaults_of_each_verb() {
     assert_eq!(user.trace.stacks, StackMode::All);
     assert_eq!(user.trace.max_outstanding, 1_000_000);
     assert_eq!((user.view.top, user.view.sort), (10, Sort::Bytes));
+    assert_eq!(user.objects, [""; 0].map(PathBuf::from));
+    let named = spec("leaktrace user -p 5 -O /lib/pool.so --obj prog").objects;
+    assert_eq!(named, ["/lib/pool.so", "prog"].map(PathBuf::from));
     let run = spec("leaktrace run -- ls -l --color");
     let argv = ["ls", "-l", "--color"].map(OsString::from).to_vec();
     assert_eq!(run.target, Target::Command { argv, error_exitcode: None });

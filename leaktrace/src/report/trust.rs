@@ -43,7 +43,7 @@ pub(super) fn trust(
                 "{} allocations missed: the kernel had no room to watch the return of vmalloc",
                 format_count(*count)
             )),
-            LossReason::UntrackedFree => notes.push(sentence),
+            LossReason::UntrackedFree | LossReason::Thrown => notes.push(sentence),
             _ => missed.push(sentence),
         }
     }

@@ -371,10 +371,11 @@ mod tests {
 
     /// Every reason but frees of older blocks makes the report incomplete.
     #[test]
-    fn each_reason_but_untracked_frees_is_a_loss() {
+    fn each_reason_but_untracked_frees_and_failures_is_a_loss() {
         for reason in LossReason::ALL {
             let loss = Loss { reasons: [(reason, 1)].into(), ..Loss::default() };
-            assert_eq!(loss.is_complete(), reason == LossReason::UntrackedFree, "{reason:?}");
+            let is_none = matches!(reason, LossReason::UntrackedFree | LossReason::Thrown);
+            assert_eq!(loss.is_complete(), is_none, "{reason:?}");
         }
     }
 }
