@@ -149,7 +149,6 @@ impl Processes {
             self.traced.keys().copied().filter(|pid| proc::comm(*pid).is_none()).collect();
         for pid in gone {
             self.ended(pid, collector);
-            collector.maps.remove_target(pid);
         }
         for pid in self.add_untraced(rules, loaded, collector)? {
             self.came_late(pid);
@@ -178,10 +177,7 @@ impl Processes {
                 Ok(true) => added.push(pid),
                 Ok(false) => {}
                 // It has ended.
-                Err(Error::Usage(_)) => {
-                    self.ended(pid, collector);
-                    collector.maps.remove_target(pid);
-                }
+                Err(Error::Usage(_)) => self.ended(pid, collector),
                 Err(error) => {
                     self.failed.insert(pid, error.to_string());
                 }

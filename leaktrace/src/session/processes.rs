@@ -161,6 +161,11 @@ impl Processes {
             // Its beginning has not been read from the ring yet.
             Added::Known => return Ok(false),
         };
+        if proc::is_ending(pid) {
+            // What was traced already is not there any more once it ends.
+            collector.maps.undo_target(pid, space);
+            return Err(Error::Usage(format!("process {pid} has ended")));
+        }
         if let Some(end) = heap_end {
             collector.set_heap_end(space, end);
         }
@@ -211,6 +216,8 @@ impl Processes {
     /// A process has ended, or is not traced any more: its number may be given to another.
     pub(super) fn ended(&mut self, pid: u32, collector: &mut Collector) {
         let Some(traced) = self.traced.remove(&pid) else { return };
+        // There only if its end was not told.
+        collector.maps.remove_target(pid, traced.space);
         if !self.shares_probes {
             self.probes.detach(pid);
             self.attached.retain(|(owner, _)| *owner != pid);
@@ -232,12 +239,7 @@ impl Processes {
         }
     }
 
-    /// Whether a process is traced.
-    pub(super) fn is_traced(&self, pid: u32) -> bool {
-        self.traced.contains_key(&pid)
-    }
-
-    /// Whether no process is.
+    /// Whether no process is traced.
     pub(super) fn is_empty(&self) -> bool {
         self.traced.is_empty()
     }
