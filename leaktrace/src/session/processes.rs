@@ -194,6 +194,14 @@ impl Processes {
             self.counts.refused.insert(pid);
             return;
         }
+        // /proc shows a child before the program of its fork has run.
+        if let Some(before) = self.traced.remove(&pid) {
+            self.counts.late -= u64::from(before.is_late);
+            if !self.is_in_use(before.space) {
+                self.tables.forget(before.space);
+                collector.forget_image(before.space);
+            }
+        }
         let parent = self.traced.values().find(|traced| traced.space == old_space);
         let traced = match parent {
             Some(parent) => Traced {
