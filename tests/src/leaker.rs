@@ -190,7 +190,7 @@ mod tests {
             ("maze-rust", &[], &["running", "done"]),
             ("pipeloop", &["0.05"], &["done"]),
             ("plugged", &[&leaklib], &["opened", "opened", "holding"]),
-            ("quitter", &[], &["holding"]),
+            ("quitter", &["stay"], &["holding"]),
             ("semantics", &[], &["holding"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();

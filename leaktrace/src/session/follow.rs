@@ -105,6 +105,8 @@ pub(super) fn constants(wanted: &Wanted, children: bool, config: Config) -> Resu
         task_mm_offset: task.mm_offset,
         task_signal_offset: task.signal_offset,
         signal_live_offset: task.live_offset,
+        signal_flags_offset: task.flags_offset,
+        signal_exec_offset: task.exec_offset.unwrap_or(0),
         follow,
         filter_comms: u32::from(!wanted.comms.is_empty()),
         filter_cgroups: u32::from(!wanted.cgroups.is_empty()),

@@ -77,6 +77,8 @@ pub(super) struct Counts {
 pub(super) struct Traced {
     pub(super) space: u32,
     mappings: Vec<ProcessMapping>,
+    /// What these are made of: files are opened only where it has changed.
+    lines: Vec<proc::Mapping>,
     /// Allocators that it maps and that are in the report.
     allocators: Vec<ObjectId>,
     is_late: bool,
@@ -206,6 +208,7 @@ impl Processes {
         let traced = match parent {
             Some(parent) => Traced {
                 mappings: parent.mappings.clone(),
+                lines: parent.lines.clone(),
                 allocators: parent.allocators.clone(),
                 ..Traced::new(new_space)
             },
@@ -389,9 +392,14 @@ impl Processes {
         // Clears the flag by which the programs know that they have told of a change, before
         // the reading: what is mapped during it is told again.
         self.tables.publish(traced.space, &traced.mappings)?;
+        let mut lines = proc::mappings(pid)?;
+        lines.retain(|mapping| mapping.executable);
+        if lines == traced.lines {
+            return Ok(false);
+        }
         let mut present: Vec<ProcessMapping> = Vec::new();
         let mut vdso = None;
-        for mapping in proc::mappings(pid)?.iter().filter(|mapping| mapping.executable) {
+        for mapping in &lines {
             let object = collector.objects.intern(pid, mapping);
             if mapping.path.as_deref() == Some("[vdso]") {
                 vdso = object.map(|id| (id, mapping.start, mapping.end));
@@ -403,6 +411,7 @@ impl Processes {
                 object,
             });
         }
+        traced.lines = lines;
         if present == traced.mappings {
             return Ok(false);
         }
