@@ -86,6 +86,10 @@ pub struct Config {
     pub task_signal_offset: u32,
     /// Offset of `live` in `struct signal_struct`.
     pub signal_live_offset: u32,
+    /// Offset of `flags` in `struct signal_struct`.
+    pub signal_flags_offset: u32,
+    /// Offset of `group_exec_task` in `struct signal_struct`; 0 if there is none.
+    pub signal_exec_offset: u32,
     /// 1: allocations of processes are sampled by the interval in `SAMPLING`, which may be 0.
     pub sampling: u32,
     /// 1: hits of probes in processes are counted in `CALLS`.
@@ -203,7 +207,7 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 6 * 8
-            + 30 * 4
+            + 32 * 4
             + size_of::<RcuLayout>()
             + GFP_TESTS * 8
             + (TEXT_RANGES + CGROUPS + PAGE_OWNERS) * 16

@@ -53,6 +53,8 @@ pub(crate) static CONFIG: Config = Config {
     follow: 0,
     task_signal_offset: 0,
     signal_live_offset: 0,
+    signal_flags_offset: 0,
+    signal_exec_offset: 0,
     sampling: 0,
     count_calls: 0,
     rcu: RcuLayout {

@@ -6,7 +6,7 @@ use leaktrace_tests::{
     SOON,
     binary::{Finished, leaktrace, require_root, run_with_input, workspace},
     child::Child,
-    leaker::Stage,
+    leaker::{Stage, children_of},
     program::build_program,
     report::{Amounts, Report, number},
     traced::{Ended, read_reports},
@@ -145,6 +145,33 @@ fn a_leak_has_file_and_line_after_the_command_has_gone() {
 fn a_command_that_forks_keeps_its_own_account() {
     let (stage, ended) = run_leaker(&[], "forker");
     ended.final_report().assert_sites(pid_of(&stage), &stage.sites());
+}
+
+/// What its children leaked is in the report of a command, although they have ended.
+#[test]
+fn children_of_a_command_are_in_its_report() {
+    let scratch = Scratch::new();
+    let program = build_program("family").display().to_string();
+    let options = ["--children", "--error-exitcode", "9"];
+    let finished = run_with_input(&mut scratch.command(&options, &[&program, "1"]), "xxxx");
+    assert_eq!(finished.code, 9, "exit code; stderr:\n{}", finished.stderr);
+    let stages: Vec<Stage> = finished.stdout.lines().map(Stage::parse).collect();
+    let [_, round, holding] = stages.as_slice() else { panic!("stages: {stages:?}") };
+    let reports = read_reports(&scratch.report());
+    let report = &reports[reports.len() - 1];
+    report.assert_sites(pid_of(holding), &holding.sites());
+    for (child, expected) in children_of(&round.line) {
+        report.assert_sites(child, &expected);
+    }
+    // The leaf may have ended before its mappings were read: then its functions have no names.
+    let (leaf, expected) = &children_of(&holding.line)[0];
+    let expected = expected[0].1;
+    let size = expected.allocated_bytes / expected.allocated_count;
+    let of_leaf = report.sum(|site| {
+        let Amounts { allocated_bytes, allocated_count, .. } = Amounts::of(site.value);
+        site.pid() == Some(*leaf) && allocated_bytes == allocated_count * size
+    });
+    assert_eq!(of_leaf, expected, "{}", report.outline());
 }
 
 #[test]

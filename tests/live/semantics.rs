@@ -58,6 +58,19 @@ fn leaks_after_threads_that_end_in_the_allocator_are_exact() {
     leaker.end();
 }
 
+/// A process that ends with threads in the allocator has lost nothing: their old blocks are there.
+#[test]
+fn leaks_of_a_process_that_ends_in_the_allocator_are_exact() {
+    let mut leaker = Leaker::start("quitter", &["stay"]);
+    let pid = leaker.pid();
+    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    let expected = leaker.advance("holding").sites();
+    leaker.end();
+    let ended = traced.wait();
+    ended.final_report().assert_sites(pid, &expected);
+    ended.final_report().assert_complete();
+}
+
 /// The one call site under `site_deep`.
 fn deep_site(report: &Report) -> Site<'_> {
     let sites = report.sites();

@@ -7,6 +7,9 @@
  * The old blocks lie in the arenas of their threads, which stay locked for ever:
  * the main thread uses none of them.
  *
+ * With the argument `stay` the handler waits instead: the process ends with all
+ * threads in the allocator.
+ *
  * Stages: ready, (byte: all threads) holding, (byte) end without freeing.
  */
 #define _GNU_SOURCE
@@ -16,6 +19,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -41,9 +45,16 @@ SITE void *site_never_resized(void *old) { return realloc(old, NEVER_BYTES); }
 SITE void *site_old(void) { return malloc(OLD_BYTES); }
 SITE void *site_after(void) { return malloc(AFTER_BYTES); }
 
+static int stays;
+static sem_t stopped;
+
 static void on_sigsys(int number)
 {
     (void)number;
+    while (stays) {
+        sem_post(&stopped);
+        pause();
+    }
     syscall(SYS_exit, 0);
 }
 
@@ -88,11 +99,13 @@ static void run_to_its_end(void *(*way)(void *))
 {
     pthread_t thread;
     check(pthread_create(&thread, NULL, way, NULL) == 0, "pthread_create");
-    check(pthread_join(thread, NULL) == 0, "pthread_join");
+    check((stays ? sem_wait(&stopped) : pthread_join(thread, NULL)) == 0, "a thread");
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    stays = argc == 2 && strcmp(argv[1], "stay") == 0;
+    check(sem_init(&stopped, 0, 0) == 0, "sem_init");
     stage("ready", accounts, 4);
     trap_odd_mapping();
     for (int i = 0; i < THREADS; i++) {

@@ -210,7 +210,7 @@ mod tests {
             ("plugged", &[&leaklib], &["opened", "opened", "holding"]),
             ("pool", &[], &["holding"]),
             ("pool-static", &[], &["holding"]),
-            ("quitter", &[], &["holding"]),
+            ("quitter", &["stay"], &["holding"]),
             ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),
             ("semantics", &[], &["holding"]),
         ];

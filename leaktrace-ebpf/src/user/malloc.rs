@@ -287,15 +287,15 @@ pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
     0
 }
 
-/// A thread ends: a call of which it has not returned never will. That is a loss where the
-/// process `lives` on.
+/// A thread ends: a call of which it has not returned never will. That is a loss where it leaves
+/// `alone`, as its process lives on.
 #[inline(always)]
-pub(super) fn abandon(thread: u64, space: u32, lives: bool) {
+pub(super) fn abandon(thread: u64, space: u32, alone: bool) {
     let Some(flight) = IN_FLIGHT.get_ptr_mut(thread) else { return };
     // SAFETY: a live map value that belongs to this thread.
     unsafe {
         if (*flight).stack_pointer != 0 && (*flight).space == space {
-            if lives {
+            if alone {
                 loss::count(LossReason::SkippedReturn);
             }
             put_old_back(&*flight);

@@ -139,9 +139,9 @@ pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     let Some(target) = TARGETS.get_ptr(tgid) else { return 0 };
     // SAFETY: a live map value.
     let old_space = unsafe { (*target).space };
-    let ends = is_last_thread();
-    malloc::abandon(thread, old_space, !ends);
-    if ends {
+    let leaving = Leaving::of_current();
+    malloc::abandon(thread, old_space, leaving.alone);
+    if leaving.last {
         // One that is not there needs no removal.
         let _ = TARGETS.remove(tgid);
         tell(Event { kind: EventKind::Ended as u32, tgid, old_space, new_space: 0 });
@@ -149,22 +149,46 @@ pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Whether the running thread, which is ending, is its process' last one. It counts itself out
-/// before the tracepoint (do_exit, kernel/exit.c, 6.1 and 6.18).
-#[inline(always)]
-fn is_last_thread() -> bool {
-    let (signal_at, live_at) = (config!(task_signal_offset), config!(signal_live_offset));
-    if signal_at == 0 {
-        return false;
-    }
-    // SAFETY: the helper checks the addresses.
-    unsafe {
-        let task = bpf_get_current_task();
-        let Ok(signal) = bpf_probe_read_kernel((task + u64::from(signal_at)) as *const u64) else {
-            return false;
-        };
-        bpf_probe_read_kernel((signal + u64::from(live_at)) as *const i32)
-            .is_ok_and(|live| live <= 0)
+/// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h, 6.1 and 6.18).
+const GROUP_EXIT: u32 = 4;
+
+/// How a thread that is ending leaves its process.
+struct Leaving {
+    /// By itself: neither does its process end, nor has another thread executed something.
+    alone: bool,
+    /// As the last one.
+    last: bool,
+}
+
+impl Leaving {
+    /// What is not known is neither.
+    const UNKNOWN: Self = Self { alone: false, last: false };
+
+    /// How the running thread does. It counts itself out before the tracepoint (do_exit,
+    /// kernel/exit.c, 6.1 and 6.18).
+    #[inline(always)]
+    fn of_current() -> Self {
+        let signal_at = config!(task_signal_offset);
+        if signal_at == 0 {
+            return Self::UNKNOWN;
+        }
+        // SAFETY: the helper checks the addresses.
+        unsafe {
+            let task = bpf_get_current_task();
+            let Ok(signal) = bpf_probe_read_kernel((task + u64::from(signal_at)) as *const u64)
+            else {
+                return Self::UNKNOWN;
+            };
+            let number = |offset: u32| {
+                bpf_probe_read_kernel((signal + u64::from(offset)) as *const u32).unwrap_or(0)
+            };
+            let last = number(config!(signal_live_offset)) as i32 <= 0;
+            let exec_at = config!(signal_exec_offset);
+            let is_exec = exec_at != 0
+                && bpf_probe_read_kernel((signal + u64::from(exec_at)) as *const u64) != Ok(0);
+            let ends = last || number(config!(signal_flags_offset)) & GROUP_EXIT != 0;
+            Self { alone: !ends && !is_exec, last }
+        }
     }
 }
 

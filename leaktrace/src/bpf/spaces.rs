@@ -52,10 +52,18 @@ impl Maps {
         }
     }
 
-    /// Stops tracking a process.
-    pub fn remove_target(&mut self, tgid: u32) {
-        // A process that is not there needs no removal.
-        let _ = self.targets.remove(&tgid);
+    /// Stops tracking a process image; its number may be another process' by now.
+    pub fn remove_target(&mut self, tgid: u32, space: u32) {
+        if self.targets.get(&tgid, 0).is_ok_and(|target| target.space == space) {
+            // One that is not there needs no removal.
+            let _ = self.targets.remove(&tgid);
+        }
+    }
+
+    /// As [`Maps::remove_target`], for an image of which nothing can have been told.
+    pub fn undo_target(&mut self, tgid: u32, space: u32) {
+        self.remove_target(tgid, space);
+        self.give_back(space);
     }
 
     /// A space that no process image has. The programs take some as well.

@@ -69,6 +69,10 @@ pub struct TaskLayout {
     pub signal_offset: u32,
     /// Offset of `live` in `struct signal_struct`, behind that.
     pub live_offset: u32,
+    /// Offset of `flags` there.
+    pub flags_offset: u32,
+    /// Offset of `group_exec_task` there: from 5.17.
+    pub exec_offset: Option<u32>,
 }
 
 impl TaskLayout {
@@ -87,6 +91,8 @@ impl TaskLayout {
             mm_offset: offset("task_struct", "mm")?,
             signal_offset: offset("task_struct", "signal")?,
             live_offset: offset("signal_struct", "live")?,
+            flags_offset: offset("signal_struct", "flags")?,
+            exec_offset: btf.member_offset("signal_struct", "group_exec_task"),
         })
     }
 }

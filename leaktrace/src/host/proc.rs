@@ -4,6 +4,8 @@ use std::{fs, io};
 
 use crate::error::Error;
 
+/// `PF_EXITING` (include/linux/sched.h, 6.1 and 6.18).
+const PF_EXITING: u64 = 4;
 /// Open files that are enough: `fs.nr_open` allows no more by default.
 const FILES: u64 = 1 << 20;
 
@@ -85,6 +87,16 @@ fn failed(pid: u32, error: &io::Error) -> Error {
         // ESRCH: it ended while it was read.
         _ => Error::Usage(format!("process {pid} has ended")),
     }
+}
+
+/// Whether a process has begun to end, or has ended: it runs no code of its own any more.
+pub fn is_ending(pid: u32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = String::from_utf8_lossy(&stat);
+    // The command's name comes second, in parentheses, and may hold anything; flags are seven
+    // fields behind it (man 5 proc_pid_stat).
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u64>().ok()).is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 /// The process IDs of all processes, threads of the kernel among them.
@@ -221,6 +233,7 @@ mod tests {
     #[test]
     fn this_process_is_described() {
         let pid = std::process::id();
+        assert!(!is_ending(pid) && is_ending(u32::MAX));
         assert!(comm(pid).is_some_and(|comm| !comm.is_empty()));
         assert!(exe(pid).is_some_and(|exe| exe.starts_with('/')));
         assert!(mappings(pid).unwrap().iter().any(|mapping| mapping.executable));

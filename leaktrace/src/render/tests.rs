@@ -413,3 +413,28 @@ fn colours_are_only_our_own() {
     assert_ne!(coloured, plain);
     assert_eq!(plain, text(false));
 }
+
+/// The first line stays readable, and the processes that have left are told.
+#[test]
+fn many_processes_are_counted() {
+    let mut snapshot = snapshot(Mode::User, StackMode::All);
+    for space in 1..=213 {
+        let process = Process {
+            pid: 1000 + space,
+            comm: "worker".into(),
+            exe: "/usr/bin/worker".into(),
+            cgroup: None,
+            exited: false,
+            allocator: "/usr/lib/libc.so.6".into(),
+        };
+        snapshot.processes.insert(space, process);
+    }
+    snapshot.processes_ended = 4_096;
+    let of = |format| rendered(&(snapshot.clone(), Names::default()), format);
+    let text = of(Format::Text);
+    let first = text.lines().next().unwrap_or_default();
+    assert_eq!(first, "leaktrace user: 213 processes, traced for 10.0 s");
+    assert!(text.contains("left with all that they held: 4,096"), "{text}");
+    let json = of(Format::Json);
+    assert!(json.contains(r#""processes_ended":4096,"#), "{json}");
+}

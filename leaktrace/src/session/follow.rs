@@ -105,6 +105,8 @@ pub(super) fn constants(wanted: &Wanted, children: bool, config: Config) -> Resu
         task_mm_offset: task.mm_offset,
         task_signal_offset: task.signal_offset,
         signal_live_offset: task.live_offset,
+        signal_flags_offset: task.flags_offset,
+        signal_exec_offset: task.exec_offset.unwrap_or(0),
         follow,
         filter_comms: u32::from(!wanted.comms.is_empty()),
         filter_cgroups: u32::from(!wanted.cgroups.is_empty()),
@@ -149,7 +151,6 @@ impl Processes {
             self.traced.keys().copied().filter(|pid| proc::comm(*pid).is_none()).collect();
         for pid in gone {
             self.ended(pid, collector);
-            collector.maps.remove_target(pid);
         }
         for pid in self.add_untraced(rules, loaded, collector)? {
             self.came_late(pid);
@@ -178,10 +179,7 @@ impl Processes {
                 Ok(true) => added.push(pid),
                 Ok(false) => {}
                 // It has ended.
-                Err(Error::Usage(_)) => {
-                    self.ended(pid, collector);
-                    collector.maps.remove_target(pid);
-                }
+                Err(Error::Usage(_)) => self.ended(pid, collector),
                 Err(error) => {
                     self.failed.insert(pid, error.to_string());
                 }

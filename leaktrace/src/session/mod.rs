@@ -391,11 +391,8 @@ impl Session {
                     self.pidfds.retain(|(watched, _)| *watched != pid);
                     // What it told before its end comes first.
                     self.drain_ring()?;
-                    if let Some(processes) = &mut self.processes
-                        && processes.is_traced(pid)
-                    {
+                    if let Some(processes) = &mut self.processes {
                         processes.ended(pid, &mut self.collector);
-                        self.collector.maps.remove_target(pid);
                     }
                     if self.is_over() {
                         return Ok(Event::ProcessesEnded);

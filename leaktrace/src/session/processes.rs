@@ -88,6 +88,8 @@ pub(super) struct Counts {
 pub(super) struct Traced {
     pub(super) space: u32,
     mappings: Vec<ProcessMapping>,
+    /// What these are made of: files are opened only where it has changed.
+    lines: Vec<proc::Mapping>,
     /// Allocators that it maps and that are in the report.
     allocators: Vec<ObjectId>,
     is_late: bool,
@@ -175,6 +177,11 @@ impl Processes {
             // Its beginning has not been read from the ring yet.
             Added::Known => return Ok(false),
         };
+        if proc::is_ending(pid) {
+            // What was traced already is not there any more once it ends.
+            collector.maps.undo_target(pid, space);
+            return Err(Error::Usage(format!("process {pid} has ended")));
+        }
         if let Some(end) = heap_end {
             collector.set_heap_end(space, end);
         }
@@ -204,10 +211,19 @@ impl Processes {
             self.counts.refused.insert(pid);
             return;
         }
+        // /proc shows a child before the program of its fork has run.
+        if let Some(before) = self.traced.remove(&pid) {
+            self.counts.late -= u64::from(before.is_late);
+            if !self.is_in_use(before.space) {
+                self.tables.forget(before.space);
+                collector.forget_image(before.space);
+            }
+        }
         let parent = self.traced.values().find(|traced| traced.space == old_space);
         let traced = match parent {
             Some(parent) => Traced {
                 mappings: parent.mappings.clone(),
+                lines: parent.lines.clone(),
                 allocators: parent.allocators.clone(),
                 ..Traced::new(new_space)
             },
@@ -226,6 +242,8 @@ impl Processes {
     /// A process has ended, or is not traced any more: its number may be given to another.
     pub(super) fn ended(&mut self, pid: u32, collector: &mut Collector) {
         let Some(traced) = self.traced.remove(&pid) else { return };
+        // There only if its end was not told.
+        collector.maps.remove_target(pid, traced.space);
         if !self.shares_probes {
             self.probes.detach(pid);
             self.attached.retain(|(owner, _)| *owner != pid);
@@ -247,12 +265,7 @@ impl Processes {
         }
     }
 
-    /// Whether a process is traced.
-    pub(super) fn is_traced(&self, pid: u32) -> bool {
-        self.traced.contains_key(&pid)
-    }
-
-    /// Whether no process is.
+    /// Whether no process is traced.
     pub(super) fn is_empty(&self) -> bool {
         self.traced.is_empty()
     }
@@ -394,9 +407,14 @@ impl Processes {
         // Clears the flag by which the programs know that they have told of a change, before
         // the reading: what is mapped during it is told again.
         self.tables.publish(traced.space, &traced.mappings)?;
+        let mut lines = proc::mappings(pid)?;
+        lines.retain(|mapping| mapping.executable);
+        if lines == traced.lines {
+            return Ok(false);
+        }
         let mut present: Vec<ProcessMapping> = Vec::new();
         let mut vdso = None;
-        for mapping in proc::mappings(pid)?.iter().filter(|mapping| mapping.executable) {
+        for mapping in &lines {
             let object = collector.objects.intern(pid, mapping);
             if mapping.path.as_deref() == Some("[vdso]") {
                 vdso = object.map(|id| (id, mapping.start, mapping.end));
@@ -408,6 +426,7 @@ impl Processes {
                 object,
             });
         }
+        traced.lines = lines;
         if present == traced.mappings {
             return Ok(false);
         }

@@ -138,6 +138,25 @@ fn an_image_that_is_gone_tells_nothing_any_more() {
     assert_eq!(after(&mut all, &[mapped(1, AT, 4)]), []);
 }
 
+/// Its call site's slot and its number go to another image, and none of its figures with them.
+#[test]
+fn an_image_that_is_forgotten_leaves_its_place_to_others() {
+    let mut all = mmaps();
+    let other = MapEvent { space: 2, stack: 30, ..mapped(1, AT, 8) };
+    let events = [MapEvent { stack: 20, ..mapped(1, AT, 4) }, other];
+    assert_eq!(after(&mut all, &events).len(), 2);
+    all.forget(1);
+    let (of_gone, of_others) = all.forget_sites(&HashSet::from([1]));
+    assert_eq!((of_gone, of_others), (HashSet::from([20]), HashSet::from([30])));
+    let program = |pages| (MapCall::Mmap, Role::Program, 1, pages);
+    assert_eq!(after(&mut all, &[]), [program(8)]);
+    assert_eq!(after(&mut all, &[mapped(1, AT, 1)]), [program(1), program(8)]);
+    assert_eq!(all.sites.len(), 2, "slots");
+    // Nothing is left of it that could be forgotten twice.
+    let (of_gone, _) = all.forget_sites(&HashSet::from([7]));
+    assert!(of_gone.is_empty(), "{of_gone:?}");
+}
+
 #[test]
 fn huge_pages_round_up() {
     let huge =
