@@ -8,6 +8,7 @@
 //! | `SITES` | index -> [`SiteRecord`] | BPF ledger; the loader sets [`SiteRecord::suspect`], and wipes | collector, by mmap |
 //! | `FREE_SITES` | wiped slots of `SITES` | loader | BPF ledger |
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
+//! | `RECENT_STACKS` | ids lately found in `STACKS` | BPF stack module; the loader wipes | BPF stack module |
 //! | `LOSS` | [`LossReason`] -> `u64` | BPF programs | collector |
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
 //! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |

@@ -66,7 +66,8 @@ pub struct SiteKey {
     /// `kmalloc`: bytes of the slab object, with the GFP flags that choose the cache above bit 32.
     /// `malloc`: a [`crate::AllocFunction::cookie`].
     pub detail: u64,
-    /// Return address of the allocating call; 0 where the kernel does not tell it.
+    /// Return address of the allocating call; 0 where the kernel does not tell it, and where it is
+    /// the first frame of a process' stack.
     pub call_site: u64,
     /// A [`crate::StackId`], [`crate::StackId::NOT_TAKEN`] or [`crate::StackId::LOST`].
     pub stack: u64,

@@ -127,6 +127,15 @@ pub(crate) static FREE_SPACES: Queue<u32> = Queue::with_max_entries(1, 0);
 #[map]
 pub(crate) static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(1, 0);
 
+/// Slots in [`RECENT_STACKS`]; a power of two.
+pub(crate) const RECENT_STACK_SLOTS: u32 = 4096;
+
+/// Ids lately found in [`STACKS`], by themselves; written by the stack modules, and wiped by the
+/// loader after it has taken stacks out.
+#[map]
+pub(crate) static RECENT_STACKS: Array<u64> =
+    Array::with_max_entries(RECENT_STACK_SLOTS, BPF_F_MMAPABLE);
+
 /// [`LossReason`] -> count; written by all.
 #[map]
 pub(crate) static LOSS: PerCpuArray<u64> =

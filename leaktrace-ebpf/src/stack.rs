@@ -5,7 +5,7 @@ use leaktrace_common::{LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord};
 
 use crate::{
     loss,
-    maps::{KERNEL_SCRATCH, STACKS, config},
+    maps::{KERNEL_SCRATCH, RECENT_STACK_SLOTS, RECENT_STACKS, STACKS, config},
 };
 
 /// Programs that take kernel stacks; each has a scratch slot of its own.
@@ -130,7 +130,14 @@ pub(crate) unsafe fn store_hashed(record: *mut StackRecord, hash: u64) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
         let id = StackId::finish(hash, (*record).end);
+        let Some(recent) = RECENT_STACKS.get_ptr_mut(id as u32 & (RECENT_STACK_SLOTS - 1)) else {
+            return StackId::LOST;
+        };
+        if *recent == id {
+            return id;
+        }
         if STACKS.get_ptr(id).is_some() {
+            *recent = id;
             return id;
         }
         match STACKS.insert(id, &*record, u64::from(BPF_NOEXIST)) {

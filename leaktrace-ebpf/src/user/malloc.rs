@@ -79,10 +79,11 @@ pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
     let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) else { return 0 };
     sampling::count_call(Call::SteppedReturn);
     // SAFETY: a live map value that belongs to this thread.
-    let (stack_pointer, function) = unsafe { ((*slot).stack_pointer, (*slot).function) };
+    let flight = unsafe { &mut *slot };
     // Other functions may end with the same instruction.
-    if stack_pointer == rsp && cookie_throws(function.into()) {
-        leaktrace_finish(thread, rax);
+    if flight.stack_pointer == rsp && cookie_throws(flight.function.into()) {
+        flight.stack_pointer = 0;
+        finish(flight, rax);
     }
     0
 }
@@ -200,13 +201,18 @@ fn entry(ctx: &ProbeContext) -> u32 {
     let is_stepped = cookie & STEPPED != 0;
     sampling::count_call(if is_stepped { Call::SteppedEntry } else { Call::Entry });
     let function = u64::from(cookie as u32);
-    let caller = returns_to(regs.rsp);
     let Some(slot) = slot(thread) else {
         loss::count(LossReason::InFlightFull);
         return SKIP_RETURN;
     };
     // SAFETY: a live map value that belongs to this thread.
     let flight = unsafe { &mut *slot };
+    // A stack has its first return address anyway: one copy from the process is saved.
+    let is_read = flight.stack_pointer != 0
+        || config!(sampling) != 0
+        || config!(stack_mode) != StackMode::All as u32
+        || cookie_throws(function);
+    let caller = if is_read { returns_to(regs.rsp) } else { 0 };
     if flight.stack_pointer != 0 {
         if is_nested(flight, target.space, regs.rsp, caller, function) {
             return SKIP_RETURN;
@@ -241,6 +247,9 @@ fn entry(ctx: &ProbeContext) -> u32 {
             frame_pointer: regs.rbp,
         };
         flight.stack = user_stack(&start, function);
+        if caller == 0 && flight.stack == StackId::LOST {
+            flight.caller = returns_to(regs.rsp);
+        }
     }
     // The old block is neither live nor free during the call: were its record left in place,
     // another thread could be given the address before this call's return is seen.
@@ -390,37 +399,20 @@ unsafe fn returned<C: aya_ebpf::EbpfContext>(ctx: &C, regs: *const pt_regs, sess
     let (rsp, rax) = unsafe { ((*regs).rsp, (*regs).rax) };
     // SAFETY: the helper takes the program's own context.
     let function = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } as u32;
-    let expected = match slot {
+    if let Some(slot) = slot {
         // SAFETY: a live map value that belongs to this thread.
-        Some(slot) => unsafe {
-            (*slot).stack_pointer != 0
-                && rsp == (*slot).stack_pointer + 8
-                && function == (*slot).function
-        },
-        None => false,
-    };
-    if expected {
-        leaktrace_finish(thread, rax);
-    } else if session {
+        let flight = unsafe { &mut *slot };
+        let is_in_flight = flight.stack_pointer != 0 && rsp == flight.stack_pointer + 8;
+        if is_in_flight && function == flight.function {
+            flight.stack_pointer = 0;
+            finish(flight, rax);
+            return;
+        }
+    }
+    if session {
         // Without a session link the returns of nested and unwanted calls come here as well.
         loss::count(LossReason::UnknownReturn);
     }
-}
-
-/// Ends the call in flight of `thread`, which returned `rax`. Global and not inlined, so that
-/// the verifier checks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_finish(thread: u64, rax: u64) -> u32 {
-    let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) else { return 0 };
-    // SAFETY: a live map value that belongs to this thread, which runs this.
-    let flight = unsafe {
-        let flight = *slot;
-        (*slot).stack_pointer = 0;
-        flight
-    };
-    finish(&flight, rax);
-    0
 }
 
 /// Records the outcome of a call.

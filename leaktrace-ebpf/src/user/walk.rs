@@ -78,7 +78,7 @@ const GO_ON: u32 = 0xff;
 pub(crate) struct Start {
     pub(crate) tgid: u32,
     pub(crate) space: u32,
-    /// Return address of the call.
+    /// Return address of the call; 0 if it has not been read.
     pub(crate) caller: u64,
     pub(crate) stack_pointer: u64,
     pub(crate) frame_pointer: u64,
@@ -109,13 +109,18 @@ pub extern "C" fn leaktrace_walk(
     // SAFETY: the slot was claimed, so it is this run's alone until it is released.
     let id = unsafe {
         // At the entry the CFA is rsp + 8: the caller's frame begins there.
-        (*walk).address = caller.wrapping_sub(1);
         (*walk).stack_pointer = stack_pointer.wrapping_add(8);
         (*walk).frame_pointer = frame_pointer;
         (*walk).window_words = 0;
         (*walk).last_mapping = NO_MAPPING;
         (*walk).slot = slot;
         (*walk).by_frame_pointer = 0;
+        let mut caller = caller;
+        if caller == 0 {
+            // What cannot be read is no call's: the walk ends there.
+            caller = read_word(walk, stack_pointer).unwrap_or(0);
+        }
+        (*walk).address = caller.wrapping_sub(1);
         (*walk).hash = StackId::mix(StackId::SEED, caller);
         (*walk).record.count = 1;
         (*walk).record.frames[0] = caller;

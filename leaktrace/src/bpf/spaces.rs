@@ -177,6 +177,13 @@ impl Maps {
         if gone.is_empty() {
             return;
         }
+        for index in 0..self.recent_stacks.len() {
+            self.recent_stacks.with(index, |recent| {
+                // SAFETY: `recent` lies in the mapping; a program that writes a word of it at the
+                // same time has found its stack.
+                unsafe { recent.write_volatile(0) };
+            });
+        }
         // A child has its parent's addresses, and may have met one of them meanwhile.
         let used = self.stacks_of_sites();
         for (id, stack) in gone.iter().filter(|(id, _)| used.contains(id)) {

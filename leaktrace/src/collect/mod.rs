@@ -260,11 +260,20 @@ impl Collector {
                 figures.outstanding = old.1.amount();
             }
         }
-        let call_site = self.call_site(key.space, key.call_site);
         let stack = match key.stack {
             StackId::NOT_TAKEN => StackRef::NotTaken,
             StackId::LOST => StackRef::Lost,
             id => self.stack(key.space, key.call_site, id, stacks),
+        };
+        let first = match stack {
+            StackRef::Known(id) if kind.is_of_process() => {
+                stacks.get(&id).and_then(|stack| stack.frames.first())
+            }
+            _ => None,
+        };
+        let call_site = match (key.call_site, first) {
+            (0, Some(frame)) => *frame,
+            (address, _) => self.call_site(key.space, address),
         };
         let details = details.flatten();
         Some(Site {
