@@ -111,19 +111,26 @@ fn run(cargo: &mut Command) -> Result<bool> {
 /// The live tests share the kernel.
 const SERIAL: [&str; 1] = ["--test-threads=1"];
 
-/// Each of its programs is traced in a session of its own.
-const START: &str = "allocators::started_by_leaktrace";
+/// What an emulated machine is too slow for. A thousand backtraces each; those of `unwinding` run.
+/// And every way to an allocator but attaching to it: each takes half a minute more, and what is
+/// the kernel's part in it is the same.
+const SLOW: [&str; 10] = [
+    "--skip",
+    "gdb::",
+    "--skip",
+    "allocators::in_",
+    "--skip",
+    "allocators::started_by_leaktrace",
+    "--skip",
+    "allocators::a_process_that_grows",
+    "--skip",
+    "allocators::objects",
+];
 
 /// What runs in the machine: kernel, test file, and which of its tests (arguments of the test
 /// runner). Each in a machine of its own, as a driver may leave the kernel in any state.
 const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
-    // A thousand backtraces each are too slow in an emulated machine; those of `unwinding` run.
-    // Of the ways to an allocator, attaching to it: each of the others takes half a minute more.
-    (
-        vm::Flavour::Amd64,
-        "live",
-        &["--skip", "gdb::", "--skip", "allocators::in_", "--skip", START],
-    ),
+    (vm::Flavour::Amd64, "live", &SLOW),
     (vm::Flavour::Amd64, "drivers", &[]),
     (vm::Flavour::Amd64, "storm", &["--nocapture"]),
     // Where interrupts are threads, and locks sleep.
