@@ -142,6 +142,7 @@ const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
 /// Runs the tests that need Debian's kernels; gives whether all passed.
 fn in_machine(binary: &Path) -> Result<bool> {
     vm::build_drivers(vm::Flavour::Amd64)?;
+    build_package("tikv")?;
     let mut passed = true;
     for (flavour, name, arguments) in MACHINES {
         let words = SERIAL.iter().chain(arguments).map(OsString::from);
@@ -159,6 +160,17 @@ fn in_machine(binary: &Path) -> Result<bool> {
         passed &= code == 0;
     }
     Ok(passed)
+}
+
+/// Builds a package of `tests/programs` where the tests look for it: in the machine it would take
+/// half an hour, and a network.
+fn build_package(name: &str) -> Result<()> {
+    eprintln!("xtask: building tests/programs/{name}");
+    let mut cargo = command::cargo()?;
+    cargo.args(["build", "--release", "--locked", "--quiet"]);
+    cargo.current_dir(workspace::root()?.join("tests/programs").join(name));
+    let target = workspace::target_dir()?.join("test-programs").join(name);
+    command::run(cargo.env("CARGO_TARGET_DIR", target))
 }
 
 /// Builds the tests of one file; gives the path of the program.
