@@ -3,6 +3,7 @@
 mod filters;
 mod follow;
 pub mod launch;
+mod missed;
 mod processes;
 pub mod spec;
 mod wait;

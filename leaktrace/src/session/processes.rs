@@ -13,7 +13,10 @@ use std::{
 
 use tokio::{io::unix::AsyncFd, time::Instant};
 
-use super::spec::{ProbeAt, TraceOptions};
+use super::{
+    missed::Counts,
+    spec::{ProbeAt, TraceOptions},
+};
 use crate::{
     attach::{
         allocator::{self, Allocator},
@@ -45,31 +48,18 @@ pub(super) struct Processes {
     attached: HashSet<(u32, ObjectId)>,
     /// Allocators that appeared but could not be probed, by process.
     pub(super) failed: BTreeMap<u32, String>,
+    /// The same of probes for all processes.
+    pub(super) unprobed: Vec<String>,
     /// Rows of each object's unwind table, by path.
     rows: Vec<(String, u64)>,
     pub(super) counts: Counts,
     /// Whether allocators get probes.
-    traces_malloc: bool,
+    pub(super) traces_malloc: bool,
     /// Whether probes are on for all processes that map an object, so that those that begin
     /// meanwhile meet them from their start on.
     shares_probes: bool,
     /// Whether what an ended process held stays in the report.
     pub(super) keeps_ended: bool,
-}
-
-/// How well processes could be followed.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    /// Traced from some time after their start, or after that of their allocator, on.
-    pub(super) late: u64,
-    /// Ended before what they map could be read.
-    unread: u64,
-    /// Ended without an allocator that could be found.
-    without: u64,
-    /// More than the table of processes has room for.
-    pub(super) refused: HashSet<u32>,
-    /// Their image was one too many.
-    images: u64,
 }
 
 /// One traced process.
@@ -80,10 +70,10 @@ pub(super) struct Traced {
     /// What these are made of: files are opened only where it has changed.
     lines: Vec<proc::Mapping>,
     /// Allocators that it maps and that are in the report.
-    allocators: Vec<ObjectId>,
+    pub(super) allocators: Vec<ObjectId>,
     is_late: bool,
     /// When its mappings are to be read again.
-    due: Option<Instant>,
+    pub(super) due: Option<Instant>,
     /// Wait before the next reading: longer while readings bring nothing new.
     wait: Duration,
 }
@@ -96,9 +86,6 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest wait once stacks are cut because mappings are unknown.
 const LONGEST_BLIND: Duration = Duration::from_millis(50);
-
-/// Processes without a known allocator that are named in a report.
-const BARE_SHOWN: usize = 3;
 
 impl Traced {
     fn new(space: u32) -> Self {
@@ -123,6 +110,7 @@ impl Processes {
             allocators: HashMap::new(),
             attached: HashSet::new(),
             failed: BTreeMap::new(),
+            unprobed: Vec::new(),
             rows: Vec::new(),
             counts: Counts::default(),
             traces_malloc: trace.user_kinds.malloc,
@@ -233,7 +221,11 @@ impl Processes {
             self.probes.detach(pid);
             self.attached.retain(|(owner, _)| *owner != pid);
         }
-        if self.keeps_ended {
+        if !self.keeps_ended {
+            // What was not seen of it leaves the report with it.
+            self.counts.late -= u64::from(traced.is_late);
+            self.failed.remove(&pid);
+        } else {
             collector.exited(pid);
             if traced.mappings.is_empty() {
                 self.counts.unread += 1;
@@ -288,7 +280,9 @@ impl Processes {
         }
         // First what the new image needs, then what the old one left.
         collector.add_process(new_space, describe(pid, String::new()));
-        self.traced.insert(pid, Traced::new(new_space));
+        if let Some(old) = self.traced.insert(pid, Traced::new(new_space)) {
+            self.counts.late -= u64::from(old.is_late);
+        }
         for _ in 0..LOOKS {
             self.look_at(pid, loaded, collector);
             // A process that has ended meanwhile has nothing to look at.
@@ -371,6 +365,7 @@ impl Processes {
         match self.attach_new(pid, loaded, collector) {
             Ok(0) => {}
             Ok(_) => self.came_late(pid),
+            Err(_) if self.shares_probes => {}
             Err(error) => {
                 self.failed.insert(pid, error.to_string());
             }
@@ -488,7 +483,11 @@ impl Processes {
             collector.add_allocator(space, &path);
             let owner = if self.shares_probes { 0 } else { pid };
             if self.traces_malloc && self.attached.insert((owner, id)) {
-                self.probes.attach(loaded, &readable_at, allocator, owner)?;
+                let result = self.probes.attach(loaded, &readable_at, allocator, owner);
+                if let (Err(error), 0) = (&result, owner) {
+                    self.unprobed.push(format!("{path}: {error}"));
+                }
+                result?;
                 attached += 1;
             }
         }
@@ -503,42 +502,6 @@ impl Processes {
     /// What the unwind tables take.
     pub(super) fn table_use(&self) -> TableUse {
         self.tables.used()
-    }
-
-    /// What of the processes is not in the figures, for the report.
-    pub(super) fn unseen(&self, collector: &Collector) -> Vec<String> {
-        let failed = self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}"));
-        let Counts { late, unread, without, refused, images } = &self.counts;
-        // One that is due for a look may be about to map its C library.
-        let bare = self.traced.iter().filter(|(_, traced)| {
-            self.traces_malloc && traced.due.is_none() && traced.allocators.is_empty()
-        });
-        let bare: HashSet<u32> = bare.map(|(pid, _)| *pid).collect();
-        let names: Vec<String> = collector
-            .processes()
-            .filter(|process| bare.contains(&process.pid))
-            .take(BARE_SHOWN)
-            .map(|process| format!("{} {}", process.pid, process.comm))
-            .collect();
-        let bare_count = without + bare.len() as u64;
-        let names =
-            if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
-        let counts = [
-            (
-                *late,
-                "traced from some time after their start, or after their C library's, on".into(),
-            ),
-            (*unread, "that ended before what they map could be read: stacks without names".into()),
-            (bare_count, format!("in which no allocator was found{names}")),
-            (refused.len() as u64, format!("not traced: {}", too_many())),
-            (*images, "not traced: there were too many process images".into()),
-        ];
-        let counts = counts.into_iter().filter(|(count, _)| *count > 0).map(
-            |(count, what): (u64, String)| {
-                format!("processes {what}: {}", crate::units::format_count(count))
-            },
-        );
-        failed.chain(counts).collect()
     }
 
     /// As [`UserProbes::recursion_misses`].

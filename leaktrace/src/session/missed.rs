@@ -1,0 +1,62 @@
+//! What of the traced processes is not in the figures, in words.
+
+use std::collections::HashSet;
+
+use super::processes::Processes;
+use crate::{bpf::spaces::too_many, collect::Collector};
+
+/// Processes without a known allocator that are named in a report.
+const BARE_SHOWN: usize = 3;
+
+/// How well processes could be followed.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// In the report, and traced from some time after their start, or their allocator's, on.
+    pub(super) late: u64,
+    /// Ended before what they map could be read.
+    pub(super) unread: u64,
+    /// Ended without an allocator that could be found.
+    pub(super) without: u64,
+    /// More than the table of processes has room for.
+    pub(super) refused: HashSet<u32>,
+    /// Their image was one too many.
+    pub(super) images: u64,
+}
+
+impl Processes {
+    /// What of the processes is not in the figures, for the report.
+    pub(super) fn unseen(&self, collector: &Collector) -> Vec<String> {
+        let failed = self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}"));
+        let Counts { late, unread, without, refused, images } = &self.counts;
+        // One that is due for a look may be about to map its C library.
+        let bare = self.traced.iter().filter(|(_, traced)| {
+            self.traces_malloc && traced.due.is_none() && traced.allocators.is_empty()
+        });
+        let bare: HashSet<u32> = bare.map(|(pid, _)| *pid).collect();
+        let names: Vec<String> = collector
+            .processes()
+            .filter(|process| bare.contains(&process.pid))
+            .take(BARE_SHOWN)
+            .map(|process| format!("{} {}", process.pid, process.comm))
+            .collect();
+        let bare_count = without + bare.len() as u64;
+        let names =
+            if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+        let counts = [
+            (
+                *late,
+                "traced from some time after their start, or after their C library's, on".into(),
+            ),
+            (*unread, "that ended before what they map could be read: stacks without names".into()),
+            (bare_count, format!("in which no allocator was found{names}")),
+            (refused.len() as u64, format!("not traced: {}", too_many())),
+            (*images, "not traced: there were too many process images".into()),
+        ];
+        let counts = counts.into_iter().filter(|(count, _)| *count > 0).map(
+            |(count, what): (u64, String)| {
+                format!("processes {what}: {}", crate::units::format_count(count))
+            },
+        );
+        failed.chain(self.unprobed.iter().cloned()).chain(counts).collect()
+    }
+}
