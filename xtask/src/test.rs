@@ -143,7 +143,7 @@ const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
     (
         vm::Flavour::Newer,
         "live",
-        &["at_once", "verifier", "semantics::", "kernel::", "followed::", "host_wide::"],
+        &["at_once", "verifier", "semantics::", "kernel::", "host_wide::"],
     ),
 ];
 

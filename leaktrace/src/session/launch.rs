@@ -26,7 +26,7 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::processes;
+use super::wait;
 use crate::error::Error;
 
 /// The key of the entry point in the auxiliary vector.
@@ -109,7 +109,7 @@ impl Suspended {
     /// [`Error::Usage`] when the command was killed meanwhile, [`Error::Kernel`] for any other
     /// refusal.
     pub fn resume(mut self) -> Result<Child, Error> {
-        let pidfd = processes::pidfd(self.pid())?;
+        let pidfd = wait::pidfd(self.pid())?;
         ptrace::detach(self.pid, None).map_err(|error| self.refused("resume", error))?;
         match self.process.take() {
             Some(process) => Ok(Child { process, pidfd }),

@@ -4,6 +4,7 @@ mod budget;
 mod filters;
 mod follow;
 pub mod launch;
+mod missed;
 mod named;
 mod notes;
 mod overhead;
@@ -259,7 +260,7 @@ impl Session {
         }
         let mut pidfds = Vec::new();
         for pid in &wanted.pids {
-            pidfds.push((*pid, processes::pidfd(*pid)?));
+            pidfds.push((*pid, wait::pidfd(*pid)?));
             processes.add(*pid, true, &mut loaded, &mut collector)?;
         }
         processes.add_present(&rules, &mut loaded, &mut collector)?;

@@ -1,21 +1,17 @@
 //! The traced processes: what they map, which of it has unwind tables, and which has probes.
 
-mod unseen;
-
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     fs::File,
     io,
-    os::{
-        fd::{FromRawFd as _, OwnedFd, RawFd},
-        unix::fs::FileExt as _,
-    },
+    os::unix::fs::FileExt as _,
     time::Duration,
 };
 
-use tokio::{io::unix::AsyncFd, time::Instant};
+use tokio::time::Instant;
 
 use super::{
+    missed::Counts,
     named::{self, NamedObjects},
     silence::Silence,
     spec::{ProbeAt, Spec, UserKinds},
@@ -51,36 +47,23 @@ pub(super) struct Processes {
     attached: HashSet<(u32, ObjectId)>,
     /// Allocators that appeared but could not be probed, by process.
     pub(super) failed: BTreeMap<u32, String>,
+    /// The same of probes for all processes.
+    pub(super) unprobed: Vec<String>,
     /// Rows of each object's unwind table, by path.
     rows: Vec<(String, u64)>,
     pub(super) counts: Counts,
     /// Whether allocators get probes.
-    traces_malloc: bool,
-    named: NamedObjects,
+    pub(super) traces_malloc: bool,
+    pub(super) named: NamedObjects,
     /// Functions without probes, as their returns cannot be told.
-    without_return: Vec<String>,
+    pub(super) without_return: Vec<String>,
     /// Of processes whose every allocation is wanted.
-    silence: Option<Silence>,
+    pub(super) silence: Option<Silence>,
     /// Whether probes are on for all processes that map an object, so that those that begin
     /// meanwhile meet them from their start on.
     shares_probes: bool,
     /// Whether what an ended process held stays in the report.
     pub(super) keeps_ended: bool,
-}
-
-/// How well processes could be followed.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    /// Traced from some time after their start, or after that of their allocator, on.
-    pub(super) late: u64,
-    /// Ended before what they map could be read.
-    unread: u64,
-    /// Ended without an allocator that could be found.
-    without: u64,
-    /// More than the table of processes has room for.
-    pub(super) refused: HashSet<u32>,
-    /// Their image was one too many.
-    images: u64,
 }
 
 /// One traced process.
@@ -91,10 +74,10 @@ pub(super) struct Traced {
     /// What these are made of: files are opened only where it has changed.
     lines: Vec<proc::Mapping>,
     /// Allocators that it maps and that are in the report.
-    allocators: Vec<ObjectId>,
+    pub(super) allocators: Vec<ObjectId>,
     is_late: bool,
     /// When its mappings are to be read again.
-    due: Option<Instant>,
+    pub(super) due: Option<Instant>,
     /// Wait before the next reading: longer while readings bring nothing new.
     wait: Duration,
 }
@@ -134,6 +117,7 @@ impl Processes {
             allocators: HashMap::new(),
             attached: HashSet::new(),
             failed: BTreeMap::new(),
+            unprobed: Vec::new(),
             rows: Vec::new(),
             counts: Counts::default(),
             traces_malloc,
@@ -248,7 +232,11 @@ impl Processes {
             self.probes.detach(pid);
             self.attached.retain(|(owner, _)| *owner != pid);
         }
-        if self.keeps_ended {
+        if !self.keeps_ended {
+            // What was not seen of it leaves the report with it.
+            self.counts.late -= u64::from(traced.is_late);
+            self.failed.remove(&pid);
+        } else {
             collector.exited(pid);
             if traced.mappings.is_empty() {
                 self.counts.unread += 1;
@@ -303,7 +291,9 @@ impl Processes {
         }
         // First what the new image needs, then what the old one left.
         collector.add_process(new_space, describe(pid, String::new()));
-        self.traced.insert(pid, Traced::new(new_space));
+        if let Some(old) = self.traced.insert(pid, Traced::new(new_space)) {
+            self.counts.late -= u64::from(old.is_late);
+        }
         for _ in 0..LOOKS {
             self.look_at(pid, loaded, collector);
             // A process that has ended meanwhile has nothing to look at.
@@ -386,6 +376,7 @@ impl Processes {
         match self.attach_new(pid, loaded, collector) {
             Ok(0) => {}
             Ok(_) => self.came_late(pid),
+            Err(_) if self.shares_probes => {}
             Err(error) => {
                 self.failed.insert(pid, error.to_string());
             }
@@ -517,13 +508,17 @@ impl Processes {
             let (readable_at, path) = (object.readable_at(), object.path.clone());
             collector.add_allocator_code(id, &allocator.code);
             let name = match allocator.name.as_str() {
-                "" => path,
+                "" => path.clone(),
                 name => format!("{name} ({path})"),
             };
             collector.add_allocator(space, &name);
             let owner = if self.shares_probes { 0 } else { pid };
             if self.traces_malloc && self.attached.insert((owner, id)) {
-                self.probes.attach(loaded, &readable_at, allocator, owner)?;
+                let result = self.probes.attach(loaded, &readable_at, allocator, owner);
+                if let (Err(error), 0) = (&result, owner) {
+                    self.unprobed.push(format!("{path}: {error}"));
+                }
+                result?;
                 attached += 1;
             }
         }
@@ -590,22 +585,4 @@ pub(super) fn describe(pid: u32, allocator: String) -> Process {
         exited: false,
         allocator,
     }
-}
-
-/// A descriptor that becomes readable when the process ends.
-pub(super) fn pidfd(pid: u32) -> Result<AsyncFd<OwnedFd>, Error> {
-    // SAFETY: no pointers; the result is checked.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        let error = io::Error::last_os_error();
-        return Err(match error.raw_os_error() {
-            Some(libc::ESRCH) => Error::Usage(format!("no process {pid}")),
-            _ => Error::kernel(format!("cannot watch process {pid}"), error),
-        });
-    }
-    // SAFETY: the kernel has just made this descriptor for us alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-    // SAFETY: an `OwnedFd` stays open and the same until it is dropped.
-    unsafe { AsyncFd::register(fd) }
-        .map_err(|error| Error::kernel(format!("cannot watch process {pid}"), error))
 }

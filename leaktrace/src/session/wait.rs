@@ -1,6 +1,9 @@
 //! What a session waits for.
 
-use std::os::fd::OwnedFd;
+use std::{
+    io,
+    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+};
 
 use tokio::{
     io::unix::AsyncFd,
@@ -42,6 +45,24 @@ impl Signals {
             _ = self.quit.recv() => libc::SIGQUIT,
         }
     }
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub(super) fn pidfd(pid: u32) -> Result<AsyncFd<OwnedFd>, Error> {
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(libc::ESRCH) => Error::Usage(format!("no process {pid}")),
+            _ => Error::kernel(format!("cannot watch process {pid}"), error),
+        });
+    }
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    // SAFETY: an `OwnedFd` stays open and the same until it is dropped.
+    unsafe { AsyncFd::register(fd) }
+        .map_err(|error| Error::kernel(format!("cannot watch process {pid}"), error))
 }
 
 pub(super) async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, Error> {

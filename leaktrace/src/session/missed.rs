@@ -1,18 +1,31 @@
-//! What of the traced processes is not in the figures.
+//! What of the traced processes is not in the figures, in words.
 
 use std::collections::HashSet;
 
-use super::{Counts, Processes};
-use crate::{
-    bpf::spaces::too_many, collect::Collector, session::silence::Silence, units::format_count,
-};
+use super::{processes::Processes, silence::Silence};
+use crate::{bpf::spaces::too_many, collect::Collector};
 
 /// Processes without a known allocator that are named in a report.
 const BARE_SHOWN: usize = 3;
 
+/// How well processes could be followed.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// In the report, and traced from some time after their start, or their allocator's, on.
+    pub(super) late: u64,
+    /// Ended before what they map could be read.
+    pub(super) unread: u64,
+    /// Ended without an allocator that could be found.
+    pub(super) without: u64,
+    /// More than the table of processes has room for.
+    pub(super) refused: HashSet<u32>,
+    /// Their image was one too many.
+    pub(super) images: u64,
+}
+
 impl Processes {
     /// What of the processes is not in the figures, for the report.
-    pub(in crate::session) fn unseen(&self, collector: &Collector) -> Vec<String> {
+    pub(super) fn unseen(&self, collector: &Collector) -> Vec<String> {
         let failed = self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}"));
         let Counts { late, unread, without, refused, images } = &self.counts;
         // One that is due for a look may be about to map its C library.
@@ -40,10 +53,12 @@ impl Processes {
             (*images, "not traced: there were too many process images".into()),
         ];
         let counts = counts.into_iter().filter(|(count, _)| *count > 0).map(
-            |(count, what): (u64, String)| format!("processes {what}: {}", format_count(count)),
+            |(count, what): (u64, String)| {
+                format!("processes {what}: {}", crate::units::format_count(count))
+            },
         );
-        let without = self.without_return.iter().cloned();
+        let unprobed = self.unprobed.iter().chain(&self.without_return).cloned();
         let silent = self.silence.iter().flat_map(Silence::found).cloned();
-        failed.chain(counts).chain(silent).chain(self.named.missing()).chain(without).collect()
+        failed.chain(unprobed).chain(counts).chain(silent).chain(self.named.missing()).collect()
     }
 }
