@@ -33,6 +33,10 @@ pub struct Mapping {
 /// [`Error::Usage`] when the process has ended, [`Error::Host`] when it may not be looked at.
 pub fn mappings(pid: u32) -> Result<Vec<Mapping>, Error> {
     let maps = fs::read(format!("/proc/{pid}/maps")).map_err(|error| failed(pid, &error))?;
+    if maps.is_empty() {
+        // It has let go of its memory.
+        return Err(Error::Usage(format!("process {pid} has ended")));
+    }
     Ok(parse_maps(&String::from_utf8_lossy(&maps)))
 }
 

@@ -406,7 +406,12 @@ impl Processes {
         let mut present: Vec<ProcessMapping> = Vec::new();
         let mut vdso = None;
         for mapping in &lines {
-            let object = collector.objects.intern(pid, mapping);
+            // What has not changed is not opened again.
+            let before = traced.lines.iter().position(|line| line == mapping);
+            let object = match before.and_then(|at| traced.mappings.get(at)) {
+                Some(known) => known.object,
+                None => collector.objects.intern(pid, mapping),
+            };
             if mapping.path.as_deref() == Some("[vdso]") {
                 vdso = object.map(|id| (id, mapping.start, mapping.end));
             }
@@ -416,6 +421,10 @@ impl Processes {
                 file_offset: mapping.file_offset,
                 object,
             });
+        }
+        if proc::is_ending(pid) {
+            // Files that could not be opened any more are not what it mapped.
+            return Err(Error::Usage(format!("process {pid} has ended")));
         }
         traced.lines = lines;
         if present == traced.mappings {
