@@ -117,8 +117,8 @@ const SERIAL: [&str; 1] = ["--test-threads=1"];
 const HOST: [&str; 3] = [SERIAL[0], "--skip", "host_wide::"];
 /// What an emulated machine is too slow for. A thousand backtraces each; those of `unwinding` run.
 /// And every way to an allocator but attaching to it: each takes half a minute more, and what is
-/// the kernel's part in it is the same.
-const SLOW: [&str; 10] = [
+/// the kernel's part in it is the same. And a command that is run again and again.
+const SLOW: [&str; 12] = [
     "--skip",
     "gdb::",
     "--skip",
@@ -129,6 +129,8 @@ const SLOW: [&str; 10] = [
     "allocators::a_process_that_grows",
     "--skip",
     "allocators::objects",
+    "--skip",
+    "mappings::a_command_leaks",
 ];
 
 /// What runs in the machine: kernel, test file, and which of its tests (arguments of the test

@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use leaktrace_common::{
-    AllocKey, Call, InFlight, Kind, LossReason, Outstanding, STEPPED, SiteKey, SkippedCall,
+    AllocKey, Call, InFlight, Kind, LossReason, Outstanding, SiteKey, SkippedCall,
     StackId, StackMode, Takes, cookie_first, cookie_takes, cookie_throws,
 };
 
@@ -73,11 +73,11 @@ pub(crate) fn lt_return(ctx: RetProbeContext) -> u32 {
 /// [`leaktrace_common::AllocFunction::throws`].
 #[uprobe]
 pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
+    sampling::count_call(Call::SteppedReturn);
     // SAFETY: the context is a live pt_regs.
     let (rsp, rax) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rax) };
     let thread = bpf_get_current_pid_tgid();
     let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) else { return 0 };
-    sampling::count_call(Call::SteppedReturn);
     // SAFETY: a live map value that belongs to this thread.
     let flight = unsafe { &mut *slot };
     // Other functions may end with the same instruction.
@@ -91,6 +91,7 @@ pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
 /// `free`, anywhere in its prologue where the first argument is intact.
 #[uprobe]
 pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
+    sampling::count_hit(&ctx, Call::Free, Call::SteppedFree);
     // SAFETY: the context is a live pt_regs.
     let pointer = unsafe { (*ctx.regs).rdi };
     if pointer == 0 {
@@ -99,11 +100,6 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: read at once; deleted only when the session ends.
     let Some(target) = (unsafe { TARGETS.get((thread >> 32) as u32) }) else { return 0 };
-    if config!(count_calls) != 0 {
-        // SAFETY: the helper takes the program's own context.
-        let is_stepped = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } & STEPPED != 0;
-        sampling::count_call(if is_stepped { Call::SteppedFree } else { Call::Free });
-    }
     if !ledger::on_free(AllocKey::new(target.space, pointer), now_ns())
         // Most blocks are not recorded then.
         && config!(sampling) == 0
@@ -192,15 +188,13 @@ fn product(count: u64, size: u64) -> Option<u64> {
 
 #[inline(always)]
 fn entry(ctx: &ProbeContext) -> u32 {
+    sampling::count_hit(ctx, Call::Entry, Call::SteppedEntry);
     let thread = bpf_get_current_pid_tgid();
     let Some(target) = TARGETS.get_ptr((thread >> 32) as u32) else { return SKIP_RETURN };
     // SAFETY: the context is a live pt_regs; the target is deleted only when the session ends.
     let (regs, target) = unsafe { (&*ctx.regs, *target) };
     // SAFETY: the helper takes the program's own context.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    let is_stepped = cookie & STEPPED != 0;
-    sampling::count_call(if is_stepped { Call::SteppedEntry } else { Call::Entry });
-    let function = u64::from(cookie as u32);
+    let function = u64::from(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } as u32);
     let Some(slot) = slot(thread) else {
         loss::count(LossReason::InFlightFull);
         return SKIP_RETURN;

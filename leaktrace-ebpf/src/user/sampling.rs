@@ -1,8 +1,12 @@
 //! Which calls of an allocator are recorded (`--sample-bytes`, `--max-overhead`), and how many
 //! there are.
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use leaktrace_common::{Call, InFlight, SkippedCall, sampling};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_attach_cookie, bpf_get_prandom_u32},
+    programs::ProbeContext,
+};
+use leaktrace_common::{Call, InFlight, STEPPED, SkippedCall, sampling};
 
 use super::malloc::{is_trampoline, returns_to};
 use crate::{
@@ -18,6 +22,16 @@ pub(super) fn count_call(call: Call) {
     {
         // SAFETY: a live map value; atomic, as the program can be preempted by itself.
         unsafe { atomic::add(counter, 1) };
+    }
+}
+
+/// Counts a hit of a probe of a function, traced or not: whoever runs into it pays for it.
+#[inline(always)]
+pub(super) fn count_hit(ctx: &ProbeContext, emulated: Call, stepped: Call) {
+    if config!(count_calls) != 0 {
+        // SAFETY: the helper takes the program's own context.
+        let is_stepped = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } & STEPPED != 0;
+        count_call(if is_stepped { stepped } else { emulated });
     }
 }
 
