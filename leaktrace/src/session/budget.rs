@@ -171,12 +171,14 @@ impl Governor {
             0 => FINEST_BYTES,
             known => known.saturating_mul(FACTOR).min(sampling::MAX_INTERVAL_BYTES),
         };
-        if floor_ppm <= u64::from(self.max_ppm) && coarser != interval {
+        let cost_ppm = share_ppm(recent.total_ns(), period)?;
+        let helps = coarser != interval && !self.was_no_help(elapsed, cost_ppm);
+        let is_within = floor_ppm <= u64::from(self.max_ppm);
+        if is_within && helps {
             return Some(BudgetAction::SampleBy(coarser));
         }
-        // With nothing coarser left, all of it stays.
-        let is_lasting = if coarser == interval {
-            let cost_ppm = share_ppm(recent.total_ns(), period)?;
+        // With nothing coarser left, or nothing gained by it, all of it stays.
+        let is_lasting = if is_within {
             self.is_lasting(elapsed, usage, cost_ppm, Usage::total_ns)
         } else {
             self.is_lasting(elapsed, usage, floor_ppm, Usage::floor_ns)
@@ -190,6 +192,14 @@ impl Governor {
         } else {
             Some(BudgetAction::FreesOnly)
         }
+    }
+
+    /// Whether a step to coarser sampling that was just made has not lowered the cost.
+    fn was_no_help(&self, elapsed: Duration, cost_ppm: u64) -> bool {
+        let Some(last) = self.steps.last() else { return false };
+        let since = elapsed.saturating_sub(Duration::from_millis(last.elapsed_ms));
+        let was_over = last.cost_ppm > u64::from(self.max_ppm);
+        was_over && since < 2 * WINDOW && cost_ppm * 10 >= last.cost_ppm * 9
     }
 
     fn when_within(

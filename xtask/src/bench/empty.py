@@ -61,7 +61,9 @@ def main():
     session = load(number(0, int(sys.argv[2] == "skip")) + RETURN, b"empty_session", UPROBE_SESSION)
     free = load(number(0, 0) + RETURN, b"empty_free", UPROBE_MULTI)
     kinds = {"lt_session": (session, UPROBE_SESSION), "lt_free": (free, UPROBE_MULTI)}
-    held = [attach(*kinds[name], path, offsets, pid) for name, path, pid, offsets in json.loads(sys.argv[3])]
+    # Entries and return instructions of functions that throw have multi links as well.
+    other = (free, UPROBE_MULTI)
+    held = [attach(*kinds.get(name, other), path, offsets, pid) for name, path, pid, offsets in json.loads(sys.argv[3])]
     signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     print("ready", held, flush=True)
     while True:
