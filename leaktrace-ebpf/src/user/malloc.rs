@@ -18,8 +18,8 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use leaktrace_common::{
-    AllocKey, Call, InFlight, Kind, LossReason, Outstanding, SiteKey, SkippedCall,
-    StackId, StackMode, Takes, cookie_first, cookie_takes, cookie_throws,
+    AllocKey, Call, InFlight, Kind, LossReason, Outstanding, SiteKey, SkippedCall, StackId,
+    StackMode, Takes, cookie_first, cookie_takes, cookie_throws,
 };
 
 use super::{
