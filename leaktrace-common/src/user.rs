@@ -134,7 +134,9 @@ pub struct Event {
     /// is not traced any more. [`EventKind::Forked`]: the parent's own if both share their memory
     /// (vfork).
     pub new_space: u32,
+    /// When, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
 }
 
 const _: () = assert!(size_of::<InFlight>() == 8 + 8 + 4 * 8 + 24 + 8 + 24);
-const _: () = assert!(size_of::<Target>() == 8 && size_of::<Event>() == 16);
+const _: () = assert!(size_of::<Target>() == 8 && size_of::<Event>() == 24);

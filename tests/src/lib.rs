@@ -7,6 +7,7 @@
 //! | [`leaker`] | runs one of them through its stages: [`leaker::Leaker`] |
 //! | [`traced`] | runs leaktrace until interrupted or done: [`traced::Traced`] |
 //! | [`report`] | questions to a report: [`report::Report`] |
+//! | [`busy`] | CPUs under load |
 //! | [`driver`] | a kernel module of `tests/drivers`, loaded and led: [`driver::Driver`] |
 //! | [`groups`] | control groups of a test's own: [`groups::Groups`] |
 //! | [`kernel`] | the BPF programs that the kernel has loaded |
@@ -19,6 +20,7 @@
 //! and a deadline. What fails panics, so that a test stays short; the message holds both sides.
 
 pub mod binary;
+pub mod busy;
 pub mod child;
 pub mod driver;
 pub mod groups;

@@ -3,7 +3,9 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_ANY,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
+    },
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
@@ -30,7 +32,7 @@ pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
         if old_space != 0 {
             // One that is not there needs no removal.
             let _ = TARGETS.remove(tgid);
-            tell(Event { kind: EventKind::Ended as u32, tgid, old_space, new_space: 0 });
+            tell(EventKind::Ended, tgid, old_space, 0);
         }
         return 0;
     }
@@ -44,7 +46,7 @@ pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
         }
         None => new_space = register(tgid, Target { space: new_space, stays: 0 }, true),
     }
-    tell(Event { kind: EventKind::Exec as u32, tgid, old_space, new_space });
+    tell(EventKind::Exec, tgid, old_space, new_space);
     0
 }
 
@@ -78,7 +80,10 @@ fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
 }
 
 #[inline(always)]
-fn tell(event: Event) {
+fn tell(kind: EventKind, tgid: u32, old_space: u32, new_space: u32) {
+    // SAFETY: the helper has no conditions.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let event = Event { kind: kind as u32, tgid, old_space, new_space, time_ns };
     if EVENTS.output::<Event>(event, 0).is_err() {
         loss::count(LossReason::EventsFull);
     }
@@ -127,7 +132,7 @@ pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
         // Without it, stacks say that they are cut.
         let _ = TEXT_MAPS.insert(new_space, map, u64::from(BPF_ANY));
     }
-    tell(Event { kind: EventKind::Forked as u32, tgid, old_space, new_space });
+    tell(EventKind::Forked, tgid, old_space, new_space);
     0
 }
 
@@ -144,7 +149,7 @@ pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     if leaving.last {
         // One that is not there needs no removal.
         let _ = TARGETS.remove(tgid);
-        tell(Event { kind: EventKind::Ended as u32, tgid, old_space, new_space: 0 });
+        tell(EventKind::Ended, tgid, old_space, 0);
     }
     0
 }
@@ -215,5 +220,5 @@ pub(crate) fn tell_once(kind: EventKind, tgid: u32, space: u32) {
         }
         (*map).told |= bit;
     }
-    tell(Event { kind: kind as u32, tgid, old_space: space, new_space: space });
+    tell(kind, tgid, space, space);
 }

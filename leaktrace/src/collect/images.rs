@@ -73,6 +73,16 @@ impl Collector {
         }
     }
 
+    /// Notes what a process image is called, unless that is known.
+    pub fn name_process(&mut self, space: u32, comm: Option<&str>, exe: Option<&str>) {
+        let Some((process, _)) = self.images.known.get_mut(&space) else { return };
+        for (name, found) in [(&mut process.comm, comm), (&mut process.exe, exe)] {
+            if let (true, Some(found)) = (name.is_empty(), found) {
+                found.clone_into(name);
+            }
+        }
+    }
+
     /// Notes a further allocator of a process image.
     pub fn add_allocator(&mut self, space: u32, path: &str) {
         if let Some((process, _)) = self.images.known.get_mut(&space) {

@@ -501,8 +501,8 @@ fn site_id(key: &SiteKey) -> u64 {
         .fold(StackId::SEED, StackId::mix)
 }
 
-/// The clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> u64 {
+/// Now, by the clock of `bpf_ktime_get_ns`, in nanoseconds.
+pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes one timespec; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };

@@ -224,7 +224,7 @@ fn kernel(facts: &HostFacts) -> [Check; 5] {
     ]
 }
 
-fn uprobes(facts: &HostFacts) -> [Check; 4] {
+fn uprobes(facts: &HostFacts) -> [Check; 5] {
     let uprobe = Want {
         name: "uprobes",
         needed_by: Modes::User,
@@ -243,6 +243,12 @@ fn uprobes(facts: &HostFacts) -> [Check; 4] {
         lost: "some speed: entries and returns of allocating functions are probed apart",
         mend: "use a kernel from 6.13 on",
     };
+    let records = Want {
+        name: "records of mappings",
+        needed_by: Modes::None,
+        lost: "names in stacks of commands and children that end at once, before /proc is read",
+        mend: "use a kernel with CONFIG_PERF_EVENTS=y, and give leaktrace CAP_PERFMON",
+    };
     let libc = Want {
         name: "libc",
         needed_by: Modes::None,
@@ -257,6 +263,7 @@ fn uprobes(facts: &HostFacts) -> [Check; 4] {
         ),
         multi.tried(&facts.uprobe_multi, is_root, "one link for all entries"),
         session.tried(&facts.session, is_root, "one link for entries and returns"),
+        records.tried(&facts.records, is_root, "the kernel tells of them"),
         libc.of(
             facts.libc.is_some(),
             facts.libc.clone().unwrap_or_else(|| "leaktrace itself has none mapped".to_owned()),

@@ -8,6 +8,7 @@ use std::{
 use super::{
     attempts,
     debug_files::{self, KERNEL_NOTES},
+    records::Records,
 };
 
 /// Whether the host allows something.
@@ -103,6 +104,8 @@ pub struct HostFacts {
     pub fentry: Answer,
     /// The perf subsystem has kprobes.
     pub has_kprobe: bool,
+    /// The kernel records what processes map.
+    pub records: Answer,
     /// Whether /proc/slabinfo can be read.
     pub has_slabinfo: bool,
     /// The kernel's file with debug information, where packages put it.
@@ -144,6 +147,7 @@ pub fn probe() -> HostFacts {
         session: attempts::session(),
         fentry: attempts::fentry(),
         has_kprobe: pmu("kprobe"),
+        records: Records::open().into(),
         has_slabinfo: super::slabinfo::active_objects().is_some(),
         capabilities: capabilities(&read("/proc/self/status").unwrap_or_default()),
         lockdown: read("/sys/kernel/security/lockdown").and_then(|text| lockdown_mode(&text)),

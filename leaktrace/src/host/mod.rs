@@ -13,4 +13,5 @@ pub mod modules;
 pub mod objects;
 pub mod page_owners;
 pub mod proc;
+pub mod records;
 pub mod slabinfo;

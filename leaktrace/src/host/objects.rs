@@ -14,6 +14,8 @@ use std::{
     sync::Arc,
 };
 
+use libc::{major, minor};
+
 use super::proc::Mapping;
 
 /// Index of an object; stable for the session.
@@ -46,6 +48,8 @@ pub struct ObjectTable {
     objects: Vec<HeldObject>,
     by_inode: HashMap<(u64, u64), ObjectId>,
     by_name: HashMap<String, ObjectId>,
+    /// By device and inode as the kernel shows them with mappings.
+    by_mapping: HashMap<((u32, u32), u64), ObjectId>,
 }
 
 impl ObjectTable {
@@ -59,21 +63,52 @@ impl ObjectTable {
         if mapping.inode == 0 || !path.starts_with('/') {
             return None;
         }
-        let opened = open(pid, mapping, path);
+        let id = self.intern_opened(path, mapping.inode, open(pid, mapping, path));
+        self.by_mapping.insert((mapping.device, mapping.inode), id);
+        Some(id)
+    }
+
+    /// The object behind a mapping of a process that has ended: one that another process has
+    /// mapped, or what lies under its path if that is the same file.
+    pub fn intern_gone(&mut self, mapping: &Mapping) -> Option<ObjectId> {
+        let path = mapping.path.as_deref()?;
+        if path == "[vdso]" {
+            return Some(self.intern_name(path));
+        }
+        if let Some(known) = self.by_mapping.get(&(mapping.device, mapping.inode)) {
+            return Some(*known);
+        }
+        let opened = open_regular(path).and_then(|file| {
+            let metadata = file.metadata()?;
+            let device = (major(metadata.dev()), minor(metadata.dev()));
+            if (device, metadata.ino()) != (mapping.device, mapping.inode) {
+                return Err(io::Error::other("its process has ended, and another file is there"));
+            }
+            Ok((file, (metadata.dev(), metadata.ino())))
+        });
+        Some(self.intern_opened(path, mapping.inode, opened))
+    }
+
+    fn intern_opened(
+        &mut self,
+        path: &str,
+        inode: u64,
+        opened: io::Result<(File, (u64, u64))>,
+    ) -> ObjectId {
         let identity = match &opened {
             Ok((_, identity)) => *identity,
             // Cannot be opened: the numbers of the maps line still tell objects apart.
-            Err(_) => (u64::MAX, mapping.inode),
+            Err(_) => (u64::MAX, inode),
         };
         if let Some(known) = self.by_inode.get(&identity) {
-            return Some(*known);
+            return *known;
         }
         let id = self.push(HeldObject {
             path: path.trim_end_matches(" (deleted)").to_owned(),
             file: opened.map(|(file, _)| Arc::new(file)).map_err(|error| error.to_string()),
         });
         self.by_inode.insert(identity, id);
-        Some(id)
+        id
     }
 
     fn intern_name(&mut self, name: &str) -> ObjectId {
@@ -149,6 +184,7 @@ mod tests {
             end: 0x2000,
             executable: true,
             file_offset: 0,
+            device: (0, 0),
             inode: std::fs::metadata(&pipe).unwrap().ino(),
             path: Some(pipe.display().to_string()),
         };

@@ -20,6 +20,9 @@ pub struct Mapping {
     pub executable: bool,
     /// Offset in the file of the first address.
     pub file_offset: u64,
+    /// Device of the file as the kernel shows it, major and minor number: not always that of
+    /// `stat` (btrfs, overlayfs).
+    pub device: (u32, u32),
     /// Inode of the file, 0 if there is none.
     pub inode: u64,
     /// Path of the file as the process sees it, or a name in brackets.
@@ -187,7 +190,8 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
     let (start, end) = parts.next()?.split_once('-')?;
     let permissions = parts.next()?;
     let file_offset = hex(parts.next()?)?;
-    let _device = parts.next()?;
+    let (major, minor) = parts.next()?.split_once(':')?;
+    let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
     let inode = parts.next()?.parse().ok()?;
     let path = parts.next().map(str::trim_start).filter(|path| !path.is_empty());
     Some(Mapping {
@@ -195,6 +199,7 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
         end: hex(end)?,
         executable: permissions.contains('x'),
         file_offset,
+        device,
         inode,
         path: path.map(str::to_owned),
     })
@@ -219,6 +224,7 @@ mod tests {
                 end: 0x41_f000,
                 executable: true,
                 file_offset: 0x2000,
+                device: (0xfe, 0),
                 inode: 1234,
                 path: Some("/usr/bin/a name with blanks".into()),
             })

@@ -199,10 +199,9 @@ impl Processes {
         const EXEC: u32 = EventKind::Exec as u32;
         const ENDED: u32 = EventKind::Ended as u32;
         const UNMAPPED: u32 = EventKind::Unmapped as u32;
-        let spaces = (event.tgid, event.old_space, event.new_space);
         match event.kind {
-            FORKED => self.forked(spaces, loaded, collector),
-            EXEC => self.exec(spaces, loaded, collector),
+            FORKED => self.forked(event, loaded, collector),
+            EXEC => self.exec(event, loaded, collector),
             ENDED => {
                 // Its number may be another's by now.
                 let traced = self.traced.get(&event.tgid);

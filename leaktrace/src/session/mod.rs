@@ -4,6 +4,7 @@ mod budget;
 mod filters;
 mod follow;
 pub mod launch;
+mod mapped;
 mod missed;
 mod named;
 mod notes;
@@ -30,7 +31,10 @@ use self::{
     processes::{LONGEST_WAIT, Processes},
     ring::{Ring, drain, watch},
     spec::{By, KernelFilters, KernelKind, Spec, Target, Wanted},
-    wait::{Signals, wait_for_child, wait_for_exit, wait_for_ring, wait_for_tick, wait_until},
+    wait::{
+        Signals, wait_for_child, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick,
+        wait_until,
+    },
 };
 use crate::{
     attach::{kernel, user::Way},
@@ -125,6 +129,8 @@ struct Session {
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
     map_ring: Option<AsyncFd<Ring>>,
+    /// Readable once there are many records of what processes map.
+    records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
     unseen: Vec<String>,
 }
@@ -219,6 +225,7 @@ impl Session {
             pidfds: Vec::new(),
             ring: None,
             map_ring: None,
+            records: Vec::new(),
             overhead: None,
             unseen,
         })
@@ -268,6 +275,7 @@ impl Session {
             // A command, or a process that is yet to come, may map them later.
             processes.check_named()?;
         }
+        let records = wait::descriptors(processes.records.as_ref())?;
         let overhead = Overhead::start(&spec.trace, &processes)?;
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
@@ -299,6 +307,7 @@ impl Session {
             pidfds,
             ring,
             map_ring,
+            records,
             overhead,
             unseen: Vec::new(),
         })
@@ -406,6 +415,12 @@ impl Session {
                     }
                 }
                 () = wait_for_ring(self.map_ring.as_ref()) => self.drain_ring()?,
+                () = wait_for_records(&self.records) => {
+                    if let Some(records) = self.processes.as_mut().and_then(|it| it.records.as_mut())
+                    {
+                        records.read();
+                    }
+                }
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_for_tick(cost) => return Ok(Event::Cost),
                 () = wait_until(hear) => return Ok(Event::Hear),
@@ -494,10 +509,11 @@ impl Session {
 
     /// Lets go of everything: links first, so that no program runs on maps that are gone.
     fn end(self) {
-        let Self { processes, loaded, collector, child, pidfds, ring, map_ring, .. } = self;
+        let Self { processes, loaded, collector, child, pidfds, ring, map_ring, records, .. } =
+            self;
         drop(processes);
         drop(loaded);
-        drop((collector, child, pidfds, ring, map_ring));
+        drop((collector, child, pidfds, ring, map_ring, records));
     }
 }
 

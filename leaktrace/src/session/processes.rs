@@ -1,56 +1,51 @@
-//! The traced processes: what they map, which of it has unwind tables, and which has probes.
+//! The traced processes: how each begins, what becomes of it, and when it is looked at.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
+use leaktrace_common::Event;
 use tokio::time::Instant;
 
 use super::{
     missed::Counts,
-    named::{self, NamedObjects},
+    named::NamedObjects,
     silence::Silence,
-    spec::{ProbeAt, Spec, UserKinds},
+    spec::{ProbeAt, Spec, Target, UserKinds},
 };
 use crate::{
     attach::{
-        allocator::{self, Allocator},
+        allocator::Allocator,
         user::{UserProbes, Way},
     },
     bpf::{
         Loaded,
         spaces::{Added, too_many},
     },
-    collect::Collector,
+    collect::{Collector, monotonic_ns},
     error::Error,
-    host::{objects::ObjectId, proc},
+    host::{objects::ObjectId, proc, records::Records},
     snapshot::Process,
-    unwind::{
-        object,
-        tables::{ProcessMapping, TableUse, Tables},
-    },
+    unwind::tables::{ProcessMapping, TableUse, Tables},
 };
 
 /// The traced processes and their probes; detaches when dropped.
 pub(super) struct Processes {
     pub(super) probes: UserProbes,
-    probe_at: ProbeAt,
-    tables: Tables,
+    pub(super) probe_at: ProbeAt,
+    pub(super) tables: Tables,
     pub(super) traced: BTreeMap<u32, Traced>,
     /// What each object defines, looked up once.
-    allocators: HashMap<ObjectId, Option<Allocator>>,
+    pub(super) allocators: HashMap<ObjectId, Option<Allocator>>,
     /// Objects with probes, and for which process; for all under 0.
-    attached: HashSet<(u32, ObjectId)>,
+    pub(super) attached: HashSet<(u32, ObjectId)>,
     /// Allocators that appeared but could not be probed, by process.
     pub(super) failed: BTreeMap<u32, String>,
     /// The same of probes for all processes.
     pub(super) unprobed: Vec<String>,
     /// Rows of each object's unwind table, by path.
-    rows: Vec<(String, u64)>,
+    pub(super) rows: Vec<(String, u64)>,
     pub(super) counts: Counts,
     /// Whether allocators get probes.
     pub(super) traces_malloc: bool,
@@ -61,7 +56,10 @@ pub(super) struct Processes {
     pub(super) silence: Option<Silence>,
     /// Whether probes are on for all processes that map an object, so that those that begin
     /// meanwhile meet them from their start on.
-    shares_probes: bool,
+    pub(super) shares_probes: bool,
+    /// What processes have mapped that end at once; none where the kernel refuses, or where no
+    /// process can begin.
+    pub(super) records: Option<Records>,
     /// Whether what an ended process held stays in the report.
     pub(super) keeps_ended: bool,
 }
@@ -70,9 +68,11 @@ pub(super) struct Processes {
 #[derive(Debug, Default)]
 pub(super) struct Traced {
     pub(super) space: u32,
-    mappings: Vec<ProcessMapping>,
+    /// From when on it has been what it is, by `CLOCK_MONOTONIC`.
+    pub(super) since_ns: u64,
+    pub(super) mappings: Vec<ProcessMapping>,
     /// What these are made of: files are opened only where it has changed.
-    lines: Vec<proc::Mapping>,
+    pub(super) lines: Vec<proc::Mapping>,
     /// Allocators that it maps and that are in the report.
     pub(super) allocators: Vec<ObjectId>,
     is_late: bool,
@@ -92,8 +92,8 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_BLIND: Duration = Duration::from_millis(50);
 
 impl Traced {
-    fn new(space: u32) -> Self {
-        Self { space, wait: FIRST_WAIT, ..Self::default() }
+    fn new(space: u32, since_ns: u64) -> Self {
+        Self { space, since_ns, wait: FIRST_WAIT, ..Self::default() }
     }
 }
 
@@ -108,6 +108,8 @@ impl Processes {
         let follows = trace.children || is_open;
         let probes = UserProbes::new(loaded, way, trace, follows)?;
         let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
+        let begins = trace.children || matches!(spec.target, Target::Command { .. });
+        let keeps_ended = !is_open;
         let watches = traces_malloc && super::takes_all(spec);
         Ok(Self {
             probes,
@@ -125,7 +127,9 @@ impl Processes {
             without_return: Vec::new(),
             silence: watches.then(Silence::new),
             shares_probes: follows,
-            keeps_ended: !is_open,
+            // Without them, the report tells of processes that ended too early.
+            records: (begins && keeps_ended).then(|| Records::open().ok()).flatten(),
+            keeps_ended,
         })
     }
 
@@ -170,7 +174,7 @@ impl Processes {
             collector.set_heap_end(space, end);
         }
         collector.add_process(space, describe(pid, String::new()));
-        self.traced.insert(pid, Traced::new(space));
+        self.traced.insert(pid, Traced::new(space, monotonic_ns()));
         self.read_mappings(pid, collector)?;
         self.attach_new(pid, loaded, collector)?;
         if named && self.traces_malloc && !self.has_allocator(pid) {
@@ -185,12 +189,8 @@ impl Processes {
 
     /// A process has begun that is to be traced. Its programs have run since its start, and met
     /// the probes of its parent.
-    pub(super) fn forked(
-        &mut self,
-        (pid, old_space, new_space): (u32, u32, u32),
-        loaded: &mut Loaded,
-        collector: &mut Collector,
-    ) {
+    pub(super) fn forked(&mut self, event: &Event, loaded: &mut Loaded, collector: &mut Collector) {
+        let Event { tgid: pid, old_space, new_space, time_ns, .. } = *event;
         if new_space == 0 {
             self.counts.refused.insert(pid);
             return;
@@ -209,9 +209,9 @@ impl Processes {
                 mappings: parent.mappings.clone(),
                 lines: parent.lines.clone(),
                 allocators: parent.allocators.clone(),
-                ..Traced::new(new_space)
+                ..Traced::new(new_space, time_ns)
             },
-            None => Traced::new(new_space),
+            None => Traced::new(new_space, time_ns),
         };
         let is_copy = parent.is_some();
         self.traced.insert(pid, traced);
@@ -225,6 +225,9 @@ impl Processes {
 
     /// A process has ended, or is not traced any more: its number may be given to another.
     pub(super) fn ended(&mut self, pid: u32, collector: &mut Collector) {
+        if self.keeps_ended {
+            self.take_recorded(pid, collector);
+        }
         let Some(traced) = self.traced.remove(&pid) else { return };
         // There only if its end was not told.
         collector.maps.remove_target(pid, traced.space);
@@ -275,15 +278,11 @@ impl Processes {
 
     /// A process replaced its image: follows it until its C library is mapped, which takes the
     /// loader some hundred microseconds, so that its first stacks find their tables.
-    pub(super) fn exec(
-        &mut self,
-        (pid, old_space, new_space): (u32, u32, u32),
-        loaded: &mut Loaded,
-        collector: &mut Collector,
-    ) {
+    pub(super) fn exec(&mut self, event: &Event, loaded: &mut Loaded, collector: &mut Collector) {
         const LOOKS: u32 = 25;
         const PAUSE: Duration = Duration::from_micros(100);
 
+        let Event { tgid: pid, old_space, new_space, time_ns, .. } = *event;
         if new_space == 0 {
             self.counts.images += 1;
             self.ended(pid, collector);
@@ -291,7 +290,7 @@ impl Processes {
         }
         // First what the new image needs, then what the old one left.
         collector.add_process(new_space, describe(pid, String::new()));
-        if let Some(old) = self.traced.insert(pid, Traced::new(new_space)) {
+        if let Some(old) = self.traced.insert(pid, Traced::new(new_space, time_ns)) {
             self.counts.late -= u64::from(old.is_late);
         }
         for _ in 0..LOOKS {
@@ -391,149 +390,6 @@ impl Processes {
         }
     }
 
-    /// Reads a process' mappings, compiles what is new and publishes it; tells whether anything
-    /// changed.
-    fn read_mappings(&mut self, pid: u32, collector: &mut Collector) -> Result<bool, Error> {
-        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(false) };
-        // Clears the flag by which the programs know that they have told of a change, before
-        // the reading: what is mapped during it is told again.
-        self.tables.publish(traced.space, &traced.mappings)?;
-        let mut lines = proc::mappings(pid)?;
-        lines.retain(|mapping| mapping.executable);
-        if lines == traced.lines {
-            return Ok(false);
-        }
-        let mut present: Vec<ProcessMapping> = Vec::new();
-        let mut vdso = None;
-        for mapping in &lines {
-            // What has not changed is not opened again.
-            let before = traced.lines.iter().position(|line| line == mapping);
-            let object = match before.and_then(|at| traced.mappings.get(at)) {
-                Some(known) => known.object,
-                None => collector.objects.intern(pid, mapping),
-            };
-            if mapping.path.as_deref() == Some("[vdso]") {
-                vdso = object.map(|id| (id, mapping.start, mapping.end));
-            }
-            present.push(ProcessMapping {
-                start: mapping.start,
-                end: mapping.end,
-                file_offset: mapping.file_offset,
-                object,
-            });
-        }
-        if proc::is_ending(pid) {
-            // Files that could not be opened any more are not what it mapped.
-            return Err(Error::Usage(format!("process {pid} has ended")));
-        }
-        traced.lines = lines;
-        if present == traced.mappings {
-            return Ok(false);
-        }
-        traced.mappings = present;
-        collector.update_mappings(traced.space, &traced.mappings);
-        let missing: Vec<ObjectId> = traced
-            .mappings
-            .iter()
-            .filter_map(|mapping| mapping.object)
-            .filter(|id| !self.tables.has(*id))
-            .collect();
-        if !missing.is_empty() {
-            // Until their tables are there, stacks say what they wait for.
-            self.tables.publish(traced.space, &traced.mappings)?;
-        }
-        for id in missing {
-            if self.tables.has(id) {
-                continue;
-            }
-            let file = collector.objects.get(id).and_then(|object| object.file.as_ref().ok());
-            if file
-                .and_then(|file| object::build_id(file))
-                .is_some_and(|build_id| self.tables.share(id, &build_id))
-            {
-                continue;
-            }
-            let compiled = match (vdso, collector.objects.get(id).map(|object| &object.file)) {
-                (Some((vdso, start, end)), _) if vdso == id => read_memory(pid, start, end)
-                    .ok()
-                    .and_then(|image| object::compile_bytes(&image).ok()),
-                (_, Some(Ok(file))) => object::compile_file(file).ok(),
-                _ => None,
-            };
-            // What cannot be read has no rows: frame pointers are tried there.
-            let compiled = compiled.unwrap_or_default();
-            let path = collector.objects.get(id).map(|object| object.path.clone());
-            self.rows.push((path.unwrap_or_default(), compiled.rows.len() as u64));
-            self.tables.place(id, &compiled);
-        }
-        self.tables.publish(traced.space, &traced.mappings)?;
-        Ok(true)
-    }
-
-    /// Notes the allocators of a process, and attaches to those that have no probes yet; gives the
-    /// number of these.
-    fn attach_new(
-        &mut self,
-        pid: u32,
-        loaded: &mut Loaded,
-        collector: &mut Collector,
-    ) -> Result<usize, Error> {
-        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(0) };
-        let space = traced.space;
-        let mut new = Vec::new();
-        for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
-            let Some(object) = collector.objects.get(id) else { continue };
-            let allocator = match self.allocators.entry(id) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => {
-                    let is_named = self.named.has(pid, object);
-                    // What is no ELF object has no allocator.
-                    let find = |file| allocator::find(file, self.probe_at, is_named).ok().flatten();
-                    let found = object.file.as_deref().ok().and_then(find);
-                    if is_named && found.is_none() {
-                        return Err(named::without_functions(object));
-                    }
-                    let without = found.iter().flat_map(|found| &found.unseen);
-                    self.without_return.extend(without.map(|function| {
-                        format!(
-                            "{} of {}: it throws exceptions, and where it returns cannot be told \
-                             from its code",
-                            function.name(),
-                            object.path
-                        )
-                    }));
-                    new.insert(found)
-                }
-            };
-            if allocator.is_some() && !traced.allocators.contains(&id) {
-                traced.allocators.push(id);
-                new.push(id);
-            }
-        }
-        let mut attached = 0;
-        for id in new {
-            let Some(Some(allocator)) = self.allocators.get(&id) else { continue };
-            let Some(object) = collector.objects.get(id) else { continue };
-            let (readable_at, path) = (object.readable_at(), object.path.clone());
-            collector.add_allocator_code(id, &allocator.code);
-            let name = match allocator.name.as_str() {
-                "" => path.clone(),
-                name => format!("{name} ({path})"),
-            };
-            collector.add_allocator(space, &name);
-            let owner = if self.shares_probes { 0 } else { pid };
-            if self.traces_malloc && self.attached.insert((owner, id)) {
-                let result = self.probes.attach(loaded, &readable_at, allocator, owner);
-                if let (Err(error), 0) = (&result, owner) {
-                    self.unprobed.push(format!("{path}: {error}"));
-                }
-                result?;
-                attached += 1;
-            }
-        }
-        Ok(attached)
-    }
-
     /// Rows of each object's unwind table.
     pub(super) fn table_rows(&self) -> impl Iterator<Item = (&str, u64)> {
         self.rows.iter().map(|(path, rows)| (path.as_str(), *rows))
@@ -575,13 +431,6 @@ impl Processes {
     pub(super) fn table_use(&self) -> TableUse {
         self.tables.used()
     }
-}
-
-/// Memory of a process.
-fn read_memory(pid: u32, start: u64, end: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; end.saturating_sub(start).min(1 << 20) as usize];
-    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut bytes, start)?;
-    Ok(bytes)
 }
 
 /// What is known of a process; unknown parts are empty.

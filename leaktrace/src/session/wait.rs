@@ -15,7 +15,7 @@ use super::{
     launch::{Child, Ended},
     ring::Ring,
 };
-use crate::error::Error;
+use crate::{error::Error, host::records::Records};
 
 /// The signals that end a session.
 pub(super) struct Signals {
@@ -60,9 +60,36 @@ pub(super) fn pidfd(pid: u32) -> Result<AsyncFd<OwnedFd>, Error> {
     }
     // SAFETY: the kernel has just made this descriptor for us alone.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    watch(fd).map_err(|error| Error::kernel(format!("cannot watch process {pid}"), error))
+}
+
+fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` stays open and the same until it is dropped.
-    unsafe { AsyncFd::register(fd) }
-        .map_err(|error| Error::kernel(format!("cannot watch process {pid}"), error))
+    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
+}
+
+/// The descriptors of the records, if there are any.
+pub(super) fn descriptors(records: Option<&Records>) -> Result<Vec<AsyncFd<OwnedFd>>, Error> {
+    let failed = |error| Error::kernel("cannot watch the records of mappings", error);
+    let Some(records) = records else { return Ok(Vec::new()) };
+    records.descriptors().map_err(failed)?.into_iter().map(|fd| watch(fd).map_err(failed)).collect()
+}
+
+/// Waits until the buffer of any CPU is half full.
+pub(super) async fn wait_for_records(records: &[AsyncFd<OwnedFd>]) {
+    std::future::poll_fn(|context| {
+        for fd in records {
+            if let std::task::Poll::Ready(ready) = fd.poll_read_ready(context) {
+                // All are read right after.
+                return ready.map_or(std::task::Poll::Pending, |mut guard| {
+                    guard.clear_ready();
+                    std::task::Poll::Ready(())
+                });
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await;
 }
 
 pub(super) async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, Error> {

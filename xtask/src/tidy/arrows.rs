@@ -46,11 +46,12 @@ const ARROWS: [(&str, &[&str]); 18] = [
 const FOR_ALL: [&str; 2] = ["error", "units"];
 
 /// Libraries that belong to some modules only.
-const LIBRARIES: [(&str, &[&str]); 4] = [
+const LIBRARIES: [(&str, &[&str]); 5] = [
     ("clap", &["cli"]),
     ("aya", &["host", "bpf", "attach", "unwind", "collect", "session"]),
     ("aya_obj", &["host", "bpf", "attach", "unwind", "collect", "session"]),
     ("blazesym", &["symbol"]),
+    ("perf_event", &["host"]),
 ];
 
 /// Files that join the modules and may use all of them.

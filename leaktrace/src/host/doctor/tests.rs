@@ -12,6 +12,7 @@ fn good() -> HostFacts {
         has_uprobe: true,
         uprobe_multi: Answer::Yes,
         session: Answer::Yes,
+        records: Answer::Yes,
         fentry: Answer::Yes,
         has_kprobe: true,
         has_slabinfo: true,

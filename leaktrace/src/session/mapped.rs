@@ -1,0 +1,247 @@
+//! What a traced process maps: read while it runs, or taken from the kernel's records once it has
+//! ended; and its allocators, which get their probes.
+
+use std::{collections::hash_map::Entry, fs::File, io, os::unix::fs::FileExt as _};
+
+use super::{
+    named,
+    processes::{Processes, Traced},
+};
+use crate::{
+    attach::allocator,
+    bpf::Loaded,
+    collect::Collector,
+    error::Error,
+    host::{
+        objects::{ObjectId, ObjectTable},
+        proc::{self, Mapping},
+    },
+    unwind::{object, tables::ProcessMapping},
+};
+
+impl Processes {
+    /// Reads a process' mappings, compiles what is new and publishes it; tells whether anything
+    /// changed.
+    pub(super) fn read_mappings(
+        &mut self,
+        pid: u32,
+        collector: &mut Collector,
+    ) -> Result<bool, Error> {
+        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(false) };
+        // Clears the flag by which the programs know that they have told of a change, before
+        // the reading: what is mapped during it is told again.
+        self.tables.publish(traced.space, &traced.mappings)?;
+        let mut lines = proc::mappings(pid)?;
+        lines.retain(|mapping| mapping.executable);
+        if lines == traced.lines {
+            return Ok(false);
+        }
+        let present = traced.with_objects(&lines, &mut collector.objects, |objects, mapping| {
+            objects.intern(pid, mapping)
+        });
+        if proc::is_ending(pid) {
+            // Files that could not be opened any more are not what it mapped.
+            return Err(Error::Usage(format!("process {pid} has ended")));
+        }
+        traced.lines = lines;
+        if present == traced.mappings {
+            return Ok(false);
+        }
+        traced.mappings = present;
+        collector.update_mappings(traced.space, &traced.mappings);
+        self.compile(pid, collector)?;
+        Ok(true)
+    }
+
+    /// Compiles the unwind tables that a process needs and that are not there yet.
+    fn compile(&mut self, pid: u32, collector: &Collector) -> Result<(), Error> {
+        let Some(traced) = self.traced.get(&pid) else { return Ok(()) };
+        let missing: Vec<ObjectId> = traced
+            .mappings
+            .iter()
+            .filter_map(|mapping| mapping.object)
+            .filter(|id| !self.tables.has(*id))
+            .collect();
+        if !missing.is_empty() {
+            // Until their tables are there, stacks say what they wait for.
+            self.tables.publish(traced.space, &traced.mappings)?;
+        }
+        for id in missing {
+            if self.tables.has(id) {
+                continue;
+            }
+            let file = collector.objects.get(id).and_then(|object| object.file.as_ref().ok());
+            if file
+                .and_then(|file| object::build_id(file))
+                .is_some_and(|build_id| self.tables.share(id, &build_id))
+            {
+                continue;
+            }
+            let compiled = match file {
+                Some(file) => object::compile_file(file).ok(),
+                None => traced
+                    .vdso(id)
+                    .and_then(|line| read_memory(pid, line.start, line.end).ok())
+                    .and_then(|image| object::compile_bytes(&image).ok()),
+            };
+            // What cannot be read has no rows: frame pointers are tried there.
+            let compiled = compiled.unwrap_or_default();
+            let path = collector.objects.get(id).map(|object| object.path.clone());
+            self.rows.push((path.unwrap_or_default(), compiled.rows.len() as u64));
+            self.tables.place(id, &compiled);
+        }
+        self.tables.publish(traced.space, &traced.mappings)
+    }
+
+    /// Takes what a process that has ended had mapped from the kernel's records, so that what it
+    /// left can be named. Nothing of it can be probed any more.
+    pub(super) fn take_recorded(&mut self, pid: u32, collector: &mut Collector) {
+        let (Some(records), Some(traced)) = (&mut self.records, self.traced.get_mut(&pid)) else {
+            return;
+        };
+        let image = records.image(pid, traced.since_ns);
+        let mut lines = Vec::new();
+        if image.comm.is_none() {
+            // It began as a copy, or before the records did.
+            lines.clone_from(&traced.lines);
+        }
+        for mapping in image.mappings {
+            lines.retain(|line| line.end <= mapping.start || line.start >= mapping.end);
+            lines.push(mapping);
+        }
+        let present = traced.with_objects(&lines, &mut collector.objects, |objects, mapping| {
+            objects.intern_gone(mapping)
+        });
+        if present.is_empty() {
+            return;
+        }
+        traced.lines = lines;
+        traced.mappings = present;
+        let exe = traced.lines.iter().filter_map(|line| line.path.as_deref()).next();
+        collector.name_process(traced.space, image.comm.as_deref(), exe);
+        collector.update_mappings(traced.space, &traced.mappings);
+        let owner = self.owner(pid);
+        if let Ok(allocators) = self.find_allocators(pid, collector)
+            && self.traces_malloc
+            && allocators.iter().any(|id| !self.attached.contains(&(owner, *id)))
+        {
+            self.came_late(pid);
+        }
+    }
+
+    /// Attaches to the allocators of a process that have no probes yet; gives the number of these.
+    pub(super) fn attach_new(
+        &mut self,
+        pid: u32,
+        loaded: &mut Loaded,
+        collector: &mut Collector,
+    ) -> Result<usize, Error> {
+        let new = self.find_allocators(pid, collector)?;
+        let owner = self.owner(pid);
+        let mut attached = 0;
+        for id in new {
+            let Some(Some(allocator)) = self.allocators.get(&id) else { continue };
+            let Some(object) = collector.objects.get(id) else { continue };
+            if self.traces_malloc && self.attached.insert((owner, id)) {
+                let result = self.probes.attach(loaded, &object.readable_at(), allocator, owner);
+                if let (Err(error), 0) = (&result, owner) {
+                    self.unprobed.push(format!("{}: {error}", object.path));
+                }
+                result?;
+                attached += 1;
+            }
+        }
+        Ok(attached)
+    }
+
+    /// For whom the probes of a process are: 0 stands for all.
+    fn owner(&self, pid: u32) -> u32 {
+        if self.shares_probes { 0 } else { pid }
+    }
+
+    /// Notes the allocators of a process; gives those that were not known of it.
+    fn find_allocators(
+        &mut self,
+        pid: u32,
+        collector: &mut Collector,
+    ) -> Result<Vec<ObjectId>, Error> {
+        let Some(traced) = self.traced.get_mut(&pid) else { return Ok(Vec::new()) };
+        let mut new = Vec::new();
+        for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
+            let Some(object) = collector.objects.get(id) else { continue };
+            let allocator = match self.allocators.entry(id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let is_named = self.named.has(pid, object);
+                    // What is no ELF object has no allocator.
+                    let find = |file| allocator::find(file, self.probe_at, is_named).ok().flatten();
+                    let found = object.file.as_deref().ok().and_then(find);
+                    if is_named && found.is_none() {
+                        return Err(named::without_functions(object));
+                    }
+                    let without = found.iter().flat_map(|found| &found.unseen);
+                    self.without_return.extend(without.map(|function| {
+                        format!(
+                            "{} of {}: it throws exceptions, and where it returns cannot be told \
+                             from its code",
+                            function.name(),
+                            object.path
+                        )
+                    }));
+                    new.insert(found)
+                }
+            };
+            let Some(allocator) = allocator else { continue };
+            if traced.allocators.contains(&id) {
+                continue;
+            }
+            traced.allocators.push(id);
+            new.push(id);
+            let name = match allocator.name.as_str() {
+                "" => object.path.clone(),
+                name => format!("{name} ({})", object.path),
+            };
+            collector.add_allocator_code(id, &allocator.code);
+            collector.add_allocator(traced.space, &name);
+        }
+        Ok(new)
+    }
+}
+
+impl Traced {
+    /// What these lines are made of. Files are opened only for lines that were not there before.
+    fn with_objects(
+        &self,
+        lines: &[Mapping],
+        objects: &mut ObjectTable,
+        intern: impl Fn(&mut ObjectTable, &Mapping) -> Option<ObjectId>,
+    ) -> Vec<ProcessMapping> {
+        let with_object = |line: &Mapping| {
+            let before = self.lines.iter().position(|known| known == line);
+            let object = match before.and_then(|at| self.mappings.get(at)) {
+                Some(known) => known.object,
+                None => intern(objects, line),
+            };
+            ProcessMapping {
+                start: line.start,
+                end: line.end,
+                file_offset: line.file_offset,
+                object,
+            }
+        };
+        lines.iter().map(with_object).collect()
+    }
+
+    /// The mapping of the code that the kernel lends, if `id` is that.
+    fn vdso(&self, id: ObjectId) -> Option<&Mapping> {
+        let at = self.mappings.iter().position(|mapping| mapping.object == Some(id))?;
+        self.lines.get(at).filter(|line| line.path.as_deref() == Some("[vdso]"))
+    }
+}
+
+/// Memory of a process.
+fn read_memory(pid: u32, start: u64, end: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; end.saturating_sub(start).min(1 << 20) as usize];
+    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut bytes, start)?;
+    Ok(bytes)
+}
