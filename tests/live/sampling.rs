@@ -2,67 +2,121 @@
 //! done where the probes cost too much.
 
 use leaktrace_tests::{
-    SOON,
+    LATE, SOON,
     leaker::Leaker,
     report::{Amounts, Report, number},
     traced::Traced,
 };
 use serde_json::Value;
 
-/// The sampling interval of the test: small blocks of 16 bytes have a chance of 1 in 256.
-const INTERVAL: u64 = 4096;
-/// Small blocks: some 256 of them are recorded.
-const SMALL: u64 = 65_536;
+/// The size of the blocks of `site_mixed` that are sampled; the others are 16 of 4 MiB, and exact.
+const SMALL_BYTES: u64 = 16;
 
 /// Small and large blocks from one stack, and calls within calls, twice: estimates lie within the
 /// error that sampling has, and nothing is left of them once all is freed.
 #[test]
 fn estimates_are_near_and_vanish_with_their_blocks() {
-    let mut leaker = Leaker::start("sampling", &[&SMALL.to_string(), "2"]);
-    let pid = leaker.pid();
-    let args = ["user", "-p", &leaker.pid_arg(), "--sample-bytes", "4KiB", "--interval", "200ms"];
+    // Some 256 blocks of each call site are recorded. Five standard errors: once in two million.
+    for off in estimate(4096, 65_536, 2) {
+        assert!(off.errors() < 5.0, "{off:?}");
+    }
+}
+
+/// As many blocks as a large program has.
+#[test]
+#[ignore = "takes minutes, and three standard errors are exceeded in one run of fifty: run it with \
+            --ignored and --nocapture, which prints the figures of docs/performance.md"]
+fn a_million_blocks_are_estimated_within_three_errors() {
+    let all: Vec<Off> = estimate(65_536, 1 << 20, 10);
+    let mixed: Vec<&Off> = all.iter().filter(|off| off.site == "site_mixed").collect();
+    for off in &mixed {
+        eprintln!("{off:?}: {:.2} standard errors", off.errors());
+    }
+    let mean = |share: fn(&Off) -> f64| {
+        (mixed.iter().map(|off| share(off)).sum::<f64>() / mixed.len() as f64).abs()
+    };
+    let (count, bytes) =
+        (mean(|off| off.count / off.of_count), mean(|off| off.bytes / off.of_bytes));
+    eprintln!("means: {:.2} % of the count, {:.2} % of the bytes", count * 100.0, bytes * 100.0);
+    assert!(mixed.iter().all(|off| off.errors() < 3.0) && count < 0.05 && bytes < 0.05);
+}
+
+/// How far an estimate is from the program's own account.
+#[derive(Debug)]
+struct Off {
+    site: &'static str,
+    count: f64,
+    of_count: f64,
+    bytes: f64,
+    of_bytes: f64,
+    /// The standard error of the count.
+    error: f64,
+    /// The size of the blocks that were sampled.
+    size: u64,
+}
+
+impl Off {
+    /// In standard errors, of count or bytes, whichever is more.
+    fn errors(&self) -> f64 {
+        self.count.abs().max(self.bytes.abs() / self.size as f64) / self.error
+    }
+}
+
+/// Traces so many rounds of holding and freeing; gives what each call site's estimate was off.
+fn estimate(interval_bytes: u64, small: u64, rounds: u32) -> Vec<Off> {
+    let mut leaker = Leaker::start("sampling", &[&small.to_string(), &rounds.to_string()]);
+    let (pid, interval) = (leaker.pid(), interval_bytes.to_string());
+    let args =
+        ["user", "-p", &leaker.pid_arg(), "--sample-bytes", &interval, "--interval", "200ms"];
     let mut traced = Traced::start(&args);
-    for _ in 0..2 {
+    let mut all = Vec::new();
+    for _ in 0..rounds {
         let (mixed, nested) = {
             let stage = leaker.advance("holding");
             (stage.site("site_mixed"), stage.site("site_nested"))
         };
-        let report = traced.next_fresh_report(SOON);
-        // 16 of the blocks are of 4 MiB, and exact.
-        check_estimate(&report, pid, "site_mixed", mixed, (16, SMALL));
-        check_estimate(&report, pid, "site_nested", nested, (48, SMALL / 4));
-        assert_eq!(number(&report.value, "sample_bytes"), INTERVAL);
+        let report = traced.next_fresh_report(LATE);
+        let off = |site, truth, sampled| off(&report, (pid, site), truth, sampled, interval_bytes);
+        all.push(off("site_mixed", mixed, (SMALL_BYTES, small)));
+        all.push(off("site_nested", nested, (3 * SMALL_BYTES, small / 4)));
+        assert_eq!(number(&report.value, "sample_bytes"), interval_bytes);
         // What reallocarray calls is no call of its own, recorded or not.
         let inner = report.sum(|site| site.value["function"] == "realloc");
         assert_eq!(inner, Amounts::default(), "{}", report.outline());
         leaker.advance("freed");
-        traced.wait_report("nothing is left", SOON, |report| {
+        traced.wait_report("nothing is left", LATE, |report| {
             report.value["totals"]["outstanding_count"] == 0
                 && report.value["totals"]["outstanding_bytes"] == 0
                 && report.value["totals"]["freed_count"]
                     == report.value["totals"]["allocated_count"]
         });
     }
-    let report = traced.interrupt().final_report().clone();
-    report.assert_complete();
+    traced.interrupt().final_report().assert_complete();
     leaker.end();
+    all
 }
 
-/// Count and bytes of a call site within five standard errors (once in two million); `small` is
-/// the size of the blocks that are sampled, and their number.
-fn check_estimate(report: &Report, pid: u32, site: &str, truth: Amounts, small: (u64, u64)) {
-    let (size, count) = small;
-    let probability = size as f64 / INTERVAL as f64;
-    let error = (count as f64 * (1.0 - probability) / probability).sqrt();
+/// `sampled` is the size of the blocks that are sampled, and their number.
+fn off(
+    report: &Report,
+    (pid, site): (u32, &'static str),
+    truth: Amounts,
+    (size, number): (u64, u64),
+    interval_bytes: u64,
+) -> Off {
+    let probability = size as f64 / interval_bytes as f64;
     let seen = report.sum_in(pid, site);
-    let off = seen.outstanding_count as f64 - truth.outstanding_count as f64;
-    let off_bytes = seen.outstanding_bytes as f64 - truth.outstanding_bytes as f64;
-    let outline = report.outline();
-    assert!(off.abs() < 5.0 * error, "{site}: {off} blocks off, error {error}:\n{outline}");
-    let error_bytes = error * size as f64;
-    assert!(off_bytes.abs() < 5.0 * error_bytes, "{site}: {off_bytes} bytes off:\n{outline}");
-    let estimated = report.sites().into_iter().filter(|found| found.has_frame(site));
-    assert!(estimated.into_iter().all(|found| found.value["estimated"] == true), "{outline}");
+    let mut estimated = report.sites().into_iter().filter(|found| found.has_frame(site));
+    assert!(estimated.all(|found| found.value["estimated"] == true), "{}", report.outline());
+    Off {
+        site,
+        count: seen.outstanding_count as f64 - truth.outstanding_count as f64,
+        of_count: truth.outstanding_count as f64,
+        bytes: seen.outstanding_bytes as f64 - truth.outstanding_bytes as f64,
+        of_bytes: truth.outstanding_bytes as f64,
+        error: (number as f64 * (1.0 - probability) / probability).sqrt(),
+        size,
+    }
 }
 
 fn budget(report: &Report) -> &Value {
@@ -101,10 +155,19 @@ fn a_hot_loop_is_let_go() {
 fn a_steady_load_is_sampled() {
     let mut leaker = Leaker::start("paced", &["20"]);
     let pid = leaker.pid_arg();
-    // What it costs on this machine, with all recorded.
-    let args = ["user", "-p", &pid, "--max-overhead", "100%", "--interval", "500ms"];
-    let mut traced = Traced::start(&args);
     leaker.advance("running");
+    // Recording costs half of the whole, and what a machine does beside that costs something as
+    // well: that it settles is asked of one try of three, and of each that it tells what it did.
+    let settled = (0..3).any(|_| settles_on_a_rate(&pid));
+    assert!(settled, "three times, sampling did not bring the cost down by a quarter");
+    leaker.end();
+}
+
+/// Traces a process with all recorded, and then with a quarter less as its budget; tells whether it
+/// was sampled then, and cost no more than that.
+fn settles_on_a_rate(pid: &str) -> bool {
+    let args = ["user", "-p", pid, "--max-overhead", "100%", "--interval", "500ms"];
+    let mut traced = Traced::start(&args);
     let report = traced.wait_report("the cost is known", SOON, |report| {
         budget(report)["overhead_percent"].as_f64().is_some_and(|cost| cost > 0.0)
             && report.value["totals"]["allocated_count"].as_u64() > Some(1000)
@@ -113,16 +176,25 @@ fn a_steady_load_is_sampled() {
     assert_eq!(budget(&report)["steps"].as_array().map(Vec::len), Some(0), "{report:?}");
     traced.interrupt().final_report().assert_complete();
 
-    let most = format!("{:.3}%", whole * 0.75);
-    let args = ["user", "-p", &pid, "--max-overhead", &most, "--interval", "500ms"];
+    let most = whole * 0.75;
+    let percent = format!("{most:.3}%");
+    let args = ["user", "-p", pid, "--max-overhead", &percent, "--interval", "500ms"];
     let mut traced = Traced::start(&args);
-    traced.wait_report("it is sampled", SOON, |report| number(&report.value, "sample_bytes") > 0);
-    let report = traced.wait_report("it is within the budget", SOON, |report| {
+    let is_within = |report: &Report| {
         let cost = budget(report)["overhead_percent"].as_f64();
-        cost.is_some_and(|cost| cost > 0.0 && cost <= whole * 0.75)
+        cost.is_some_and(|cost| cost <= most)
+    };
+    traced.wait_report("it does something, and is within the budget", SOON, |report| {
+        !steps(report).is_empty() && is_within(report)
     });
-    let steps = budget(&report)["steps"].as_array().map_or(&[][..], Vec::as_slice);
-    assert!(steps.iter().all(|step| step["action"] == "sample"), "{report:?}");
-    traced.interrupt().final_report().assert_complete();
-    leaker.end();
+    let report = traced.interrupt().final_report().clone();
+    let is_sampled = steps(&report).iter().all(|step| step["action"] == "sample");
+    // Sampling is no loss: frees are exact, and what is left out is estimated.
+    assert_eq!(report.value["loss"]["complete"], is_sampled, "{report:?}");
+    assert!(!is_sampled || number(&report.value, "sample_bytes") > 0, "{report:?}");
+    is_sampled
+}
+
+fn steps(report: &Report) -> &[Value] {
+    budget(report)["steps"].as_array().map_or(&[], Vec::as_slice)
 }

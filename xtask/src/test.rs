@@ -117,8 +117,9 @@ const SERIAL: [&str; 1] = ["--test-threads=1"];
 const HOST: [&str; 3] = [SERIAL[0], "--skip", "host_wide::"];
 /// What an emulated machine is too slow for. A thousand backtraces each; those of `unwinding` run.
 /// And every way to an allocator but attaching to it: each takes half a minute more, and what is
-/// the kernel's part in it is the same. And a command that is run again and again.
-const SLOW: [&str; 12] = [
+/// the kernel's part in it is the same. And a command that is run again and again. And prices, which
+/// in an emulated machine change from one second to the next.
+const SLOW: [&str; 16] = [
     "--skip",
     "gdb::",
     "--skip",
@@ -131,6 +132,10 @@ const SLOW: [&str; 12] = [
     "allocators::objects",
     "--skip",
     "mappings::a_command_leaks",
+    "--skip",
+    "run::an_image_after_many",
+    "--skip",
+    "sampling::a_steady_load",
 ];
 
 /// What runs in the machine: kernel, test file, and which of its tests (arguments of the test

@@ -172,10 +172,13 @@ impl Governor {
             known => known.saturating_mul(FACTOR).min(sampling::MAX_INTERVAL_BYTES),
         };
         let cost_ppm = share_ppm(recent.total_ns(), period)?;
-        let helps = coarser != interval && !self.was_no_help(elapsed, cost_ppm);
         let is_within = floor_ppm <= u64::from(self.max_ppm);
-        if is_within && helps {
-            return Some(BudgetAction::SampleBy(coarser));
+        if is_within && coarser != interval {
+            match self.helped(elapsed, usage, cost_ppm) {
+                Some(true) => return Some(BudgetAction::SampleBy(coarser)),
+                Some(false) => {}
+                None => return None,
+            }
         }
         // With nothing coarser left, or nothing gained by it, all of it stays.
         let is_lasting = if is_within {
@@ -194,12 +197,21 @@ impl Governor {
         }
     }
 
-    /// Whether a step to coarser sampling that was just made has not lowered the cost.
-    fn was_no_help(&self, elapsed: Duration, cost_ppm: u64) -> bool {
-        let Some(last) = self.steps.last() else { return false };
+    /// Whether the step to coarser sampling that was made last has lowered the cost; true of one
+    /// that was made long ago, nothing where it is too early to say: a single look may come at a
+    /// bad moment.
+    fn helped(&self, elapsed: Duration, usage: Usage, cost_ppm: u64) -> Option<bool> {
+        let Some(last) = self.steps.last() else { return Some(true) };
         let since = elapsed.saturating_sub(Duration::from_millis(last.elapsed_ms));
         let was_over = last.cost_ppm > u64::from(self.max_ppm);
-        was_over && since < 2 * WINDOW && cost_ppm * 10 >= last.cost_ppm * 9
+        let is_lower = |ppm: u64| ppm * 10 < last.cost_ppm * 9;
+        if !was_over || since >= 2 * WINDOW || is_lower(cost_ppm) {
+            return Some(true);
+        }
+        let (at, earlier) = self.looks.front()?;
+        let time = elapsed.saturating_sub(*at);
+        let average_ppm = share_ppm(usage.since(*earlier).total_ns(), time)?;
+        (time >= WINDOW).then(|| is_lower(average_ppm))
     }
 
     fn when_within(

@@ -157,3 +157,15 @@ fn sampling_that_does_not_help_is_not_made_coarser() {
     let finest = BudgetAction::SampleBy(FINEST_BYTES);
     assert_eq!(done, [finest, BudgetAction::FreesOnly]);
 }
+
+/// A machine that does something else for a moment makes one look dear: that is no reason to give
+/// up, but to sample more coarsely at most.
+#[test]
+fn one_dear_look_does_not_end_sampling() {
+    let mut load = Load::new(20_000);
+    assert_eq!(load.run(2, 8000), [BudgetAction::SampleBy(4096)]);
+    // 1.8 % with that interval; 4.2 % in the fourth look, and 2.4 % over all four.
+    assert_eq!(load.run(3, 8000), []);
+    load.usage.programs_ns += 6_000_000;
+    assert_eq!(load.run(40, 8000), [BudgetAction::SampleBy(16_384)]);
+}
