@@ -13,6 +13,7 @@
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
 //! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |
 //! | `TARGETS` | tgid -> [`Target`] | loader, BPF process programs | BPF user programs |
+//! | `RECENT_TARGETS` | processes lately found in `TARGETS` | BPF user and process programs; the loader wipes | BPF user programs |
 //! | `FREE_SPACES` | spaces of forgotten images | loader | loader, BPF process programs |
 //! | `SAMPLING` | the sampling interval in bytes, 0 for all | loader | BPF user programs |
 //! | `CALLS` | a [`Call`] -> hits of probes | BPF user programs | session, for `--max-overhead` |
@@ -20,7 +21,7 @@
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
 //! | `MAPPINGS` | index -> [`TextMapping`] | loader, by mmap | BPF walk |
-//! | `TEXT_MAPS` | space -> [`TextMap`] | loader, BPF fork program; BPF marks what it has told | BPF walk |
+//! | `TEXT_MAPS` | space -> [`TextMap`] | loader, by mmap, and BPF fork program; BPF marks what it has told | BPF walk |
 //! | `EVENTS` | ring of [`Event`] | BPF process programs and walk | session |
 //! | `MAP_EVENTS` | ring of [`MapEvent`] | BPF mapping programs | collector |
 //!

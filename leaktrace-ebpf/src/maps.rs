@@ -189,6 +189,15 @@ pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
 #[map]
 pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
+/// Slots in [`RECENT_TARGETS`]; a power of two.
+pub(crate) const RECENT_TARGET_SLOTS: u32 = 256;
+
+/// Processes lately found in [`TARGETS`], tgid in the high half and space in the low one; written by
+/// the programs of processes, and wiped by the loader with a process that it takes out.
+#[map]
+pub(crate) static RECENT_TARGETS: Array<u64> =
+    Array::with_max_entries(RECENT_TARGET_SLOTS, BPF_F_MMAPABLE);
+
 /// The sampling interval of processes in bytes, 0 where every allocation is recorded; written by the
 /// loader.
 #[map]
@@ -222,10 +231,9 @@ pub(crate) static PAGES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 pub(crate) static MAPPINGS: Array<TextMapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Each process image's part of [`MAPPINGS`], by space; written by the loader, and by the fork
-/// program for a child; with room for images that are gone and not forgotten yet.
+/// program for a child. A slot for each space, as a look-up in a hash map takes longer.
 #[map]
-pub(crate) static TEXT_MAPS: HashMap<u32, TextMap> =
-    HashMap::with_max_entries(2 * MAX_PROCESSES, 0);
+pub(crate) static TEXT_MAPS: Array<TextMap> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Rules found lately, by address; written by user stack walks.
 #[map]

@@ -102,6 +102,33 @@ fn children_are_traced_on_demand() {
     report.assert_complete();
 }
 
+/// Both children have one number, and their blocks the same addresses: neither is taken for a block
+/// of the other whose free was missed.
+#[test]
+fn a_process_id_that_is_used_again_means_another_process() {
+    let mut leaker = Leaker::start("reused", &[]);
+    let pid = leaker.pid_arg();
+    let traced = Traced::start(&["user", "-p", &pid, "--children", "--interval", "1h"]);
+    let children = children_of(&leaker.advance("holding").line);
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    for (child, expected) in &children {
+        report.assert_sites(*child, expected);
+    }
+    let (first, second) = (children[0].0, children[1].0);
+    assert_eq!(first, second);
+    let processes = report.value["processes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut exited: Vec<bool> = processes
+        .iter()
+        .filter(|process| process["pid"] == first)
+        .map(|process| process["exited"] == true)
+        .collect();
+    exited.sort_unstable();
+    assert_eq!(exited, [false, true], "{}", report.value["processes"]);
+    report.assert_complete();
+    leaker.end();
+}
+
 /// Ten children of fork that leak at once and end, and one of vfork that executes: nobody waits for
 /// leaktrace, and yet each is exact, to its first call, with whole stacks.
 #[test]

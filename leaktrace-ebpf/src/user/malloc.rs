@@ -23,12 +23,12 @@ use leaktrace_common::{
 };
 
 use super::{
-    sampling,
+    process, sampling,
     walk::{self, Start},
 };
 use crate::{
     filter, ledger, loss,
-    maps::{IN_FLIGHT, TARGETS, config},
+    maps::{IN_FLIGHT, config},
 };
 
 /// What a session program returns to have the function's return skipped.
@@ -98,9 +98,8 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
         return 0;
     }
     let thread = bpf_get_current_pid_tgid();
-    // SAFETY: read at once; deleted only when the session ends.
-    let Some(target) = (unsafe { TARGETS.get((thread >> 32) as u32) }) else { return 0 };
-    if !ledger::on_free(AllocKey::new(target.space, pointer), now_ns())
+    let Some(space) = process::space_of((thread >> 32) as u32) else { return 0 };
+    if !ledger::on_free(AllocKey::new(space, pointer), now_ns())
         // Most blocks are not recorded then.
         && config!(sampling) == 0
         && !is_being_resized(thread, pointer)
@@ -190,9 +189,9 @@ fn product(count: u64, size: u64) -> Option<u64> {
 fn entry(ctx: &ProbeContext) -> u32 {
     sampling::count_hit(ctx, Call::Entry, Call::SteppedEntry);
     let thread = bpf_get_current_pid_tgid();
-    let Some(target) = TARGETS.get_ptr((thread >> 32) as u32) else { return SKIP_RETURN };
-    // SAFETY: the context is a live pt_regs; the target is deleted only when the session ends.
-    let (regs, target) = unsafe { (&*ctx.regs, *target) };
+    let Some(space) = process::space_of((thread >> 32) as u32) else { return SKIP_RETURN };
+    // SAFETY: the context is a live pt_regs.
+    let regs = unsafe { &*ctx.regs };
     // SAFETY: the helper takes the program's own context.
     let function = u64::from(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } as u32);
     let Some(slot) = slot(thread) else {
@@ -208,10 +207,10 @@ fn entry(ctx: &ProbeContext) -> u32 {
         || cookie_throws(function);
     let caller = if is_read { returns_to(regs.rsp) } else { 0 };
     if flight.stack_pointer != 0 {
-        if is_nested(flight, target.space, regs.rsp, caller, function) {
+        if is_nested(flight, space, regs.rsp, caller, function) {
             return SKIP_RETURN;
         }
-        leaktrace_skipped_return(thread, target.space);
+        leaktrace_skipped_return(thread, space);
     }
     let Some(request) = decode(function, regs) else { return SKIP_RETURN };
     if !request.resizes && !filter::wants_size(request.size_bytes) {
@@ -225,7 +224,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
             return SKIP_RETURN;
         }
     }
-    flight.space = target.space;
+    flight.space = space;
     flight.function = function as u32;
     flight.size_bytes = request.size_bytes;
     flight.caller = caller;
@@ -235,7 +234,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
     if interval != InFlight::UNSAMPLED {
         let start = Start {
             tgid: (thread >> 32) as u32,
-            space: target.space,
+            space,
             caller,
             stack_pointer: regs.rsp,
             frame_pointer: regs.rbp,
@@ -249,7 +248,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
     // another thread could be given the address before this call's return is seen.
     flight.old_tracked = 0;
     if request.old_block() != 0
-        && let Some(old) = ledger::take(AllocKey::new(target.space, request.old_block()))
+        && let Some(old) = ledger::take(AllocKey::new(space, request.old_block()))
     {
         flight.old = old;
         flight.old_tracked = 1;

@@ -17,12 +17,12 @@ use aya_ebpf::{
 use leaktrace_common::{LossReason, MapEvent, MapEventKind, MapSyscall, StackId};
 
 use super::{
-    malloc,
+    malloc, process,
     walk::{self, Start},
 };
 use crate::{
     loss,
-    maps::{IN_FLIGHT, MAP_EVENTS, TARGETS},
+    maps::{IN_FLIGHT, MAP_EVENTS},
 };
 
 /// `MAP_FIXED` and `MAP_ANONYMOUS` (include/uapi/asm-generic/mman-common.h, 6.1 and 6.18).
@@ -113,10 +113,9 @@ fn returned(number: u64, regs: u64, result: u64) {
 #[inline(always)]
 fn describe(regs: u64) -> Option<(MapEvent, pt_regs)> {
     let thread = bpf_get_current_pid_tgid();
-    let target = TARGETS.get_ptr((thread >> 32) as u32)?;
-    // SAFETY: a live map value; the helper checks the address.
-    let (space, regs) =
-        unsafe { ((*target).space, bpf_probe_read_kernel(regs as *const pt_regs).ok()?) };
+    let space = process::space_of((thread >> 32) as u32)?;
+    // SAFETY: the helper checks the address.
+    let regs = unsafe { bpf_probe_read_kernel(regs as *const pt_regs) }.ok()?;
     if regs.cs & 0xff == CODE_32 {
         return None;
     }

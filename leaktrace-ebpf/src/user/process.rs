@@ -14,7 +14,10 @@ use leaktrace_common::{BlockWord, Event, EventKind, Follow, LossReason, Target, 
 use super::malloc;
 use crate::{
     atomic, filter, loss,
-    maps::{CURSORS, EVENTS, FREE_SPACES, TARGETS, TEXT_MAPS, config},
+    maps::{
+        CURSORS, EVENTS, FREE_SPACES, RECENT_TARGET_SLOTS, RECENT_TARGETS, TARGETS, TEXT_MAPS,
+        config,
+    },
 };
 
 /// sched:sched_process_exec, after the new image is in place: the old image's memory is gone,
@@ -30,8 +33,7 @@ pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
     };
     if stays == 0 && !filter::follows_current() {
         if old_space != 0 {
-            // One that is not there needs no removal.
-            let _ = TARGETS.remove(tgid);
+            unregister(tgid);
             tell(EventKind::Ended, tgid, old_space, 0);
         }
         return 0;
@@ -39,11 +41,11 @@ pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
     let mut new_space = next_space();
     match known {
         // SAFETY: as above.
-        Some(target) if new_space != 0 => unsafe { (*target).space = new_space },
-        Some(_) => {
-            // As above.
-            let _ = TARGETS.remove(tgid);
-        }
+        Some(target) if new_space != 0 => unsafe {
+            (*target).space = new_space;
+            remember(tgid, new_space);
+        },
+        Some(_) => unregister(tgid),
         None => new_space = register(tgid, Target { space: new_space, stays: 0 }, true),
     }
     tell(EventKind::Exec, tgid, old_space, new_space);
@@ -70,6 +72,7 @@ fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
         return 0;
     }
     if TARGETS.insert(tgid, target, u64::from(BPF_ANY)).is_ok() {
+        remember(tgid, target.space);
         return target.space;
     }
     if has_own {
@@ -77,6 +80,43 @@ fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
         let _ = FREE_SPACES.push(target.space, 0);
     }
     0
+}
+
+/// Has a process traced no more.
+#[inline(always)]
+fn unregister(tgid: u32) {
+    // One that is not there needs no removal.
+    let _ = TARGETS.remove(tgid);
+    remember(tgid, 0);
+}
+
+/// The space of a traced process, asked for by a thread of it.
+///
+/// A small array comes before the hash map. What it holds of a process is written by that process
+/// alone: by its threads while they run, by its exec, which has ended all but one of them, and by
+/// its last thread's end. So it cannot be older than what the hash map holds, and the number may be
+/// given to another process.
+#[inline(always)]
+pub(crate) fn space_of(tgid: u32) -> Option<u32> {
+    let recent = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1))?;
+    // SAFETY: a live map value; one word is read whole, so both halves belong together.
+    let word = unsafe { recent.read_volatile() };
+    if (word >> 32) as u32 == tgid && word as u32 != 0 {
+        return Some(word as u32);
+    }
+    // SAFETY: read at once; deleted only when the process ends.
+    let space = unsafe { TARGETS.get(tgid) }?.space;
+    remember(tgid, space);
+    Some(space)
+}
+
+/// Puts a process' space into the small array; 0 if it is not traced any more.
+#[inline(always)]
+fn remember(tgid: u32, space: u32) {
+    if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
+        // SAFETY: a live map value; one word is written whole.
+        unsafe { recent.write_volatile(u64::from(tgid) << 32 | u64::from(space)) };
+    }
 }
 
 #[inline(always)]
@@ -125,12 +165,13 @@ pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
     if new_space != old_space
         && new_space != 0
         && let Some(map) = TEXT_MAPS.get_ptr(old_space)
+        && let Some(copy) = TEXT_MAPS.get_ptr_mut(new_space)
     {
-        // SAFETY: a live map value; copied field by field, a torn read leads to a wrong lookup at
-        // worst, until the loader has looked.
-        let map = unsafe { TextMap { told: 0, ..*map } };
-        // Without it, stacks say that they are cut.
-        let _ = TEXT_MAPS.insert(new_space, map, u64::from(BPF_ANY));
+        // SAFETY: live map values; nobody has the new space yet.
+        unsafe {
+            let (first, count, generation) = text_map(map);
+            *copy = TextMap { first, count, generation, told: 0 };
+        }
     }
     tell(EventKind::Forked, tgid, old_space, new_space);
     0
@@ -147,8 +188,7 @@ pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     let leaving = Leaving::of_current();
     malloc::abandon(thread, old_space, leaving.alone);
     if leaving.last {
-        // One that is not there needs no removal.
-        let _ = TARGETS.remove(tgid);
+        unregister(tgid);
         tell(EventKind::Ended, tgid, old_space, 0);
     }
     0
@@ -206,6 +246,22 @@ pub(crate) fn lt_mapped(_ctx: RawTracePointContext) -> i32 {
         tell_once(EventKind::Mapped, tgid, unsafe { (*target).space });
     }
     0
+}
+
+/// First mapping, number of mappings and generation of an image, such that the generation is never
+/// newer than the mappings: what is found in these is remembered by it.
+///
+/// # Safety
+///
+/// `map` is a live map value.
+#[inline(always)]
+pub(crate) unsafe fn text_map(map: *const TextMap) -> (u32, u32, u32) {
+    // SAFETY: the caller's promise; the loader writes the mappings first, as one word.
+    unsafe {
+        let generation = (&raw const (*map).generation).read_volatile();
+        let mappings = map.cast::<u64>().read_volatile();
+        (mappings as u32, (mappings >> 32) as u32, generation)
+    }
 }
 
 /// Tells the session, once until it has looked, of an event of this kind.

@@ -124,15 +124,12 @@ pub extern "C" fn leaktrace_walk(
         (*walk).hash = StackId::mix(StackId::SEED, caller);
         (*walk).record.count = 1;
         (*walk).record.frames[0] = caller;
-        // SAFETY: copied field by field; a torn read leads to a wrong lookup at worst.
-        match TEXT_MAPS.get(space) {
-            Some(map) => {
-                (*walk).first_mapping = map.first;
-                (*walk).mapping_count = map.count;
-                (*walk).generation = map.generation;
-            }
-            None => (*walk).mapping_count = 0,
-        }
+        // SAFETY: a live map value.
+        let mappings = TEXT_MAPS.get_ptr(space).map(|map| process::text_map(map));
+        let (first, count, generation) = mappings.unwrap_or_default();
+        (*walk).first_mapping = first;
+        (*walk).mapping_count = count;
+        (*walk).generation = generation;
         let mut end = GO_ON;
         for _ in 0..MAX_FRAMES {
             end = leaktrace_step(slot);

@@ -1,6 +1,9 @@
 //! Typed handles of the maps; see `leaktrace_common` for what each holds.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use leaktrace_common::{
@@ -25,6 +28,7 @@ pub struct Maps {
     sampling: Array<MapData, u64>,
     calls: PerCpuArray<MapData, u64>,
     pub(super) targets: HashMap<MapData, u32, Target>,
+    pub(super) recent_targets: MappedArray<u64>,
     filter_tgids: HashMap<MapData, u32, u32>,
     filter_comms: HashMap<MapData, [u8; 16], u32>,
     filter_caches: HashMap<MapData, [u8; 32], u32>,
@@ -66,6 +70,7 @@ impl Loaded {
             sampling: self.typed("SAMPLING")?,
             calls: self.typed("CALLS")?,
             targets: self.typed("TARGETS")?,
+            recent_targets: MappedArray::new("RECENT_TARGETS", self.take("RECENT_TARGETS")?)?,
             filter_tgids: self.typed("FILTER_TGIDS")?,
             filter_comms: self.typed("FILTER_COMMS")?,
             filter_caches: self.typed("FILTER_CACHES")?,
@@ -89,7 +94,7 @@ impl Loaded {
             rows: MappedArray::new("ROWS", self.take("ROWS")?)?,
             pages: MappedArray::new("PAGES", self.take("PAGES")?)?,
             mappings: MappedArray::new("MAPPINGS", self.take("MAPPINGS")?)?,
-            text_maps: self.typed("TEXT_MAPS")?,
+            text_maps: MappedArray::new("TEXT_MAPS", self.take("TEXT_MAPS")?)?,
         })
     }
 
@@ -257,24 +262,23 @@ pub struct UnwindMaps {
     pub pages: MappedArray<u64>,
     /// Executable mappings of all processes.
     pub mappings: MappedArray<TextMapping>,
-    text_maps: HashMap<MapData, u32, TextMap>,
+    text_maps: MappedArray<TextMap>,
 }
 
 impl UnwindMaps {
-    /// Publishes a process image's mappings.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says: the map is full.
-    pub fn set_text_map(&mut self, space: u32, map: TextMap) -> Result<(), Error> {
-        self.text_maps
-            .insert(space, map, 0)
-            .map_err(|error| Error::kernel("cannot publish the mappings of a process", error))
-    }
-
-    /// Forgets a process image.
-    pub fn remove_text_map(&mut self, space: u32) {
-        // One that is not there needs no removal.
-        let _ = self.text_maps.remove(&space);
+    /// Publishes a process image's mappings; of none if it is forgotten.
+    pub fn set_text_map(&mut self, space: u32, map: TextMap) {
+        let TextMap { first, count, generation, told } = map;
+        self.text_maps.with(space as usize, |slot| {
+            // SAFETY: `slot` lies in the mapping and is aligned. In this order, and the mappings as
+            // one word: a walk on another CPU never takes old mappings for those of the new
+            // generation, by which it remembers what it finds in them.
+            unsafe {
+                slot.cast::<u64>().write_volatile(u64::from(first) | u64::from(count) << 32);
+                compiler_fence(Ordering::SeqCst);
+                (&raw mut (*slot).generation).write_volatile(generation);
+                (&raw mut (*slot).told).write_volatile(told);
+            }
+        });
     }
 }

@@ -93,6 +93,7 @@ impl Loaded {
             .map_max_entries("SITES", sizes.sites)
             .map_max_entries("FREE_SITES", sizes.sites)
             .map_max_entries("FREE_SPACES", sizes.spaces)
+            .map_max_entries("TEXT_MAPS", sizes.spaces)
             .map_max_entries("EVENTS", sizes.event_ring_bytes)
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("IN_FLIGHT", sizes.threads)

@@ -30,7 +30,7 @@ impl Processes {
         let Some(traced) = self.traced.get_mut(&pid) else { return Ok(false) };
         // Clears the flag by which the programs know that they have told of a change, before
         // the reading: what is mapped during it is told again.
-        self.tables.publish(traced.space, &traced.mappings)?;
+        self.tables.publish(traced.space, &traced.mappings);
         let mut lines = proc::mappings(pid)?;
         lines.retain(|mapping| mapping.executable);
         if lines == traced.lines {
@@ -49,13 +49,13 @@ impl Processes {
         }
         traced.mappings = present;
         collector.update_mappings(traced.space, &traced.mappings);
-        self.compile(pid, collector)?;
+        self.compile(pid, collector);
         Ok(true)
     }
 
     /// Compiles the unwind tables that a process needs and that are not there yet.
-    fn compile(&mut self, pid: u32, collector: &Collector) -> Result<(), Error> {
-        let Some(traced) = self.traced.get(&pid) else { return Ok(()) };
+    fn compile(&mut self, pid: u32, collector: &Collector) {
+        let Some(traced) = self.traced.get(&pid) else { return };
         let missing: Vec<ObjectId> = traced
             .mappings
             .iter()
@@ -64,7 +64,7 @@ impl Processes {
             .collect();
         if !missing.is_empty() {
             // Until their tables are there, stacks say what they wait for.
-            self.tables.publish(traced.space, &traced.mappings)?;
+            self.tables.publish(traced.space, &traced.mappings);
         }
         for id in missing {
             if self.tables.has(id) {
@@ -90,7 +90,7 @@ impl Processes {
             self.rows.push((path.unwrap_or_default(), compiled.rows.len() as u64));
             self.tables.place(id, &compiled);
         }
-        self.tables.publish(traced.space, &traced.mappings)
+        self.tables.publish(traced.space, &traced.mappings);
     }
 
     /// Takes what a process that has ended had mapped from the kernel's records, so that what it

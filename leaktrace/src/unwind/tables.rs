@@ -7,7 +7,7 @@ use leaktrace_common::{
 };
 
 use super::object::{BuildId, CompiledObject};
-use crate::{bpf::maps::UnwindMaps, error::Error, host::objects::ObjectId, session::spec::Unwind};
+use crate::{bpf::maps::UnwindMaps, host::objects::ObjectId, session::spec::Unwind};
 
 /// Where an object's table lies in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,11 +129,7 @@ impl Tables {
     ///
     /// The old list stays in place for walks under way, until the room is used up and lists
     /// are written from the start again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Kernel`] when there are more process images than room.
-    pub fn publish(&mut self, space: u32, mappings: &[ProcessMapping]) -> Result<(), Error> {
+    pub fn publish(&mut self, space: u32, mappings: &[ProcessMapping]) {
         let mappings = mappings.get(..mappings.len().min(MAX_MAPPINGS as usize)).unwrap_or(&[]);
         if self.next_mapping + mappings.len() > self.maps.mappings.len() {
             self.next_mapping = 0;
@@ -152,12 +148,12 @@ impl Tables {
                 generation: self.generation,
                 told: 0,
             },
-        )
+        );
     }
 
     /// Forgets a process image.
     pub fn forget(&mut self, space: u32) {
-        self.maps.remove_text_map(space);
+        self.maps.set_text_map(space, TextMap::default());
     }
 
     fn text_mapping(&self, mapping: &ProcessMapping) -> TextMapping {
