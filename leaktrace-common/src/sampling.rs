@@ -45,6 +45,29 @@ pub const fn weighted_bytes(size_bytes: u64, weight: u64) -> u64 {
     if weight == 1 << WEIGHT_BITS { size_bytes } else { (size_bytes * weight) >> WEIGHT_BITS }
 }
 
+/// Fractional bits of [`count_variance`].
+pub const COUNT_VARIANCE_BITS: u32 = 4;
+/// [`bytes_variance`] is in units of `1 << this` bytes squared.
+pub const BYTES_VARIANCE_SHIFT: u32 = 8;
+
+/// What a recorded block of that weight `w` adds to the variance of the estimated count:
+/// `w * (w - 1)` blocks squared, with [`COUNT_VARIANCE_BITS`] fractional bits (the estimator of
+/// Horvitz and Thompson for independent blocks).
+#[inline(always)]
+pub const fn count_variance(weight: u64) -> u64 {
+    // Both factors with 8 fractional bits: a weight is at most 2^24.
+    let more = weight.saturating_sub(1 << WEIGHT_BITS) >> (WEIGHT_BITS - 8);
+    ((weight >> (WEIGHT_BITS - 8)) * more) >> (16 - COUNT_VARIANCE_BITS)
+}
+
+/// The same of the estimated bytes, by what it stands for in bytes: `size * size * w * (w - 1)`
+/// bytes squared, see [`BYTES_VARIANCE_SHIFT`].
+#[inline(always)]
+pub const fn bytes_variance(size_bytes: u64, weighted_bytes: u64) -> u64 {
+    // Nothing for whole blocks; of others both factors are below 2^28.
+    (weighted_bytes * weighted_bytes.saturating_sub(size_bytes)) >> BYTES_VARIANCE_SHIFT
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +95,31 @@ mod tests {
             assert_eq!(threshold(size, interval), 1 << 32);
             assert_eq!(weight(size, interval), 1 << WEIGHT_BITS);
             assert_eq!(weighted_bytes(size, weight(size, interval)), size);
+        }
+    }
+
+    /// The mean of a variance estimate over what may be recorded is the variance, `(1 - p) / p`.
+    #[test]
+    fn variances_are_unbiased() {
+        for interval in [17, 4096, 65_536, 100_000, 1 << 20, MAX_INTERVAL_BYTES] {
+            for size in [1, 16, 61, 3000, 4095, 65_000] {
+                let probability = threshold(size, interval) as f64 / (1_u64 << 32) as f64;
+                let weight = weight(size, interval);
+                let of_count = count_variance(weight) as f64 / f64::from(1 << COUNT_VARIANCE_BITS);
+                let of_bytes = bytes_variance(size, weighted_bytes(size, weight)) as f64
+                    * f64::from(1 << BYTES_VARIANCE_SHIFT);
+                let true_count = (1.0 - probability) / probability;
+                let true_bytes = true_count * (size * size) as f64;
+                // Rounded down to units that are small beside a block's share.
+                let (off_count, off_bytes) = (
+                    (of_count * probability - true_count).abs(),
+                    (of_bytes * probability - true_bytes).abs(),
+                );
+                assert!(off_count < 0.1 + true_count * 0.01, "{size} of {interval}: {off_count}");
+                // Bytes were rounded to whole ones before.
+                let unit = f64::from(1 << BYTES_VARIANCE_SHIFT) + size as f64;
+                assert!(off_bytes < unit + true_bytes * 0.02, "{size} of {interval}: {off_bytes}");
+            }
         }
     }
 

@@ -124,7 +124,7 @@ pub struct SiteRecord {
     pub weights: Weights,
 }
 
-/// Estimates of all blocks of a call site from those recorded; they only ever grow.
+/// Estimates of all blocks of a call site from those recorded; all but the variances only grow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Weights {
@@ -136,6 +136,10 @@ pub struct Weights {
     pub freed_count: u64,
     /// Bytes asked for by them.
     pub freed_bytes: u64,
+    /// Sum of [`crate::sampling::count_variance`] over the recorded blocks that are outstanding.
+    pub count_variance: u64,
+    /// Sum of [`crate::sampling::bytes_variance`] over the same.
+    pub bytes_variance: u64,
 }
 
 impl SiteRecord {
@@ -169,7 +173,7 @@ pub struct CacheName {
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 32);
-const _: () = assert!(size_of::<SiteRecord>() == 32 + 5 * 8 + 4 * 4 + LIFETIME_BUCKETS * 8 + 4 * 8);
+const _: () = assert!(size_of::<SiteRecord>() == 32 + 5 * 8 + 4 * 4 + LIFETIME_BUCKETS * 8 + 6 * 8);
 
 #[cfg(test)]
 mod tests {

@@ -244,15 +244,23 @@ pub extern "C" fn leaktrace_weigh(site: u32, size_bytes: u64, interval: u32, fre
     let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
     let weight = sampling::weight(size_bytes, interval);
     let bytes = sampling::weighted_bytes(size_bytes, weight);
+    let mut count_variance = sampling::count_variance(weight);
+    let mut bytes_variance = sampling::bytes_variance(size_bytes, bytes);
     // SAFETY: a live map value, aligned.
     unsafe {
         let weights = &raw mut (*record).weights;
         if freed != 0 {
             atomic::add(&raw mut (*weights).freed_count, weight);
             atomic::add(&raw mut (*weights).freed_bytes, bytes);
+            count_variance = count_variance.wrapping_neg();
+            bytes_variance = bytes_variance.wrapping_neg();
         } else {
             atomic::add(&raw mut (*weights).allocated_count, weight);
             atomic::add(&raw mut (*weights).allocated_bytes, bytes);
+        }
+        if weight != 1 << sampling::WEIGHT_BITS {
+            atomic::add(&raw mut (*weights).count_variance, count_variance);
+            atomic::add(&raw mut (*weights).bytes_variance, bytes_variance);
         }
     }
     0

@@ -108,13 +108,24 @@ fn off(
     let seen = report.sum_in(pid, site);
     let mut estimated = report.sites().into_iter().filter(|found| found.has_frame(site));
     assert!(estimated.all(|found| found.value["estimated"] == true), "{}", report.outline());
+    let error = (number as f64 * (1.0 - probability) / probability).sqrt();
+    // What it says of its own error, from the blocks that it has seen.
+    let said: f64 = report
+        .sites()
+        .into_iter()
+        .filter(|found| found.has_frame(site))
+        .filter_map(|found| found.value["outstanding_bytes_error"].as_f64())
+        .map(|error| error * error)
+        .sum();
+    let share = said.sqrt() / (error * size as f64);
+    assert!((0.7..1.4).contains(&share), "{share} of the error:\n{}", report.outline());
     Off {
         site,
         count: seen.outstanding_count as f64 - truth.outstanding_count as f64,
         of_count: truth.outstanding_count as f64,
         bytes: seen.outstanding_bytes as f64 - truth.outstanding_bytes as f64,
         of_bytes: truth.outstanding_bytes as f64,
-        error: (number as f64 * (1.0 - probability) / probability).sqrt(),
+        error,
         size,
     }
 }

@@ -2,15 +2,15 @@
 
 use leaktrace_common::{Outstanding, SiteRecord, sampling};
 
-use crate::snapshot::Amount;
+use crate::snapshot::{Amount, Sampled};
 
 /// The figures of a call site, estimated where only some of its blocks were recorded.
 pub(super) struct Figures {
     pub(super) allocated: Amount,
     pub(super) freed: Amount,
     pub(super) outstanding: Amount,
-    /// Recorded blocks behind `outstanding` if the figures are estimates.
-    pub(super) sampled_count: Option<u64>,
+    /// What is behind `outstanding` if the figures are estimates.
+    pub(super) sampled: Option<Sampled>,
 }
 
 /// The figures of a record; `is_sampled` says whether its weights count.
@@ -23,7 +23,7 @@ pub(super) fn figures(record: &SiteRecord, is_sampled: bool) -> Figures {
     let is_estimated =
         is_sampled && (weights.allocated_count >> sampling::WEIGHT_BITS) != record.allocated_count;
     if !is_estimated {
-        return Figures { allocated, freed, outstanding, sampled_count: None };
+        return Figures { allocated, freed, outstanding, sampled: None };
     }
     // Read while they change: never below zero.
     let left = weights.allocated_count.saturating_sub(weights.freed_count);
@@ -31,28 +31,51 @@ pub(super) fn figures(record: &SiteRecord, is_sampled: bool) -> Figures {
         allocated: rounded(weights.allocated_count, weights.allocated_bytes),
         freed: rounded(weights.freed_count, weights.freed_bytes),
         outstanding: rounded(left, weights.allocated_bytes.saturating_sub(weights.freed_bytes)),
-        sampled_count: Some(outstanding.count),
+        sampled: Some(sampled(outstanding.count, weights.count_variance, weights.bytes_variance)),
     }
 }
 
 /// Sums of single blocks: what is older than so much.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BlockSum {
+    blocks: u64,
     weight: u64,
     bytes: u64,
+    count_variance: u64,
+    bytes_variance: u64,
 }
 
 impl BlockSum {
     /// Adds a block of a process.
     pub(super) fn add(&mut self, block: &Outstanding) {
         let weight = sampling::weight(block.size_bytes, block.detail);
+        let bytes = sampling::weighted_bytes(block.size_bytes, weight);
+        self.blocks += 1;
         self.weight += weight;
-        self.bytes += sampling::weighted_bytes(block.size_bytes, weight);
+        self.bytes += bytes;
+        self.count_variance += sampling::count_variance(weight);
+        self.bytes_variance += sampling::bytes_variance(block.size_bytes, bytes);
     }
 
     /// What the blocks stand for.
     pub(super) fn amount(self) -> Amount {
         rounded(self.weight, self.bytes)
+    }
+
+    /// What that rests on.
+    pub(super) fn sampled(self) -> Sampled {
+        sampled(self.blocks, self.count_variance, self.bytes_variance)
+    }
+}
+
+/// From the sums of [`sampling::count_variance`] and [`sampling::bytes_variance`].
+fn sampled(count: u64, count_variance: u64, bytes_variance: u64) -> Sampled {
+    // Read while they change: never below zero.
+    let sum = |variance: u64| variance.cast_signed().max(0) as f64;
+    Sampled {
+        count,
+        count_variance: sum(count_variance) / f64::from(1 << sampling::COUNT_VARIANCE_BITS),
+        bytes_variance: sum(bytes_variance) * f64::from(1 << sampling::BYTES_VARIANCE_SHIFT),
     }
 }
 
@@ -89,7 +112,10 @@ mod tests {
             record.allocated_bytes += size;
             record.weights.allocated_count += weight;
             record.weights.allocated_bytes += bytes;
-            if at < freed {
+            if at >= freed {
+                record.weights.count_variance += sampling::count_variance(weight);
+                record.weights.bytes_variance += sampling::bytes_variance(*size, bytes);
+            } else {
                 record.lifetimes[0] += 1;
                 record.freed_bytes += size;
                 record.weights.freed_count += weight;
@@ -102,7 +128,7 @@ mod tests {
     #[test]
     fn what_is_recorded_whole_is_no_estimate() {
         let figures = figures(&record(&[(100_000, 65_536), (16, 0)], 1), true);
-        assert_eq!(figures.sampled_count, None);
+        assert_eq!(figures.sampled, None);
         assert_eq!(figures.outstanding, Amount { count: 1, bytes: 16 });
     }
 
@@ -111,7 +137,10 @@ mod tests {
     fn what_was_freed_leaves_nothing() {
         let blocks = [(16, 65_536), (61, 100_000), (7, 4096), (1 << 22, 65_536), (0, 4096)];
         let some = figures(&record(&blocks, 3), true);
-        assert_eq!(some.sampled_count, Some(2));
+        // One of 16 bytes or less in every 256, and a whole one.
+        let sampled = some.sampled.unwrap();
+        assert_eq!((sampled.count, sampled.count_error()), (2, Some(255)));
+        assert_eq!(sampled.bytes_error(), Some(0), "a block of no bytes");
         assert_eq!(some.outstanding, Amount { count: 257, bytes: 1 << 22 });
         let all = figures(&record(&blocks, 5), true);
         assert_eq!(all.outstanding, Amount::default());

@@ -146,7 +146,7 @@ impl Collector {
                 allocated: counters.allocated,
                 freed: counters.freed,
                 outstanding,
-                sampled_count: None,
+                sampled: None,
                 oldest_ms: is_held.then(|| ms_since(details.oldest_ns)),
                 largest_bytes: counters.largest_bytes,
                 last_ms: ms_since(counters.last_ns),

@@ -253,11 +253,12 @@ impl Collector {
         if let Some(details) = details
             && wants.older_ns > 0
         {
-            let old = details.map(|found| (found.outstanding, found.sum)).unwrap_or_default();
-            figures.outstanding = old.0;
-            if figures.sampled_count.is_some() {
-                figures.sampled_count = Some(old.0.count);
-                figures.outstanding = old.1.amount();
+            let (outstanding, sum) =
+                details.map(|found| (found.outstanding, found.sum)).unwrap_or_default();
+            figures.outstanding = outstanding;
+            if figures.sampled.is_some() {
+                figures.sampled = Some(sum.sampled());
+                figures.outstanding = sum.amount();
             }
         }
         let stack = match key.stack {
@@ -295,7 +296,7 @@ impl Collector {
             allocated: figures.allocated,
             freed: figures.freed,
             outstanding: figures.outstanding,
-            sampled_count: figures.sampled_count,
+            sampled: figures.sampled,
             oldest_ms: details
                 .filter(|found| found.outstanding.count > 0)
                 .map(|found| now_ns.saturating_sub(found.oldest_ns) / 1_000_000),

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     report::{FrameView, Line, Report, Row, Table},
-    snapshot::{Amount, Budget, BudgetAction, Mode, Process},
+    snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
 };
 
 #[derive(Serialize)]
@@ -99,6 +99,10 @@ struct WireTotals {
     freed_count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     sampled_count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outstanding_bytes_error: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outstanding_count_error: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -305,7 +309,9 @@ fn totals(totals: &crate::report::Totals) -> WireTotals {
         allocated_count,
         freed_bytes,
         freed_count,
-        sampled_count: totals.sampled_count,
+        sampled_count: totals.sampled.map(|sampled| sampled.count),
+        outstanding_bytes_error: totals.sampled.and_then(Sampled::bytes_error),
+        outstanding_count_error: totals.sampled.and_then(Sampled::count_error),
     }
 }
 
@@ -383,7 +389,7 @@ fn site(row: &Row) -> WireSite<'_> {
         totals: totals(&row.totals),
         oldest_ms: row.oldest_ms,
         largest_bytes: row.largest_bytes,
-        estimated: row.totals.sampled_count.is_some(),
+        estimated: row.totals.sampled.is_some(),
         verdict: verdict(row),
         doubt: row.doubt.map(|doubt| WireDoubt {
             cache_outstanding: doubt.outstanding,

@@ -12,7 +12,7 @@ use crate::{
     session::spec::{By, Sort, View},
     snapshot::{
         Amount, Block, Frame, Holder, Loss, Mapping, Mode, Names, Place, Process, Resolved, Role,
-        Site, Snapshot, Stack, StackRef, Symbol, Unknown,
+        Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
     },
 };
 
@@ -56,7 +56,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         allocated: amount(0, 0),
         freed: amount(0, 0),
         outstanding: amount(0, 0),
-        sampled_count: None,
+        sampled: None,
         oldest_ms: None,
         largest_bytes: 0,
         last_ms: 0,
@@ -393,6 +393,28 @@ fn a_lone_call_says_that_no_stack_was_taken() {
     snapshot.sites.drain(..2);
     let text = rendered(&(snapshot, names), Format::Text);
     assert!(text.contains("clk_get+0x1c\n        (the call alone: no stack taken)\n"), "{text}");
+}
+
+/// An estimate has its error; one of nothing recorded has none, as nothing is known of it.
+#[test]
+fn estimates_have_their_errors() {
+    let (mut snapshot, names) = user();
+    let sampled = |count, count_variance, bytes_variance| {
+        Some(Sampled { count, count_variance, bytes_variance })
+    };
+    // 110,000 bytes of 1,100,000, and 1,100 of 11,000 blocks.
+    snapshot.sites[0].sampled = sampled(100, 1.21e6, 1.21e10);
+    snapshot.sites[1].sampled = sampled(0, 0.0, 0.0);
+    snapshot.sites[1].outstanding = amount(0, 0);
+    let text = rendered(&(snapshot.clone(), names.clone()), Format::Text);
+    assert!(text.contains("~1.0 MiB in ~11,000 blocks"), "{text}");
+    assert!(text.contains("(estimated from 100 sampled, bytes ±10 %)"), "{text}");
+    let json = rendered(&(snapshot, names), Format::Json);
+    let errors =
+        r#""sampled_count":100,"outstanding_bytes_error":110000,"outstanding_count_error":1100"#;
+    // The call site's, and the totals'.
+    assert_eq!(json.matches(errors).count(), 2, "{json}");
+    assert!(!json.contains(r#""sampled_count":0,"outstanding"#), "{json}");
 }
 
 /// Colours come from leaktrace alone, and only where they are welcome.

@@ -7,8 +7,8 @@ use leaktrace_common::Kind;
 use super::{TextStyle, escape::escape, table};
 use crate::{
     report::{FrameView, Group, Owner, Report, Row, Totals},
-    snapshot::{Amount, Mode, Role},
-    units::{format_bytes, format_count, format_ms},
+    snapshot::{Amount, Mode, Role, Sampled},
+    units::{format_bytes, format_count, format_ms, format_ppm},
 };
 
 /// Processes named in the first line; more are counted.
@@ -148,8 +148,9 @@ fn write_group(
     if let Some(age) = group.oldest_ms {
         write!(out, "  oldest {}", format_ms(age))?;
     }
-    if let Some(count) = group.totals.sampled_count {
-        write!(out, "  (estimated from {} sampled)", format_count(count))?;
+    if let Some(sampled) = group.totals.sampled {
+        let error = error(&group.totals);
+        write!(out, "  (estimated from {} sampled{error})", format_count(sampled.count))?;
     }
     writeln!(out)?;
     if let (true, Some(module)) = (first.is_certain_leak(), &first.module) {
@@ -425,7 +426,17 @@ fn figure(totals: &Totals, amount: Amount) -> String {
 
 /// What stands before an estimate.
 fn about(totals: &Totals) -> &'static str {
-    if totals.sampled_count.is_some() { "~" } else { "" }
+    if totals.sampled.is_some() { "~" } else { "" }
+}
+
+/// How far an estimate of outstanding bytes may be off: its standard error, as a share.
+fn error(totals: &Totals) -> String {
+    match (totals.sampled.and_then(Sampled::bytes_error), totals.outstanding.bytes) {
+        (None, _) | (_, 0) => String::new(),
+        (Some(error), bytes) => {
+            format!(", bytes ±{}", format_ppm((error as f64 * 1e6 / bytes as f64).round() as u64))
+        }
+    }
 }
 
 pub(super) fn paint<'a>(style: &TextStyle, code: &'a str) -> &'a str {

@@ -226,7 +226,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             outstanding: site.outstanding,
             allocated: site.allocated,
             freed: site.freed,
-            sampled_count: site.sampled_count,
+            sampled: site.sampled,
         },
         oldest_ms: site.oldest_ms,
         largest_bytes: site.largest_bytes,

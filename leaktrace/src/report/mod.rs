@@ -18,7 +18,7 @@ pub use trust::Trust;
 
 use crate::{
     session::spec::{Sort, View},
-    snapshot::{Amount, Budget, Mode, Names, Process, Role, Snapshot},
+    snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
 
 /// What is shown.
@@ -63,7 +63,7 @@ pub struct Report {
 }
 
 /// Sums over all call sites.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Totals {
     /// Allocated since the start and not freed.
     pub outstanding: Amount,
@@ -71,12 +71,12 @@ pub struct Totals {
     pub allocated: Amount,
     /// Of these, freed.
     pub freed: Amount,
-    /// Set where some of this is estimated from sampled blocks: so many of them are outstanding.
-    pub sampled_count: Option<u64>,
+    /// Set where some of this is estimated from sampled blocks: what is behind `outstanding`.
+    pub sampled: Option<Sampled>,
 }
 
 /// Mappings of one role, over all call sites.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Held {
     /// What they are for.
     pub role: Role,
@@ -139,8 +139,8 @@ impl Totals {
         self.outstanding = self.outstanding.plus(other.outstanding);
         self.allocated = self.allocated.plus(other.allocated);
         self.freed = self.freed.plus(other.freed);
-        if let Some(more) = other.sampled_count {
-            self.sampled_count = Some(self.sampled_count.unwrap_or(0) + more);
+        if let Some(more) = other.sampled {
+            self.sampled = Some(self.sampled.unwrap_or_default().plus(more));
         }
     }
 }

@@ -126,7 +126,7 @@ fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
         ended: Some(Ended { allocated: row.totals.allocated, freed: row.totals.freed }),
         oldest_ms: row.oldest_ms,
         sites: 0,
-        is_estimated: row.totals.sampled_count.is_some(),
+        is_estimated: row.totals.sampled.is_some(),
     };
     vec![(Key { name, pid }, part)]
 }

@@ -83,7 +83,7 @@ pub(super) fn trust(
 fn sampling(snapshot: &Snapshot, totals: &Totals) -> Vec<String> {
     let mut notes = Vec::new();
     let interval = snapshot.sample_bytes;
-    if interval > 0 || totals.sampled_count.is_some() {
+    if interval > 0 || totals.sampled.is_some() {
         let bytes = format_bytes(interval);
         let now = if snapshot.budget.is_some() { " now" } else { "" };
         notes.push(format!(

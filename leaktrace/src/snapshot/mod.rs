@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 
 mod budget;
 mod names;
+mod sampled;
 
 pub use budget::{Budget, BudgetAction, BudgetStep};
 pub use names::{Names, Resolved, Symbol, Unknown};
+pub use sampled::Sampled;
 
 /// What is being traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,9 +138,8 @@ pub struct Site {
     pub freed: Amount,
     /// Allocated and not freed, now (with `--older`: those old enough).
     pub outstanding: Amount,
-    /// Blocks that were recorded of `outstanding`, where the figures are estimates of what was
-    /// sampled.
-    pub sampled_count: Option<u64>,
+    /// What was recorded of `outstanding`, where the figures are estimates of what was sampled.
+    pub sampled: Option<Sampled>,
     /// Age of the oldest outstanding block; unknown unless blocks were read.
     pub oldest_ms: Option<u64>,
     /// Largest single allocation, in bytes.

@@ -1,0 +1,34 @@
+//! What an estimate rests on, and how far it may be off.
+
+/// The recorded blocks behind an estimate of what is outstanding.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sampled {
+    /// How many were recorded.
+    pub count: u64,
+    /// Variance of the estimated number of blocks, in blocks squared.
+    pub count_variance: f64,
+    /// Variance of the estimated bytes, in bytes squared.
+    pub bytes_variance: f64,
+}
+
+impl Sampled {
+    /// Of two estimates together: blocks are recorded independently of each other.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            count_variance: self.count_variance + other.count_variance,
+            bytes_variance: self.bytes_variance + other.bytes_variance,
+        }
+    }
+
+    /// Standard error of the number of blocks; unknown where none was recorded, as nothing can be
+    /// said then of how many there are.
+    pub fn count_error(self) -> Option<u64> {
+        (self.count > 0).then(|| self.count_variance.sqrt().round() as u64)
+    }
+
+    /// Standard error of the bytes, as [`Sampled::count_error`].
+    pub fn bytes_error(self) -> Option<u64> {
+        (self.count > 0).then(|| self.bytes_variance.sqrt().round() as u64)
+    }
+}
