@@ -63,8 +63,17 @@ impl ObjectTable {
         if mapping.inode == 0 || !path.starts_with('/') {
             return None;
         }
-        let id = self.intern_opened(path, mapping.inode, open(pid, mapping, path));
-        self.by_mapping.insert((mapping.device, mapping.inode), id);
+        let opened = open(pid, mapping, path);
+        let key = (mapping.device, mapping.inode);
+        // A file that is held open keeps its inode number to itself.
+        if let (Err(_), Some(known)) = (&opened, self.by_mapping.get(&key)) {
+            return Some(*known);
+        }
+        let is_open = opened.is_ok();
+        let id = self.intern_opened(path, mapping.inode, opened);
+        if is_open {
+            self.by_mapping.insert(key, id);
+        }
         Some(id)
     }
 
@@ -171,7 +180,26 @@ fn open_regular(path: &str) -> io::Result<File> {
 mod tests {
     use std::sync::mpsc;
 
-    use super::*;
+    use super::{super::proc, *};
+
+    /// A process may end while its files are being opened, and its number is no file's any more.
+    #[test]
+    fn what_is_held_is_known_without_its_process() {
+        let mappings = proc::mappings(std::process::id()).unwrap();
+        let of_file = |mapping: &&Mapping| mapping.executable && mapping.inode != 0;
+        let mapping = mappings.iter().find(of_file).unwrap();
+        let mut table = ObjectTable::default();
+        let gone = table.intern(u32::MAX, mapping).unwrap();
+        assert!(table.get(gone).unwrap().file.is_err());
+        let held = table.intern(std::process::id(), mapping).unwrap();
+        assert!(table.get(held).unwrap().file.is_ok());
+        assert_eq!(table.intern(u32::MAX, mapping), Some(held));
+        assert_eq!(table.intern_gone(mapping), Some(held));
+        // Under its path lies the very file.
+        let mut fresh = ObjectTable::default();
+        let found = fresh.intern_gone(mapping).unwrap();
+        assert!(fresh.get(found).unwrap().file.is_ok());
+    }
 
     /// Opening it would wait for somebody who writes.
     #[test]
