@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use leaktrace_tests::{
+    SOON,
     report::{Amounts, Report, number},
     storm::{Storm, slab_objects},
     traced::Traced,
@@ -30,12 +31,12 @@ fn by_cache(report: &Report) -> BTreeMap<String, (u64, u64)> {
 #[test]
 fn a_storm_leaves_nothing_that_the_kernel_does_not_hold() {
     let mut traced = Traced::start(&["kernel", "--kind", "slab", "--by", "cache", "-i", "2s"]);
-    traced.next_report(Duration::from_secs(30));
+    traced.next_report(SOON);
     let before: BTreeMap<String, i64> = slab_objects().unwrap().into_iter().collect();
     let rounds = Storm::start().blow(STORM);
     // What RCU and work items still have to free.
-    traced.next_report(Duration::from_secs(30));
-    traced.next_report(Duration::from_secs(30));
+    traced.next_report(SOON);
+    traced.next_report(SOON);
     let after = slab_objects().unwrap();
     let report = traced.interrupt().final_report().clone();
 

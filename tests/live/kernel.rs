@@ -127,15 +127,13 @@ fn sees_kfree_rcu(report: &Report) -> bool {
 #[test]
 fn objects_stand_under_the_functions_that_create_them() {
     let mut leaker = Leaker::start("kobjects", &[]);
-    let traced = Traced::start(&["kernel", "--stacks", "all", "-d", "10s"]);
+    let traced = Traced::start(&["kernel", "--stacks", "all", "-i", "1h"]);
     leaker.advance("holding");
-    let ended = traced.wait();
+    let ended = traced.interrupt();
     let report = ended.final_report();
     assert_held_by_creator(report, leaker.pid());
     assert_held_by_call_site(report, leaker.pid());
     assert_nothing_missed(report);
-    let elapsed = number(&report.value, "elapsed_ms");
-    assert!((10_000..20_000).contains(&elapsed), "elapsed_ms of -d 10s: {elapsed}");
     leaker.advance("closed");
     leaker.end();
 }

@@ -13,6 +13,7 @@ use leaktrace_tests::{
     kernel::loaded_programs,
     leaker::Leaker,
     program::build_program,
+    report::number,
     traced::{Ended, Traced},
     wait_until,
 };
@@ -65,7 +66,19 @@ fn duration_ends_with_one_final_report() {
     let leaker = Leaker::start("many", &[]);
     let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "-i", "1h", "-d", "500ms"]);
     let ended = traced.wait();
-    ended.final_report();
+    check_duration(&ended, 500);
+}
+
+#[test]
+fn duration_ends_kernel_mode_with_one_final_report() {
+    let ended = Traced::start(&["kernel", "-i", "1h", "-d", "2s"]).wait();
+    check_duration(&ended, 2000);
+}
+
+/// One report, after the whole duration; how long the machine then takes for it is not known.
+fn check_duration(ended: &Ended, duration_ms: u64) {
+    let elapsed_ms = number(&ended.final_report().value, "elapsed_ms");
+    assert!(elapsed_ms >= duration_ms, "elapsed_ms: {elapsed_ms}");
     assert_eq!(ended.reports.len(), 1, "reports of one duration, shorter than the interval");
 }
 

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::{SOON, child::Child};
+use crate::{LATE, child::Child};
 
 /// The root of the workspace.
 pub fn workspace() -> PathBuf {
@@ -93,7 +93,8 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Finished {
     let mut child = Child::start(command);
     child.send(input);
     child.close_stdin();
-    let code = child.wait(SOON);
+    // leaktrace's start on a slow machine, the command's own time, and a report of all of it.
+    let code = child.wait(LATE);
     let (stdout, stderr) = child.into_output();
     Finished { code, stdout, stderr }
 }

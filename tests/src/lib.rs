@@ -37,10 +37,10 @@ pub mod traced;
 use std::time::{Duration, Instant};
 
 /// For what takes milliseconds unless something is broken; the machine may be slow and busy.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(120);
 
 /// For a million traced calls, or a report with all symbols of a big set.
-pub const LATE: Duration = Duration::from_secs(180);
+pub const LATE: Duration = Duration::from_secs(300);
 
 /// Asks `condition` again and again until it holds.
 ///

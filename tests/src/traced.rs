@@ -62,7 +62,8 @@ impl Traced {
         let mut command = leaktrace(args);
         command.args(["--format", "json", "--top", "100000"]);
         let traced = Self { child: Child::start(&mut command), last: None };
-        traced.child.wait_stderr("tracing", SOON);
+        // Eight processes with an allocator each take a slow machine long.
+        traced.child.wait_stderr("tracing", LATE);
         traced
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use leaktrace_common::KERNEL_SPACE;
+
 use super::{Collector, mappings::Mappings};
 use crate::{
     error::Error,
@@ -28,7 +30,11 @@ impl Images {
         self.known.contains_key(&space)
     }
 
+    /// Normalizes an address of a process image, or of the kernel.
     pub(super) fn frame(&self, space: u32, address: u64) -> Frame {
+        if space == KERNEL_SPACE {
+            return Frame { address, place: Place::Kernel };
+        }
         match self.known.get(&space) {
             Some((_, mappings)) => mappings.frame(address),
             None => Frame { address, place: Place::Unmapped },
@@ -131,7 +137,7 @@ impl Collector {
             return Ok(());
         }
         let gone = std::mem::take(&mut self.images.gone);
-        self.stacks.retain(|(space, _), _| !gone.contains(space));
+        self.stacks.forget(&gone);
         self.call_sites.retain(|(space, _), _| !gone.contains(space));
         let (unused, used) = self.forget_map_sites(&gone);
         self.maps.forget_spaces(&gone, unused, &used)

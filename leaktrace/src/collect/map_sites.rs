@@ -113,7 +113,7 @@ impl Collector {
             };
             let call_site = self.call_site(site.space, site.call_site);
             let frames = match stack {
-                StackRef::Known(_) => self.stacks.get(&(site.space, site.stack)),
+                StackRef::Known(_) => self.stacks.get((site.space, site.stack)),
                 StackRef::NotTaken | StackRef::Lost => None,
             };
             let frames = frames.map_or(std::slice::from_ref(&call_site), |stack| &stack.frames);

@@ -10,6 +10,7 @@ mod map_sites;
 pub mod mappings;
 mod mmaps;
 mod ranges;
+mod stacks;
 pub mod suspects;
 
 use std::{
@@ -24,7 +25,7 @@ use leaktrace_common::{
 };
 
 use self::{
-    estimates::BlockSum, images::Images, kmalloc::KmallocNames, map_sites::Mapped,
+    estimates::BlockSum, images::Images, kmalloc::KmallocNames, map_sites::Mapped, stacks::Stacks,
     suspects::Suspects,
 };
 use crate::{
@@ -71,8 +72,7 @@ pub struct Collector {
     started: Instant,
     host: String,
     images: Images,
-    /// By space and id: the same addresses mean other functions in another process.
-    stacks: BTreeMap<(u32, u64), Stack>,
+    stacks: Stacks,
     call_sites: HashMap<(u32, u64), Frame>,
     suspects: Suspects,
     kmalloc_names: KmallocNames,
@@ -123,7 +123,7 @@ impl Collector {
             started: Instant::now(),
             host,
             images: Images::default(),
-            stacks: BTreeMap::new(),
+            stacks: Stacks::default(),
             call_sites: HashMap::new(),
             suspects: Suspects::default(),
             kmalloc_names: options.kmalloc_names,
@@ -179,6 +179,7 @@ impl Collector {
         unseen: &[String],
     ) -> Result<Snapshot, Error> {
         let now_ns = monotonic_ns();
+        self.stacks.begin_snapshot();
         let mut records = self.maps.sites();
         records.retain(|(_, record)| {
             record.key.space == KERNEL_SPACE || self.images.has(record.key.space)
@@ -317,21 +318,14 @@ impl Collector {
         if let Some(frame) = self.call_sites.get(&(space, address)) {
             return *frame;
         }
-        let frame = self.frame(space, address);
+        let frame = self.images.frame(space, address);
         if frame.place != Place::Unmapped {
             self.call_sites.insert((space, address), frame);
         }
         frame
     }
 
-    fn frame(&mut self, space: u32, address: u64) -> Frame {
-        if space == KERNEL_SPACE {
-            return Frame { address, place: Place::Kernel };
-        }
-        self.images.frame(space, address)
-    }
-
-    /// The stack of a site, normalized once and then remembered.
+    /// The stack of a site.
     fn stack(
         &mut self,
         space: u32,
@@ -340,8 +334,9 @@ impl Collector {
         stacks: &mut BTreeMap<u64, Stack>,
     ) -> StackRef {
         let local_id = local_id(space, id);
-        if !self.stacks.contains_key(&(space, id)) {
-            let Some(record) = self.maps.stack(id) else { return StackRef::Lost };
+        let (maps, images) = (&self.maps, &self.images);
+        let known = self.stacks.get_or((space, id), || {
+            let record = maps.stack(id)?;
             let count = (record.count as usize).min(record.frames.len());
             let mut frames = record.frames.get(..count).unwrap_or(&[]);
             if space == KERNEL_SPACE {
@@ -349,13 +344,11 @@ impl Collector {
                 let at = frames.iter().position(|address| *address == call_site);
                 frames = at.and_then(|at| frames.get(at..)).unwrap_or(frames);
             }
-            let frames = frames.iter().map(|address| self.frame(space, *address)).collect();
-            let end = StackEnd::from_u32(record.end);
-            self.stacks.insert((space, id), Stack { frames, end });
-        }
-        if let Some(stack) = self.stacks.get(&(space, id)) {
-            stacks.insert(local_id, stack.clone());
-        }
+            let frames = frames.iter().map(|address| images.frame(space, *address)).collect();
+            Some(Stack { frames, end: StackEnd::from_u32(record.end) })
+        });
+        let Some(known) = known else { return StackRef::Lost };
+        stacks.insert(local_id, known.clone());
         StackRef::Known(local_id)
     }
 
