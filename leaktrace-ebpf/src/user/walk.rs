@@ -384,8 +384,8 @@ unsafe fn read_word(walk: *mut Walk, address: u64) -> Option<u64> {
 /// [`leaktrace_step`].
 ///
 /// A copy that faults takes half a microsecond more, and a stack ends within two pages of its
-/// first frames: where it ends at random (`arch_align_stack`, arch/x86/kernel/process.c, 6.1 and 6.18), every walk of one run
-/// of a program would fault, and of the next one none.
+/// first frames, at random (`arch_align_stack`, arch/x86/kernel/process.c, 6.1 and 6.18): in one
+/// run of a program every walk would fault, and in the next one none.
 ///
 /// # Safety
 ///
