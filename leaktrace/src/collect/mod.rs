@@ -181,6 +181,8 @@ impl Collector {
         let now_ns = monotonic_ns();
         self.stacks.begin_snapshot();
         let mut records = self.maps.sites();
+        // As near as can be, as the two are compared.
+        let cache_growth = self.cache_growth();
         records.retain(|(_, record)| {
             record.key.space == KERNEL_SPACE || self.images.has(record.key.space)
         });
@@ -233,7 +235,7 @@ impl Collector {
             budget: None,
             blocks_read: read_blocks,
             gone_modules: self.gone_modules(),
-            cache_growth: self.cache_growth(),
+            cache_growth,
             older_ms: wants.older_ns / 1_000_000,
         })
     }
