@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 40] = [
+        let runs: [(&str, &[&str], &[&str]); 41] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -211,6 +211,7 @@ mod tests {
             ("pool", &[], &["holding"]),
             ("pool-static", &[], &["holding"]),
             ("quitter", &["stay"], &["holding"]),
+            ("reused", &[], &["holding"]),
             ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),
             ("semantics", &[], &["holding"]),
         ];

@@ -24,6 +24,8 @@ const PROT_EXEC: u32 = 4;
 /// How long what an ended process mapped is kept, in nanoseconds: what the BPF programs tell of
 /// its end comes within milliseconds.
 const KEPT_NS: u64 = 10_000_000_000;
+/// Processes of which records are kept, ended or not, before the ended ones are left out.
+const FIRST_MANY: usize = 1024;
 /// Records kept of one process. One that maps and unmaps libraries for ever has lived long enough
 /// to be looked at in /proc.
 const MOST_KEPT: usize = 4096;
@@ -34,6 +36,8 @@ pub struct Records {
     processes: HashMap<u32, Vec<Record>>,
     /// The time of the last one.
     last_ns: u64,
+    /// Processes at which those that ended long ago are looked for.
+    many: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +72,7 @@ impl Records {
     pub fn open() -> io::Result<Self> {
         let cpus = aya::util::online_cpus().map_err(|(_, error)| error)?;
         let samplers: io::Result<Vec<Sampler>> = cpus.into_iter().map(sampler).collect();
-        Ok(Self { samplers: samplers?, processes: HashMap::new(), last_ns: 0 })
+        Ok(Self { samplers: samplers?, processes: HashMap::new(), last_ns: 0, many: FIRST_MANY })
     }
 
     /// Descriptors that are readable once a buffer is half full: [`Records::read`] then.
@@ -101,12 +105,17 @@ impl Records {
                 add(self.processes.entry(pid).or_default(), Record { at_ns, what });
             }
         }
+        if self.processes.len() < self.many {
+            return;
+        }
         let last_ns = self.last_ns;
         self.processes.retain(|_, records| {
             records.last().is_some_and(|last| {
                 last.what != What::Ended || last.at_ns.saturating_add(KEPT_NS) > last_ns
             })
         });
+        // The look takes all of them: seldom enough that it does not matter.
+        self.many = FIRST_MANY + 2 * self.processes.len();
     }
 
     /// What process `pid` was at a time of `CLOCK_MONOTONIC`, and what it mapped from then on until
