@@ -8,7 +8,7 @@ use std::{
 use super::{
     attempts,
     debug_files::{self, KERNEL_NOTES},
-    records::Records,
+    records::{Records, Whose},
 };
 
 /// Whether the host allows something.
@@ -147,7 +147,7 @@ pub fn probe() -> HostFacts {
         session: attempts::session(),
         fentry: attempts::fentry(),
         has_kprobe: pmu("kprobe"),
-        records: Records::open().into(),
+        records: Records::open(Whose::All).into(),
         has_slabinfo: super::slabinfo::active_objects().is_some(),
         capabilities: capabilities(&read("/proc/self/status").unwrap_or_default()),
         lockdown: read("/sys/kernel/security/lockdown").and_then(|text| lockdown_mode(&text)),

@@ -1,9 +1,10 @@
 //! What processes execute and map, as the kernel records it: /proc tells nothing of a process that
 //! has ended, and many end within a millisecond.
 //!
-//! A perf event that counts nothing gives a record of each fork, exec, executable mapping and exit
-//! of the host, stamped with `CLOCK_MONOTONIC`, the clock of the BPF programs. It costs each of
-//! them about a microsecond, and nothing else.
+//! A perf event that counts nothing gives a record of each fork, exec, executable mapping and exit,
+//! stamped with `CLOCK_MONOTONIC`, the clock of the BPF programs: of one process and its
+//! descendants, or of the whole host. While there is such an event, programs
+//! start some 10 to 20 microseconds later (docs/performance.md).
 
 use std::{
     collections::HashMap,
@@ -30,7 +31,16 @@ const FIRST_MANY: usize = 1024;
 /// to be looked at in /proc.
 const MOST_KEPT: usize = 4096;
 
-/// The records of this host since they were opened.
+/// Whose records are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Of a process that has one thread yet, and of all that it starts.
+    Family(u32),
+    /// Of all processes.
+    All,
+}
+
+/// The records since they were opened.
 pub struct Records {
     samplers: Vec<Sampler>,
     processes: HashMap<u32, Vec<Record>>,
@@ -69,9 +79,10 @@ impl Records {
     /// # Errors
     ///
     /// What the kernel says, such as `EACCES` without `CAP_PERFMON`.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(whose: Whose) -> io::Result<Self> {
         let cpus = aya::util::online_cpus().map_err(|(_, error)| error)?;
-        let samplers: io::Result<Vec<Sampler>> = cpus.into_iter().map(sampler).collect();
+        let samplers: io::Result<Vec<Sampler>> =
+            cpus.into_iter().map(|cpu| sampler(whose, cpu)).collect();
         Ok(Self { samplers: samplers?, processes: HashMap::new(), last_ns: 0, many: FIRST_MANY })
     }
 
@@ -126,10 +137,13 @@ impl Records {
     }
 }
 
-fn sampler(cpu: u32) -> io::Result<Sampler> {
+fn sampler(whose: Whose, cpu: u32) -> io::Result<Sampler> {
     let mut builder = Builder::new(Software::DUMMY);
+    match whose {
+        Whose::Family(pid) => builder.observe_pid(pid as libc::pid_t).inherit(true),
+        Whose::All => builder.any_pid(),
+    };
     builder
-        .any_pid()
         .one_cpu(cpu as usize)
         .mmap(true)
         .mmap2(true)

@@ -249,7 +249,8 @@ impl Session {
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
         let way = Way::best(facts);
-        let mut processes = Processes::new(&mut loaded, way, spec, rules.is_open())?;
+        let command = suspended.as_ref().map(Suspended::pid);
+        let mut processes = Processes::new(&mut loaded, way, spec, rules.is_open(), command)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&[], &wanted.comms)?;
         let unfiltered = takes_all(spec);

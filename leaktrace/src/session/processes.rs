@@ -12,7 +12,7 @@ use super::{
     missed::Counts,
     named::NamedObjects,
     silence::Silence,
-    spec::{ProbeAt, Spec, Target, UserKinds},
+    spec::{ProbeAt, Spec, UserKinds},
 };
 use crate::{
     attach::{
@@ -25,7 +25,11 @@ use crate::{
     },
     collect::{Collector, monotonic_ns},
     error::Error,
-    host::{objects::ObjectId, proc, records::Records},
+    host::{
+        objects::ObjectId,
+        proc,
+        records::{Records, Whose},
+    },
     snapshot::Process,
     unwind::tables::{ProcessMapping, TableUse, Tables},
 };
@@ -103,13 +107,17 @@ impl Processes {
         way: Way,
         spec: &Spec,
         is_open: bool,
+        command: Option<u32>,
     ) -> Result<Self, Error> {
         let trace = &spec.trace;
         let follows = trace.children || is_open;
         let probes = UserProbes::new(loaded, way, trace, follows)?;
         let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
-        let begins = trace.children || matches!(spec.target, Target::Command { .. });
         let keeps_ended = !is_open;
+        let whose = match command {
+            Some(pid) => Some(Whose::Family(pid)),
+            None => (trace.children && keeps_ended).then_some(Whose::All),
+        };
         let watches = traces_malloc && super::takes_all(spec);
         Ok(Self {
             probes,
@@ -128,7 +136,7 @@ impl Processes {
             silence: watches.then(Silence::new),
             shares_probes: follows,
             // Without them, the report tells of processes that ended too early.
-            records: (begins && keeps_ended).then(|| Records::open().ok()).flatten(),
+            records: whose.and_then(|whose| Records::open(whose).ok()),
             keeps_ended,
         })
     }
