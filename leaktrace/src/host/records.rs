@@ -3,8 +3,8 @@
 //!
 //! A perf event that counts nothing gives a record of each fork, exec, executable mapping and exit,
 //! stamped with `CLOCK_MONOTONIC`, the clock of the BPF programs: of one process and its
-//! descendants, or of the whole host. While there is such an event, programs
-//! start some 10 to 20 microseconds later (docs/performance.md).
+//! descendants, or of the whole host. While there is such an event, programs start some 10 to 20
+//! microseconds later (docs/performance.md).
 
 use std::{
     collections::HashMap,
