@@ -14,6 +14,7 @@ use crate::{
     setup::{self, Need},
 };
 
+mod budget;
 mod figures;
 mod peers;
 mod stacks;
@@ -24,16 +25,16 @@ mod workload;
 use table::{Row, Table};
 use workload::{WORKLOADS, Workload};
 
-/// What is measured apart from workloads. The last is left out unless it is named: it takes some
-/// minutes by itself.
-const FIGURES: [&str; 4] = ["reports", "latency", "beside", "stacks"];
-const ONLY_BY_NAME: &str = "stacks";
+/// What is measured apart from workloads.
+const FIGURES: [&str; 5] = ["reports", "latency", "beside", "stacks", "budget"];
+/// Left out unless they are named: each takes a minute or more by itself.
+const ONLY_BY_NAME: [&str; 2] = ["stacks", "budget"];
 
 /// The task's arguments.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only these: hotloop, threadloop, liveloop, redis, churn, inserts, pipeloop, sockloop,
-    /// fileloop; reports, latency, beside; stacks (never without its name).
+    /// fileloop; reports, latency, beside; stacks and budget (never without their names).
     only: Vec<String>,
     /// Beside the same probes with empty programs, in the place of other tools: user workloads only.
     #[arg(long)]
@@ -49,7 +50,7 @@ pub(crate) struct Options {
 impl Options {
     fn wants(&self, name: &str) -> bool {
         match self.only.as_slice() {
-            [] => name != ONLY_BY_NAME,
+            [] => !ONLY_BY_NAME.contains(&name),
             only => only.iter().any(|wanted| wanted == name),
         }
     }
@@ -102,6 +103,9 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     }
     if options.wants("stacks") {
         stacks::bench(&leaktrace, rounds)?;
+    }
+    if options.wants("budget") {
+        budget::bench(&leaktrace)?;
     }
     if let Some(path) = &options.json {
         let text = format!("{:#}\n", table::json(rounds, &tables, &figures)?);

@@ -232,6 +232,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Where a server listens.
+    pub(super) fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
     /// On to the next stage; gives what the program says there.
     pub(super) fn advance(&mut self) -> Result<String> {
         self.stdin.as_mut().context("it was ended")?.write_all(b"x")?;
