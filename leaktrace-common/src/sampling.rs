@@ -64,7 +64,7 @@ pub const fn count_variance(weight: u64) -> u64 {
 /// bytes squared, see [`BYTES_VARIANCE_SHIFT`].
 #[inline(always)]
 pub const fn bytes_variance(size_bytes: u64, weighted_bytes: u64) -> u64 {
-    // Nothing for whole blocks; of others both factors are below 2^28.
+    // Nothing for whole blocks; of others both factors are at most 2^28.
     (weighted_bytes * weighted_bytes.saturating_sub(size_bytes)) >> BYTES_VARIANCE_SHIFT
 }
 

@@ -1,6 +1,11 @@
 //! `leaktrace run`: a command behaves as it does alone, and its leaks are found.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::PathBuf,
+    process::Command,
+};
 
 use leaktrace_tests::{
     SOON,
@@ -233,6 +238,27 @@ fn check_last_image(argv: &[&str]) {
     assert_eq!(process["comm"], "true", "{process}");
     let allocator = process["allocator"].as_str().unwrap_or_default();
     assert!(allocator.starts_with("glibc (/"), "{process}");
+}
+
+/// The kernel ends its records of a process that gets other rights with what it executes; reports
+/// go on.
+#[test]
+fn reports_go_on_after_a_set_group_id_program() {
+    let scratch = Scratch::new();
+    let program = scratch.folder.path().join("sleep");
+    let group = 65_534; // nogroup
+    fs::copy("/usr/bin/sleep", &program)
+        .and_then(|_| chown(&program, None, Some(group)))
+        .and_then(|()| fs::set_permissions(&program, fs::Permissions::from_mode(0o2755)))
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let script = format!("exec {} 3", program.display());
+    let finished =
+        run_with_input(&mut scratch.command(&["-i", "200ms"], &["sh", "-c", &script]), "");
+    assert_eq!(finished.code, 0, "exit code; stderr:\n{}", finished.stderr);
+    let reports = read_reports(&scratch.report());
+    let is_of_it = |report: &&Report| report.value["processes"][0]["comm"] == "sleep";
+    let running = reports.iter().filter(is_of_it).filter(|report| !report.is_final()).count();
+    assert!(running > 0, "{} reports, none while it ran", reports.len());
 }
 
 /// What a process maps that ends within a millisecond of its exec can be read from /proc only by

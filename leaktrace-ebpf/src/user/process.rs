@@ -87,30 +87,49 @@ fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
 fn unregister(tgid: u32) {
     // One that is not there needs no removal.
     let _ = TARGETS.remove(tgid);
-    remember(tgid, 0);
+    forget(tgid);
 }
 
 /// The space of a traced process, asked for by a thread of it.
 ///
-/// A small array comes before the hash map. What it holds of a process is written by that process
-/// alone: by its threads while they run, by its exec, which has ended all but one of them, and by
-/// its last thread's end. So it cannot be older than what the hash map holds, and the number may be
-/// given to another process.
+/// A small array comes before the hash map. What it holds of a process is written by that process:
+/// by its threads while they run, by its exec, which has ended all but one of them, and by its last
+/// thread's end; the loader wipes it with what it takes out of the hash map. So it is not older than
+/// the hash map, and the number may be given to another process.
 #[inline(always)]
 pub(crate) fn space_of(tgid: u32) -> Option<u32> {
     let recent = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1))?;
     // SAFETY: a live map value; one word is read whole, so both halves belong together.
     let word = unsafe { recent.read_volatile() };
-    if (word >> 32) as u32 == tgid && word as u32 != 0 {
+    if (word >> 32) as u32 == tgid && word != 0 {
         return Some(word as u32);
     }
     // SAFETY: read at once; deleted only when the process ends.
     let space = unsafe { TARGETS.get(tgid) }?.space;
     remember(tgid, space);
+    // The loader may have taken it out, and wiped the array, in between.
+    // SAFETY: as above.
+    if unsafe { TARGETS.get(tgid) }.is_none_or(|target| target.space != space) {
+        forget(tgid);
+        return None;
+    }
     Some(space)
 }
 
-/// Puts a process' space into the small array; 0 if it is not traced any more.
+/// Takes a process out of the small array.
+#[inline(always)]
+fn forget(tgid: u32) {
+    if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
+        // SAFETY: a live map value; words are read and written whole.
+        unsafe {
+            if (recent.read_volatile() >> 32) as u32 == tgid {
+                recent.write_volatile(0);
+            }
+        }
+    }
+}
+
+/// Puts a process' space into the small array.
 #[inline(always)]
 fn remember(tgid: u32, space: u32) {
     if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
@@ -182,7 +201,10 @@ pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
 pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
     let tgid = (thread >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr(tgid) else { return 0 };
+    let Some(target) = TARGETS.get_ptr(tgid) else {
+        forget(tgid);
+        return 0;
+    };
     // SAFETY: a live map value.
     let old_space = unsafe { (*target).space };
     let leaving = Leaving::of_current();

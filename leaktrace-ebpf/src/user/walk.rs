@@ -213,6 +213,10 @@ pub unsafe extern "C" fn leaktrace_step(slot: u32) -> u32 {
 unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
     // SAFETY: the caller's promise; cache entries are checked, see [`CachedRule`].
     unsafe {
+        // Before the first mappings are published, spaces have nothing in common but that.
+        if (*walk).generation == 0 {
+            return leaktrace_find_rule(slot);
+        }
         // The generation goes over all bits, as it outgrows those that an address leaves free.
         let generation = u64::from((*walk).generation).wrapping_mul(StackId::SEED);
         let key = (*walk).address ^ generation;

@@ -57,9 +57,8 @@ impl Maps {
         if self.targets.get(&tgid, 0).is_ok_and(|target| target.space == space) {
             // One that is not there needs no removal.
             let _ = self.targets.remove(&tgid);
-            let word = u64::from(tgid) << 32 | u64::from(space);
             for slot in 0..self.recent_targets.len() {
-                if self.recent_targets.read(slot) == word {
+                if self.recent_targets.read(slot) >> 32 == u64::from(tgid) {
                     self.recent_targets.write(slot, 0);
                 }
             }

@@ -140,7 +140,7 @@ mod tests {
         // One of 16 bytes or less in every 256, and a whole one.
         let sampled = some.sampled.unwrap();
         assert_eq!((sampled.count, sampled.count_error()), (2, Some(255)));
-        assert_eq!(sampled.bytes_error(), Some(0), "a block of no bytes");
+        assert_eq!(sampled.bytes_error(), None, "a block of no bytes, and a whole one");
         assert_eq!(some.outstanding, Amount { count: 257, bytes: 1 << 22 });
         let all = figures(&record(&blocks, 5), true);
         assert_eq!(all.outstanding, Amount::default());

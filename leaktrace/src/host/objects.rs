@@ -65,12 +65,11 @@ impl ObjectTable {
         }
         let opened = open(pid, mapping, path);
         let key = (mapping.device, mapping.inode);
-        // A file that is held open keeps its inode number to itself.
-        if let (Err(_), Some(known)) = (&opened, self.by_mapping.get(&key)) {
-            return Some(*known);
+        if let (Err(_), Some(known)) = (&opened, self.held(mapping, path)) {
+            return Some(known);
         }
         let is_open = opened.is_ok();
-        let id = self.intern_opened(path, mapping.inode, opened);
+        let id = self.intern_opened(path, mapping, opened);
         if is_open {
             self.by_mapping.insert(key, id);
         }
@@ -84,8 +83,8 @@ impl ObjectTable {
         if path == "[vdso]" {
             return Some(self.intern_name(path));
         }
-        if let Some(known) = self.by_mapping.get(&(mapping.device, mapping.inode)) {
-            return Some(*known);
+        if let Some(known) = self.held(mapping, path) {
+            return Some(known);
         }
         let opened = open_regular(path).and_then(|file| {
             let metadata = file.metadata()?;
@@ -95,19 +94,31 @@ impl ObjectTable {
             }
             Ok((file, (metadata.dev(), metadata.ino())))
         });
-        Some(self.intern_opened(path, mapping.inode, opened))
+        Some(self.intern_opened(path, mapping, opened))
+    }
+
+    /// The held file of another process' mapping with the same numbers. It keeps them to itself
+    /// while it is held; but the subvolumes of a btrfs have one device and numbers of their own, so
+    /// the path has to be the same as well.
+    fn held(&self, mapping: &Mapping, path: &str) -> Option<ObjectId> {
+        let known = *self.by_mapping.get(&(mapping.device, mapping.inode))?;
+        let object = self.get(known)?;
+        (object.path == path.trim_end_matches(" (deleted)")).then_some(known)
     }
 
     fn intern_opened(
         &mut self,
         path: &str,
-        inode: u64,
+        mapping: &Mapping,
         opened: io::Result<(File, (u64, u64))>,
     ) -> ObjectId {
         let identity = match &opened {
             Ok((_, identity)) => *identity,
             // Cannot be opened: the numbers of the maps line still tell objects apart.
-            Err(_) => (u64::MAX, inode),
+            Err(_) => {
+                let (major, minor) = mapping.device;
+                (!(u64::from(major) << 32 | u64::from(minor)), mapping.inode)
+            }
         };
         if let Some(known) = self.by_inode.get(&identity) {
             return *known;

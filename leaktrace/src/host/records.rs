@@ -27,8 +27,8 @@ const PROT_EXEC: u32 = 4;
 const KEPT_NS: u64 = 10_000_000_000;
 /// Processes of which records are kept, ended or not, before the ended ones are left out.
 const FIRST_MANY: usize = 1024;
-/// Records kept of one process. One that maps and unmaps libraries for ever has lived long enough
-/// to be looked at in /proc.
+/// Records kept of one process, the latest: one that maps and unmaps libraries for ever has lived
+/// long enough to be looked at in /proc.
 const MOST_KEPT: usize = 4096;
 
 /// Whose records are wanted.
@@ -192,7 +192,7 @@ fn what(record: &data::Record<'_>, is_exec: bool) -> Option<(u32, What)> {
 /// Adds a record in the order of time: those of two CPUs are read one after the other.
 fn add(records: &mut Vec<Record>, record: Record) {
     if records.len() >= MOST_KEPT {
-        return;
+        records.remove(0);
     }
     let at = records.partition_point(|earlier| earlier.at_ns <= record.at_ns);
     records.insert(at, record);
@@ -202,7 +202,8 @@ fn image(records: &[Record], at_ns: u64) -> Image {
     let is_begin = |record: &Record| matches!(record.what, What::Forked | What::Executed(_));
     let past = records.partition_point(|record| record.at_ns <= at_ns);
     let (before, after) = records.split_at(past);
-    let begin = before.iter().rposition(is_begin);
+    // What another process with this number left is not its beginning.
+    let begin = before.iter().rposition(|it| is_begin(it) || it.what == What::Ended);
     let mut image = Image::default();
     if let Some(What::Executed(comm)) = begin.and_then(|at| before.get(at)).map(|it| &it.what) {
         image.comm = Some(comm.clone());
@@ -268,5 +269,12 @@ mod tests {
         assert_eq!((later.comm.as_deref(), paths(&later)), (Some("true"), vec!["/bin/true"]));
         // A child maps what its parent does: only what it adds is recorded.
         assert_eq!(image(&records, 15), Image::default());
+        // Its fork was not recorded.
+        records.retain(|record| record.at_ns != 10 && record.at_ns != 20);
+        let unknown = image(&records, 20);
+        assert_eq!(
+            (unknown.comm.as_deref(), paths(&unknown)),
+            (None, vec!["/bin/sh", "/lib/libc"])
+        );
     }
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     attach::allocator,
     bpf::Loaded,
-    collect::Collector,
+    collect::{Collector, monotonic_ns},
     error::Error,
     host::{
         objects::{ObjectId, ObjectTable},
@@ -93,21 +93,25 @@ impl Processes {
         self.tables.publish(traced.space, &traced.mappings);
     }
 
-    /// Takes what a process that has ended had mapped from the kernel's records, so that what it
-    /// left can be named. Nothing of it can be probed any more.
+    /// Takes what a process that has ended had mapped from the kernel's records, as far as it is
+    /// not known, so that what it left can be named. Nothing of it can be probed any more.
     pub(super) fn take_recorded(&mut self, pid: u32, collector: &mut Collector) {
+        let Some(space) = self.traced.get(&pid).map(|traced| traced.space) else { return };
+        // A child of vfork has its parent's image, which lives on.
+        if self.traced.values().filter(|traced| traced.space == space).count() > 1 {
+            return;
+        }
         let (Some(records), Some(traced)) = (&mut self.records, self.traced.get_mut(&pid)) else {
             return;
         };
         let image = records.image(pid, traced.since_ns);
-        let mut lines = Vec::new();
-        if image.comm.is_none() {
-            // It began as a copy, or before the records did.
-            lines.clone_from(&traced.lines);
-        }
+        // /proc knows better: it tells of each file what the process sees (overlayfs), and no
+        // record of it is lost.
+        let mut lines = traced.lines.clone();
         for mapping in image.mappings {
-            lines.retain(|line| line.end <= mapping.start || line.start >= mapping.end);
-            lines.push(mapping);
+            if lines.iter().all(|line| line.end <= mapping.start || line.start >= mapping.end) {
+                lines.push(mapping);
+            }
         }
         let present = traced.with_objects(&lines, &mut collector.objects, |objects, mapping| {
             objects.intern_gone(mapping)
@@ -120,38 +124,48 @@ impl Processes {
         let exe = traced.lines.iter().filter_map(|line| line.path.as_deref()).next();
         collector.name_process(traced.space, image.comm.as_deref(), exe);
         collector.update_mappings(traced.space, &traced.mappings);
-        let owner = self.owner(pid);
         if let Ok(allocators) = self.find_allocators(pid, collector)
-            && self.traces_malloc
-            && allocators.iter().any(|id| !self.attached.contains(&(owner, *id)))
+            && self.are_late(pid, &allocators)
         {
             self.came_late(pid);
         }
     }
 
-    /// Attaches to the allocators of a process that have no probes yet; gives the number of these.
+    /// Whether any of these allocators got its probes after the process had become what it is.
+    fn are_late(&self, pid: u32, allocators: &[ObjectId]) -> bool {
+        let owner = self.owner(pid);
+        let Some(traced) = self.traced.get(&pid) else { return false };
+        let is_late = |id: &ObjectId| {
+            self.attached.get(&(owner, *id)).is_none_or(|at_ns| *at_ns > traced.since_ns)
+        };
+        self.traces_malloc && allocators.iter().any(is_late)
+    }
+
+    /// Attaches to the allocators of a process that have no probes yet; tells whether any of those
+    /// that were not known of it may have been called before it had them.
     pub(super) fn attach_new(
         &mut self,
         pid: u32,
         loaded: &mut Loaded,
         collector: &mut Collector,
-    ) -> Result<usize, Error> {
+    ) -> Result<bool, Error> {
         let new = self.find_allocators(pid, collector)?;
         let owner = self.owner(pid);
-        let mut attached = 0;
-        for id in new {
-            let Some(Some(allocator)) = self.allocators.get(&id) else { continue };
-            let Some(object) = collector.objects.get(id) else { continue };
-            if self.traces_malloc && self.attached.insert((owner, id)) {
+        for id in &new {
+            let Some(Some(allocator)) = self.allocators.get(id) else { continue };
+            let Some(object) = collector.objects.get(*id) else { continue };
+            if self.traces_malloc && !self.attached.contains_key(&(owner, *id)) {
+                // What fails once is not tried again.
+                self.attached.insert((owner, *id), u64::MAX);
                 let result = self.probes.attach(loaded, &object.readable_at(), allocator, owner);
                 if let (Err(error), 0) = (&result, owner) {
                     self.unprobed.push(format!("{}: {error}", object.path));
                 }
                 result?;
-                attached += 1;
+                self.attached.insert((owner, *id), monotonic_ns());
             }
         }
-        Ok(attached)
+        Ok(self.are_late(pid, &new))
     }
 
     /// For whom the probes of a process are: 0 stands for all.

@@ -243,7 +243,7 @@ impl Session {
         let sizes = Sizes::new(spec.trace.max_outstanding, true, kinds.mmap);
         let rules = Rules::new(wanted)?;
         let config = follow::constants(wanted, spec.trace.children, config(spec))?;
-        if rules.is_open() {
+        if rules.is_open() || spec.trace.children || suspended.is_some() {
             proc::raise_file_limit();
         }
         let mut loaded = Loaded::load(&config, sizes)?;
@@ -276,7 +276,15 @@ impl Session {
             // A command, or a process that is yet to come, may map them later.
             processes.check_named()?;
         }
-        let records = wait::descriptors(processes.records.as_ref())?;
+        let records = match processes.records.as_ref().map(wait::descriptors) {
+            Some(Ok(records)) => records,
+            // Unread they would overflow: as if the kernel had none.
+            Some(Err(_)) => {
+                processes.records = None;
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
         let overhead = Overhead::start(&spec.trace, &processes)?;
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
@@ -416,7 +424,7 @@ impl Session {
                     }
                 }
                 () = wait_for_ring(self.map_ring.as_ref()) => self.drain_ring()?,
-                () = wait_for_records(&self.records) => {
+                () = wait_for_records(&mut self.records) => {
                     if let Some(records) = self.processes.as_mut().and_then(|it| it.records.as_mut())
                     {
                         records.read();

@@ -1,7 +1,7 @@
 //! The traced processes: how each begins, what becomes of it, and when it is looked at.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
@@ -42,8 +42,9 @@ pub(super) struct Processes {
     pub(super) traced: BTreeMap<u32, Traced>,
     /// What each object defines, looked up once.
     pub(super) allocators: HashMap<ObjectId, Option<Allocator>>,
-    /// Objects with probes, and for which process; for all under 0.
-    pub(super) attached: HashSet<(u32, ObjectId)>,
+    /// Objects with probes, and for which process (for all under 0): since when, by
+    /// `CLOCK_MONOTONIC`.
+    pub(super) attached: HashMap<(u32, ObjectId), u64>,
     /// Allocators that appeared but could not be probed, by process.
     pub(super) failed: BTreeMap<u32, String>,
     /// The same of probes for all processes.
@@ -125,7 +126,7 @@ impl Processes {
             tables: Tables::new(loaded.unwind_maps()?, trace.unwind),
             traced: BTreeMap::new(),
             allocators: HashMap::new(),
-            attached: HashSet::new(),
+            attached: HashMap::new(),
             failed: BTreeMap::new(),
             unprobed: Vec::new(),
             rows: Vec::new(),
@@ -241,7 +242,7 @@ impl Processes {
         collector.maps.remove_target(pid, traced.space);
         if !self.shares_probes {
             self.probes.detach(pid);
-            self.attached.retain(|(owner, _)| *owner != pid);
+            self.attached.retain(|(owner, _), _| *owner != pid);
         }
         if !self.keeps_ended {
             // What was not seen of it leaves the report with it.
@@ -381,8 +382,8 @@ impl Processes {
     /// allocated before, stands in the report.
     fn attach_or_note(&mut self, pid: u32, loaded: &mut Loaded, collector: &mut Collector) {
         match self.attach_new(pid, loaded, collector) {
-            Ok(0) => {}
-            Ok(_) => self.came_late(pid),
+            Ok(false) => {}
+            Ok(true) => self.came_late(pid),
             Err(_) if self.shares_probes => {}
             Err(error) => {
                 self.failed.insert(pid, error.to_string());

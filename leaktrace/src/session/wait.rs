@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
+    task::Poll,
 };
 
 use tokio::{
@@ -68,26 +69,28 @@ fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
 }
 
-/// The descriptors of the records, if there are any.
-pub(super) fn descriptors(records: Option<&Records>) -> Result<Vec<AsyncFd<OwnedFd>>, Error> {
-    let failed = |error| Error::kernel("cannot watch the records of mappings", error);
-    let Some(records) = records else { return Ok(Vec::new()) };
-    records.descriptors().map_err(failed)?.into_iter().map(|fd| watch(fd).map_err(failed)).collect()
+/// The descriptors of the records.
+pub(super) fn descriptors(records: &Records) -> io::Result<Vec<AsyncFd<OwnedFd>>> {
+    records.descriptors()?.into_iter().map(watch).collect()
 }
 
-/// Waits until the buffer of any CPU is half full.
-pub(super) async fn wait_for_records(records: &[AsyncFd<OwnedFd>]) {
+/// Waits until the buffer of any CPU is half full. Those that get no record any more, as the process
+/// has ended or has got other rights, are ready for ever: they are left out from then on.
+pub(super) async fn wait_for_records(records: &mut Vec<AsyncFd<OwnedFd>>) {
     std::future::poll_fn(|context| {
-        for fd in records {
-            if let std::task::Poll::Ready(ready) = fd.poll_read_ready(context) {
+        let mut is_ready = false;
+        records.retain(|fd| match fd.poll_read_ready(context) {
+            Poll::Pending => true,
+            Poll::Ready(Ok(mut guard)) => {
+                is_ready = true;
+                let is_closed = guard.ready().is_read_closed();
                 // All are read right after.
-                return ready.map_or(std::task::Poll::Pending, |mut guard| {
-                    guard.clear_ready();
-                    std::task::Poll::Ready(())
-                });
+                guard.clear_ready();
+                !is_closed
             }
-        }
-        std::task::Poll::Pending
+            Poll::Ready(Err(_)) => false,
+        });
+        if is_ready { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
 }
@@ -107,10 +110,10 @@ pub(super) async fn wait_for_exit(pidfds: &[(u32, AsyncFd<OwnedFd>)]) -> u32 {
     std::future::poll_fn(|context| {
         for (pid, fd) in pidfds {
             if fd.poll_read_ready(context).is_ready() {
-                return std::task::Poll::Ready(*pid);
+                return Poll::Ready(*pid);
             }
         }
-        std::task::Poll::Pending
+        Poll::Pending
     })
     .await
 }

@@ -21,14 +21,14 @@ impl Sampled {
         }
     }
 
-    /// Standard error of the number of blocks; unknown where none was recorded, as nothing can be
-    /// said then of how many there are.
+    /// Standard error of the number of blocks; unknown where none was recorded that stands for
+    /// others, as nothing can be said then of how many of these there are.
     pub fn count_error(self) -> Option<u64> {
-        (self.count > 0).then(|| self.count_variance.sqrt().round() as u64)
+        (self.count_variance > 0.0).then(|| self.count_variance.sqrt().round() as u64)
     }
 
     /// Standard error of the bytes, as [`Sampled::count_error`].
     pub fn bytes_error(self) -> Option<u64> {
-        (self.count > 0).then(|| self.bytes_variance.sqrt().round() as u64)
+        (self.bytes_variance > 0.0).then(|| self.bytes_variance.sqrt().round() as u64)
     }
 }

@@ -139,7 +139,8 @@ impl Tables {
             self.maps.mappings.write(slot, self.text_mapping(mapping));
         }
         self.next_mapping += mappings.len();
-        self.generation = self.generation.wrapping_add(1);
+        // 0 is that of spaces without mappings.
+        self.generation = self.generation.wrapping_add(1).max(1);
         self.maps.set_text_map(
             space,
             TextMap {
