@@ -21,7 +21,7 @@ use super::{
 /// How long the loop runs: the time until the probes are gone is in it.
 const LOOP_SECONDS: &str = "8";
 /// Requests a second of the server's one client.
-const LOADS: [u32; 4] = [1000, 2000, 4000, 8000];
+const LOADS: [u32; 4] = [300, 600, 1000, 2000];
 /// Reports, one a second, after which what was done counts.
 const REPORTS: usize = 8;
 /// Requests come in bursts, so many a second.
