@@ -147,7 +147,7 @@ impl Cell {
         }
     }
 
-    fn library(self) -> Option<PathBuf> {
+    fn preloaded(self) -> Option<PathBuf> {
         match self {
             Preloaded(library) => Some(Path::new(LIBRARIES).join(library)),
             _ => None,
@@ -173,7 +173,7 @@ impl Cell {
     fn launch(self) -> Leaker {
         let mut command = Command::new(self.program());
         command.args(self.arguments());
-        if let Some(library) = self.library() {
+        if let Some(library) = self.preloaded() {
             command.env("LD_PRELOAD", library);
         }
         Leaker::launch(&mut command)
@@ -188,7 +188,7 @@ impl Cell {
         fs::create_dir(hidden).unwrap_or_else(|error| panic!("{}: {error}", hidden.display()));
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", SCRIPT]).arg(hidden).arg(self.program());
-        command.arg(self.library().unwrap_or_default()).args(self.arguments());
+        command.arg(self.preloaded().unwrap_or_default()).args(self.arguments());
         Leaker::launch(&mut command)
     }
 }
