@@ -54,7 +54,7 @@ enum Task {
     /// Boot Debian's kernel in a virtual machine and run a command there, with this machine's files.
     Vm {
         /// The kernel.
-        #[arg(long, value_enum, default_value = "amd64")]
+        #[arg(long, value_enum, default_value = "6.1")]
         kernel: vm::Flavour,
         /// The command and its arguments; `leaktrace` is the one just built.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]

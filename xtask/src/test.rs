@@ -137,11 +137,15 @@ const SLOW: [&str; 12] = [
 /// What runs in the machine: kernel, test file, and which of its tests (arguments of the test
 /// runner). Each in a machine of its own, as a driver may leave the kernel in any state.
 const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
-    (vm::Flavour::Amd64, "live", &[]),
-    (vm::Flavour::Amd64, "drivers", &[]),
-    (vm::Flavour::Amd64, "storm", &["--nocapture"]),
+    (vm::Flavour::Stable, "live", &[]),
+    (vm::Flavour::Stable, "drivers", &[]),
+    (vm::Flavour::Stable, "storm", &["--nocapture"]),
     // Where interrupts are threads, and locks sleep.
-    (vm::Flavour::RtAmd64, "live", &["kernel::default_stacks", "kernel::percpu", "pages_in_pipes"]),
+    (
+        vm::Flavour::RealTime,
+        "live",
+        &["kernel::default_stacks", "kernel::percpu", "pages_in_pipes"],
+    ),
     // What differs: uprobe_multi links, and walks that meet on one CPU.
     (
         vm::Flavour::Newer,
@@ -152,7 +156,7 @@ const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
 
 /// Runs the tests that need Debian's kernels; gives whether all passed.
 fn in_machine(binary: &Path) -> Result<bool> {
-    vm::build_drivers(vm::Flavour::Amd64)?;
+    vm::build_drivers(vm::Flavour::Stable)?;
     build_package("tikv")?;
     let mut passed = true;
     for (flavour, name, arguments) in MACHINES {

@@ -1,104 +1,86 @@
-//! Debian's kernel: downloaded and unpacked below the target folder, never installed.
+//! Debian's kernels: downloaded and unpacked below the target folder, never installed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Flavour, command, folder};
+use super::{
+    Flavour, folder,
+    packages::{Source, Suite, entries},
+};
 
 /// An unpacked kernel.
 pub(crate) struct Kernel {
     /// Its release, such as `6.1.0-56-amd64`.
     pub(crate) release: String,
-    root: PathBuf,
-}
-
-impl Kernel {
     /// The bootable image.
-    pub(crate) fn image(&self) -> PathBuf {
-        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
+    pub(crate) image: PathBuf,
+    /// The folder of its modules.
+    pub(crate) modules: PathBuf,
+}
+
+impl Flavour {
+    /// Where its packages come from.
+    fn suites(self) -> &'static [Suite] {
+        const BOOKWORM: &[Suite] = &[Suite::Main("bookworm"), Suite::Security("bookworm-security")];
+        match self {
+            Self::Old => &[Suite::Main("bullseye")],
+            Self::Stable | Self::RealTime | Self::Newer => BOOKWORM,
+            Self::Newest => &[Suite::Main("sid")],
+        }
     }
 
-    /// The folder of its modules.
-    pub(crate) fn modules(&self) -> PathBuf {
-        self.root.join("lib/modules").join(&self.release).join("kernel")
+    /// What the names of its metapackages (`linux-image-...`) end in.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Old | Self::Stable | Self::Newest => "amd64",
+            Self::RealTime => "rt-amd64",
+            Self::Newer => "6.12-amd64",
+        }
     }
 }
 
-/// The kernel that the flavour's package stands for today, or the one unpacked before where
-/// there is no package source.
+/// The kernel that the flavour's package stood for when it was asked for first.
 pub(crate) fn find(flavour: Flavour) -> Result<Kernel> {
     let folder = folder()?.join(flavour.name());
-    if let Some(kernel) = unpacked(&folder, flavour)? {
-        return Ok(kernel);
-    }
-    let package = match package(flavour) {
-        Ok(package) => package,
-        // The package lists may be old, or not there at all.
-        Err(_) => {
-            command::run(Command::new("apt-get").args(["-qq", "update"]))?;
-            package(flavour)?
-        }
-    };
-    eprintln!("xtask: downloading {package} (70 MB)");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let download = || {
-        let mut apt_get = Command::new("apt-get");
-        apt_get.args(["-qq", "download", &package]).current_dir(&folder);
-        // A file of root's below a folder that its sandbox user cannot enter.
-        apt_get.args(["-o", "APT::Sandbox::User=root"]);
-        command::run(&mut apt_get)
-    };
-    if download().is_err() {
-        // What the lists say may be gone from the mirror.
-        command::run(Command::new("apt-get").args(["-qq", "update"]))?;
-        download()?;
-    }
-    let archive = entries(&folder)?
-        .into_iter()
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get left no package")?;
-    // Unpacked beside its place, so that a run that is cut short leaves nothing half done.
-    let part = folder.join("part");
-    let _ = fs::remove_dir_all(&part);
-    command::run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&part))?;
-    fs::rename(&part, folder.join("root")).context("cannot move the unpacked kernel")?;
-    fs::remove_file(&archive).context("cannot remove the package")?;
-    unpacked(&folder, flavour)?.context("the package has no kernel")
-}
-
-/// The kernel in the folder, if it is whole.
-fn unpacked(folder: &Path, flavour: Flavour) -> Result<Option<Kernel>> {
     let root = folder.join("root");
     if !root.is_dir() {
-        return Ok(None);
+        download(flavour, &folder, &root)?;
     }
-    for path in entries(&root.join("boot"))? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(release) = name.strip_prefix("vmlinuz-") {
-            return Ok(Some(Kernel { release: release.to_owned(), root }));
+    unpacked(&root).with_context(|| format!("remove {} and try again", folder.display()))
+}
+
+fn download(flavour: Flavour, folder: &Path, to: &Path) -> Result<()> {
+    let source = Source::update(&folder.join("apt"), flavour.suites())?;
+    let meta = format!("linux-image-{}", flavour.suffix());
+    let image = source
+        .depends(&meta)?
+        .into_iter()
+        .find(|name| name.starts_with("linux-image-"))
+        .with_context(|| format!("{meta} stands for no kernel"))?;
+    // From 6.19 on the image's package is an empty one that needs these (Debian's linux).
+    let mut packages = source.depends(&image)?;
+    packages.retain(|name| {
+        ["linux-binary-", "linux-modules-"].iter().any(|kind| name.starts_with(kind))
+    });
+    packages.push(image);
+    eprintln!("xtask: downloading {} (some 100 MB)", packages.join(", "));
+    source.unpack(&packages, to)
+}
+
+/// The kernel below the folder.
+fn unpacked(root: &Path) -> Result<Kernel> {
+    // Merged with /usr in newer suites.
+    let modules = ["lib/modules", "usr/lib/modules"].map(|path| root.join(path));
+    let Some(modules) = modules.into_iter().find(|path| path.is_dir()) else {
+        bail!("{} has no modules", root.display());
+    };
+    for path in entries(&modules)? {
+        let release = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let images = [root.join("boot").join(format!("vmlinuz-{release}")), path.join("vmlinuz")];
+        if let Some(image) = images.into_iter().find(|image| image.is_file()) {
+            return Ok(Kernel { release, image, modules: path.join("kernel") });
         }
     }
-    bail!("{} has no kernel: remove it and try again", folder.join(flavour.name()).display())
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let list = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    Ok(list.flatten().map(|entry| entry.path()).collect())
-}
-
-/// The package that the flavour's metapackage stands for.
-fn package(flavour: Flavour) -> Result<String> {
-    let meta = format!("linux-image-{}", flavour.name());
-    let depends = command::output(Command::new("apt-cache").args(["depends", &meta]))?;
-    depends
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
-        .find(|name| name.starts_with("linux-image-"))
-        .map(str::to_owned)
-        .with_context(|| format!("apt-cache does not know {meta}: run apt-get update"))
+    bail!("{} has no kernel", root.display())
 }

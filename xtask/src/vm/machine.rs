@@ -71,7 +71,7 @@ fn run_once(kernel: &Kernel, job: &Job<'_>) -> Result<u8> {
         .args(["-nographic", "-no-reboot", "-monitor", "none", "-nic", "none", "-vga", "none"])
         .args(["-append", CMDLINE])
         .arg("-kernel")
-        .arg(kernel.image())
+        .arg(&kernel.image)
         .arg("-initrd")
         .arg(&initramfs)
         .arg("-serial")
@@ -160,7 +160,7 @@ fn initramfs(folder: &Path, kernel: &Kernel, shares: &[Share]) -> Result<PathBuf
     symlink("busybox", root.join("bin/sh"))?;
     let mut insmod = String::new();
     for module in MODULES {
-        let from = kernel.modules().join(format!("{module}.ko"));
+        let from = kernel.modules.join(format!("{module}.ko"));
         let Some(name) = from.file_name() else { continue };
         let to = root.join("modules").join(name);
         let packed = from.with_extension("ko.xz");
@@ -263,7 +263,7 @@ mod tests {
     fn the_guest_runs_the_command_and_says_how_it_ended() {
         let script = script_of(
             &Job {
-                flavour: Flavour::Amd64,
+                flavour: Flavour::Stable,
                 command: &["echo".into(), "it's".into()],
                 directory: Path::new("/a b"),
                 environment: &[("NAME", "va lue".into())],

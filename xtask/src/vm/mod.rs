@@ -7,6 +7,7 @@
 mod drivers;
 mod kernel;
 mod machine;
+mod packages;
 
 use std::{
     ffi::OsString,
@@ -21,25 +22,30 @@ use clap::ValueEnum;
 
 use crate::{bpf, build, command, setup, test, workspace};
 
-/// A kernel of Debian's to boot.
+/// A kernel of Debian's to boot, by its series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Flavour {
-    /// `linux-image-amd64`
-    Amd64,
-    /// `linux-image-rt-amd64`: with real-time preemption
-    RtAmd64,
-    /// `linux-image-6.12-amd64`
-    #[value(name = "6.12-amd64")]
+    /// bullseye's
+    #[value(name = "5.10")]
+    Old,
+    /// bookworm's
+    #[value(name = "6.1")]
+    Stable,
+    /// bookworm's with real-time preemption
+    #[value(name = "6.1-rt")]
+    RealTime,
+    /// trixie's, as bookworm has it
+    #[value(name = "6.12")]
     Newer,
+    /// sid's, whatever it has by now
+    #[value(name = "7.2")]
+    Newest,
 }
 
 impl Flavour {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Amd64 => "amd64",
-            Self::RtAmd64 => "rt-amd64",
-            Self::Newer => "6.12-amd64",
-        }
+    /// As the command line has it.
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
 
