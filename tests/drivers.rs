@@ -8,7 +8,6 @@ use std::fs::{self, File};
 
 use leaktrace_tests::{
     SOON,
-    binary::target_dir,
     driver::Driver,
     report::{Amounts, Report, number},
     traced::Traced,
@@ -370,7 +369,7 @@ mod unloaded {
     #[test]
     fn lines_and_inlined_functions_are_there_with_debug_information() {
         let driver = Driver::load("leak_clock");
-        let folder = target_dir().join("test-drivers");
+        let folder = Driver::folder();
         let folder = folder.to_str().unwrap_or_default();
         let args = ["kernel", "--stacks", "all", "-i", "1h", "--debug-dir", folder];
         let traced = Traced::start(&args);

@@ -72,7 +72,7 @@ static int run_kvfree_rcu(unsigned int number)
         if (!block)
             return -ENOMEM;
         account_freed(&block_for_kvfree_rcu_account, HEADLESS_BYTES);
-        kvfree_rcu(block);
+        kvfree_rcu_mightsleep(block);
     }
     return 0;
 }

@@ -1,6 +1,6 @@
 //! A test driver: a kernel module of `tests/drivers`, loaded and led through its commands.
 //!
-//! xtask has built them; they fit the kernel of its machine, and no other.
+//! xtask has built them for the kernels of its machines, and no other.
 
 use std::{ffi::CString, fs, fs::File, os::fd::AsRawFd as _, path::PathBuf, time::Instant};
 
@@ -29,7 +29,7 @@ impl Driver {
     /// When not root, when it is not built, or when the kernel refuses it.
     pub fn load(name: &'static str) -> Self {
         require_root();
-        let path = target_dir().join("test-drivers").join(name).with_extension("ko");
+        let path = Self::folder().join(name).with_extension("ko");
         let file = File::open(&path).unwrap_or_else(|error| {
             panic!("{}: {error}; `cargo xtask test vm` builds it", path.display())
         });
@@ -39,6 +39,17 @@ impl Driver {
         let error = std::io::Error::last_os_error();
         assert!(result == 0, "the kernel refuses {}: {error}", path.display());
         Self { name, is_loaded: true }
+    }
+
+    /// Where those for the running kernel are.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not say what it is.
+    pub fn folder() -> PathBuf {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_else(|error| panic!("/proc/sys/kernel/osrelease: {error}"));
+        target_dir().join("test-drivers").join(release.trim())
     }
 
     /// Its name, which is the module's.

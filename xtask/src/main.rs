@@ -50,6 +50,8 @@ enum Task {
         /// Layers to run.
         #[arg(value_enum)]
         layers: Vec<test::Layer>,
+        #[command(flatten)]
+        machine: test::MachineOptions,
     },
     /// Boot Debian's kernel in a virtual machine and run a command there, with this machine's files.
     Vm {
@@ -87,7 +89,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Build { release } => build::build(release)?,
         Task::Run { args } => return run::run(&args),
-        Task::Test { layers } => return test::test(&layers),
+        Task::Test { layers, machine } => return test::test(&layers, &machine),
         Task::Vm { kernel, command } => return vm::vm(kernel, &command),
         Task::Bench(options) => bench::bench(&options)?,
         Task::Lint => lint::lint()?,

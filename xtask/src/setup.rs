@@ -42,8 +42,9 @@ const TEST_PACKAGES: [&str; 10] = [
 ];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];
-/// What builds modules for the machine's kernel.
-const DRIVER_PACKAGES: [&str; 2] = ["linux-headers-amd64", "make"];
+/// What builds modules for the machines' kernels, together with their headers; bookworm's kernels
+/// ask for its own compiler by name, and their objtool for libelf.
+const DRIVER_PACKAGES: [&str; 3] = ["gcc-12", "libelf1", "make"];
 /// What leaktrace is measured beside, and what it traces then.
 const BENCH_PACKAGES: [&str; 6] =
     ["bpfcc-tools", "bpftrace", "heaptrack", "valgrind", "redis-tools", "libsqlite3-0"];

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
-use clap::ValueEnum;
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
 
 use crate::{
     bpf,
@@ -29,12 +29,47 @@ pub(crate) enum Layer {
     Vm,
 }
 
+/// The files whose tests run in machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum File {
+    Live,
+    Drivers,
+    Storm,
+}
+
+impl File {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Drivers => "drivers",
+            Self::Storm => "storm",
+        }
+    }
+}
+
+/// What runs in the layer of machines, where it is not what runs by default.
+#[derive(Args)]
+pub(crate) struct MachineOptions {
+    /// In the layer vm: this kernel alone, with all that runs on it.
+    #[arg(long, value_enum)]
+    kernel: Option<vm::Flavour>,
+    /// With --kernel: tests of these files alone.
+    #[arg(long, value_enum, requires = "kernel")]
+    file: Vec<File>,
+    /// With --kernel: tests whose names contain one of these, behind a `--`.
+    #[arg(last = true, requires = "kernel")]
+    names: Vec<String>,
+}
+
 /// The variable that tells tests and tidy where the binary is.
 pub(crate) const BINARY_VARIABLE: &str = "LEAKTRACE_BIN";
 
 /// The task. Every step runs even if one before it failed, so that the whole picture is seen; a
 /// failure is told where it happens, as nothing may follow the last summary.
-pub(crate) fn test(layers: &[Layer]) -> Result<ExitCode> {
+pub(crate) fn test(layers: &[Layer], options: &MachineOptions) -> Result<ExitCode> {
+    if options.kernel.is_some() && layers != [Layer::Vm] {
+        bail!("--kernel belongs to `cargo xtask test vm`");
+    }
     setup::ensure(setup::Need::Tests)?;
     let mut all_passed = true;
     let mut record = |result: Result<()>| {
@@ -66,7 +101,7 @@ pub(crate) fn test(layers: &[Layer]) -> Result<ExitCode> {
             // The harness first: what it builds must run by itself.
             (Layer::Live, Some(binary)) => integration(&["--lib"], &[], binary)
                 .and_then(|passed| Ok(integration(&["--test", "live"], &HOST, binary)? && passed)),
-            (Layer::Vm, Some(binary)) => in_machine(binary),
+            (Layer::Vm, Some(binary)) => in_machines(binary, options),
         };
         match passed {
             Ok(passed) => all_passed &= passed,
@@ -134,35 +169,68 @@ const SLOW: [&str; 12] = [
     "sampling::a_steady_load",
 ];
 
-/// What runs in the machine: kernel, test file, and which of its tests (arguments of the test
-/// runner). Each in a machine of its own, as a driver may leave the kernel in any state.
-const MACHINES: [(vm::Flavour, &str, &[&str]); 5] = [
-    (vm::Flavour::Stable, "live", &[]),
-    (vm::Flavour::Stable, "drivers", &[]),
-    (vm::Flavour::Stable, "storm", &["--nocapture"]),
+/// A machine: its kernel, a test file, and which of its tests run (arguments of the test runner;
+/// none for all). Each is booted anew, as a driver may leave the kernel in any state.
+type Machine<'a> = (vm::Flavour, File, Vec<&'a str>);
+
+/// What runs by default.
+const MACHINES: [(vm::Flavour, File, &[&str]); 5] = [
+    (vm::Flavour::Stable, File::Live, &[]),
+    (vm::Flavour::Stable, File::Drivers, &[]),
+    (vm::Flavour::Stable, File::Storm, &[]),
     // Where interrupts are threads, and locks sleep.
     (
         vm::Flavour::RealTime,
-        "live",
+        File::Live,
         &["kernel::default_stacks", "kernel::percpu", "pages_in_pipes"],
     ),
     // What differs: uprobe_multi links, and walks that meet on one CPU.
     (
         vm::Flavour::Newer,
-        "live",
+        File::Live,
         &["at_once", "verifier", "semantics::", "kernel::", "host_wide::"],
     ),
 ];
 
+impl MachineOptions {
+    fn machines(&self) -> Vec<Machine<'_>> {
+        let Some(kernel) = self.kernel else {
+            let machine =
+                |(kernel, file, names): (_, _, &[&'static str])| (kernel, file, names.to_vec());
+            return MACHINES.into_iter().map(machine).collect();
+        };
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        let is_asked = |file: &File| self.file.is_empty() || self.file.contains(file);
+        let runs = |file: &File| *file != File::Drivers || kernel.takes_drivers();
+        let files = File::value_variants().iter().copied();
+        files
+            .filter(|file| is_asked(file) && runs(file))
+            .map(|file| (kernel, file, names.clone()))
+            .collect()
+    }
+}
+
 /// Runs the tests that need Debian's kernels; gives whether all passed.
-fn in_machine(binary: &Path) -> Result<bool> {
-    vm::build_drivers(vm::Flavour::Stable)?;
+fn in_machines(binary: &Path, options: &MachineOptions) -> Result<bool> {
+    let machines = options.machines();
+    let mut built = Vec::new();
+    for (kernel, file, _) in &machines {
+        if *file == File::Drivers && !built.contains(kernel) {
+            vm::build_drivers(*kernel)?;
+            built.push(*kernel);
+        }
+    }
     build_package("tikv")?;
     let mut passed = true;
-    for (flavour, name, arguments) in MACHINES {
-        let left_out = SLOW.iter().flat_map(|name| ["--skip", *name]);
-        let words = SERIAL.iter().chain(arguments).copied().chain(left_out).map(OsString::from);
-        let command: Vec<OsString> = std::iter::once(test_program(name)?).chain(words).collect();
+    for (flavour, file, names) in machines {
+        let mut arguments = names;
+        arguments.extend(SERIAL);
+        // Its table is what one wants to see.
+        arguments.extend((file == File::Storm).then_some("--nocapture"));
+        arguments.extend(SLOW.iter().flat_map(|name| ["--skip", *name]));
+        let words = arguments.into_iter().map(OsString::from);
+        let program = test_program(file.name())?;
+        let command: Vec<OsString> = std::iter::once(program).chain(words).collect();
         let code = vm::run(&vm::Job {
             flavour,
             command: &command,

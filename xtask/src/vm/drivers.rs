@@ -1,33 +1,32 @@
-//! The test drivers: kernel modules, built with Debian's headers of the machine's kernel.
+//! The test drivers: kernel modules, built with Debian's headers of a machine's kernel.
 //!
 //! Linux's build writes beside the sources, so it works on a copy of `tests/drivers` below the
 //! target folder, which the machine sees.
 
-use std::{fs, path::Path, process::Command};
+use std::{ffi::OsString, fs, path::Path, process::Command};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::{command, kernel::Kernel};
+use super::{
+    command,
+    kernel::{Headers, Kernel},
+};
 use crate::workspace;
 
-/// Builds those that have changed, into `target/test-drivers`.
-pub(super) fn build(kernel: &Kernel) -> Result<()> {
-    let headers = Path::new("/usr/src").join(format!("linux-headers-{}", kernel.release));
-    if !headers.is_dir() {
-        bail!(
-            "no {}: apt-get install linux-headers-{}, or, if Debian has a newer kernel, remove \
-             the folder vm below the target folder",
-            headers.display(),
-            kernel.release
-        );
-    }
-    let folder = workspace::target_dir()?.join("test-drivers");
+/// Builds those that have changed, into a folder below `target/test-drivers` that has the
+/// release's name.
+pub(super) fn build(kernel: &Kernel, headers: &Headers) -> Result<()> {
+    let folder = workspace::target_dir()?.join("test-drivers").join(&kernel.release);
     copy_changed(&workspace::root()?.join("tests/drivers"), &folder)?;
     eprintln!("xtask: building the test drivers for Linux {}", kernel.release);
-    let mut modules = std::ffi::OsString::from("M=");
-    modules.push(&folder);
     let mut make = Command::new("make");
-    make.args(["--silent", "-C"]).arg(&headers).arg(modules).arg("modules");
+    make.args(["--silent", "-C"]).arg(&headers.sources);
+    for (name, value) in [("O", &headers.output), ("M", &folder)] {
+        let mut word = OsString::from(format!("{name}="));
+        word.push(value);
+        make.arg(word);
+    }
+    make.arg("modules");
     // Variables of a make around this one would be taken for its own.
     make.env_remove("MAKEFLAGS").env_remove("M");
     // For its errors: what it says on stderr when all is well (that there is no vmlinux to make

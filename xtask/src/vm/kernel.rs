@@ -1,6 +1,9 @@
 //! Debian's kernels: downloaded and unpacked below the target folder, never installed.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,13 +13,21 @@ use super::{
 };
 
 /// An unpacked kernel.
-pub(crate) struct Kernel {
+pub(super) struct Kernel {
     /// Its release, such as `6.1.0-56-amd64`.
-    pub(crate) release: String,
+    pub(super) release: String,
     /// The bootable image.
-    pub(crate) image: PathBuf,
+    pub(super) image: PathBuf,
     /// The folder of its modules.
-    pub(crate) modules: PathBuf,
+    pub(super) modules: PathBuf,
+}
+
+/// What modules are built with.
+pub(super) struct Headers {
+    /// The configured part, where Linux's build looks for its results.
+    pub(super) output: PathBuf,
+    /// The sources that kernels of this version share.
+    pub(super) sources: PathBuf,
 }
 
 impl Flavour {
@@ -41,7 +52,7 @@ impl Flavour {
 }
 
 /// The kernel that the flavour's package stood for when it was asked for first.
-pub(crate) fn find(flavour: Flavour) -> Result<Kernel> {
+pub(super) fn find(flavour: Flavour) -> Result<Kernel> {
     let folder = folder()?.join(flavour.name());
     let root = folder.join("root");
     if !root.is_dir() {
@@ -58,14 +69,34 @@ fn download(flavour: Flavour, folder: &Path, to: &Path) -> Result<()> {
         .into_iter()
         .find(|name| name.starts_with("linux-image-"))
         .with_context(|| format!("{meta} stands for no kernel"))?;
-    // From 6.19 on the image's package is an empty one that needs these (Debian's linux).
-    let mut packages = source.depends(&image)?;
-    packages.retain(|name| {
-        ["linux-binary-", "linux-modules-"].iter().any(|kind| name.starts_with(kind))
-    });
-    packages.push(image);
-    eprintln!("xtask: downloading {} (some 100 MB)", packages.join(", "));
-    source.unpack(&packages, to)
+    // sid's image package is an empty one that needs these.
+    source.unpack(&image, &["linux-binary-", "linux-modules-"], to)
+}
+
+/// The headers of the kernel, from its own suite.
+pub(super) fn headers(flavour: Flavour, kernel: &Kernel) -> Result<Headers> {
+    let folder = folder()?.join(flavour.name());
+    let root = folder.join("headers");
+    let name = format!("linux-headers-{}", kernel.release);
+    let output = root.join("usr/src").join(&name);
+    if !root.is_dir() {
+        Source::update(&folder.join("apt"), flavour.suites())?
+            .unpack(&name, &["linux-headers-", "linux-kbuild-"], &root)
+            .with_context(|| {
+                format!("if Debian has a newer kernel: remove {} and try again", folder.display())
+            })?;
+    }
+    // The types of the kernel, for those of modules: Linux's build needs a pahole as new as the
+    // kernel for that, and leaves it when there are none.
+    let types = output.join("vmlinux");
+    if types.exists() {
+        fs::remove_file(&types).with_context(|| format!("cannot remove {}", types.display()))?;
+    }
+    let sources = entries(&root.join("usr/src"))?
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains("-common"))
+        .with_context(|| format!("{} has no common headers", root.display()))?;
+    Ok(Headers { output, sources })
 }
 
 /// The kernel below the folder.

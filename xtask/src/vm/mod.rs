@@ -47,6 +47,12 @@ impl Flavour {
     fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
+
+    /// Whether the test drivers can be built for it: where bookworm's compiler is as new as that
+    /// of the kernel's configuration, and the functions that the drivers call are there.
+    pub(crate) fn takes_drivers(self) -> bool {
+        matches!(self, Self::Stable | Self::RealTime | Self::Newer)
+    }
 }
 
 /// What to run in the machine.
@@ -84,7 +90,8 @@ pub(crate) fn vm(flavour: Flavour, command: &[OsString]) -> Result<ExitCode> {
 
 /// Builds the test drivers for the flavour's kernel.
 pub(crate) fn build_drivers(flavour: Flavour) -> Result<()> {
-    drivers::build(&kernel::find(flavour)?)
+    let kernel = kernel::find(flavour)?;
+    drivers::build(&kernel, &kernel::headers(flavour, &kernel)?)
 }
 
 /// Boots, runs the job, and gives its exit code.

@@ -33,7 +33,7 @@ impl Suite {
     }
 }
 
-/// A package source of its own.
+/// A source of packages that this machine's own apt does not know.
 pub(super) struct Source {
     folder: PathBuf,
 }
@@ -66,11 +66,15 @@ impl Source {
             .collect())
     }
 
-    /// Downloads the packages, and unpacks them over one another into a folder that is not there
-    /// yet.
-    pub(super) fn unpack(&self, packages: &[String], to: &Path) -> Result<()> {
+    /// Downloads a package and what it needs of these kinds (starts of names), and unpacks them
+    /// over one another into a folder that is not there yet.
+    pub(super) fn unpack(&self, package: &str, kinds: &[&str], to: &Path) -> Result<()> {
+        let mut packages = self.depends(package)?;
+        packages.retain(|name| kinds.iter().any(|kind| name.starts_with(kind)));
+        packages.push(package.to_owned());
+        eprintln!("xtask: downloading {}", packages.join(", "));
         let folder = self.folder.join("packages");
-        command::run(self.apt("apt-get").arg("download").args(packages).current_dir(&folder))?;
+        command::run(self.apt("apt-get").arg("download").args(&packages).current_dir(&folder))?;
         // Unpacked beside its place, so that a run that is cut short leaves nothing half done.
         let part = self.folder.join("part");
         let _ = fs::remove_dir_all(&part);
