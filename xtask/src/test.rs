@@ -174,7 +174,7 @@ const SLOW: [&str; 12] = [
 type Machine<'a> = (vm::Flavour, File, Vec<&'a str>);
 
 /// What runs by default.
-const MACHINES: [(vm::Flavour, File, &[&str]); 5] = [
+const MACHINES: [(vm::Flavour, File, &[&str]); 7] = [
     (vm::Flavour::Stable, File::Live, &[]),
     (vm::Flavour::Stable, File::Drivers, &[]),
     (vm::Flavour::Stable, File::Storm, &[]),
@@ -189,6 +189,23 @@ const MACHINES: [(vm::Flavour, File, &[&str]); 5] = [
         vm::Flavour::Newer,
         File::Live,
         &["at_once", "verifier", "semantics::", "kernel::", "host_wide::"],
+    ),
+    // Where allocations take other ways than on 6.1.
+    (vm::Flavour::Newer, File::Drivers, &[]),
+    // Where every program can be preempted, and some have stacks of their own for each CPU: many
+    // threads at once, what ends and begins meanwhile, and each kind of kernel allocation.
+    (
+        vm::Flavour::Newest,
+        File::Live,
+        &[
+            "at_once",
+            "verifier",
+            "exact::",
+            "semantics::",
+            "processes::",
+            "kernel::",
+            "kernel_view::",
+        ],
     ),
 ];
 

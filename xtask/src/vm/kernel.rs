@@ -53,7 +53,7 @@ impl Flavour {
 
 /// The kernel that the flavour's package stood for when it was asked for first.
 pub(super) fn find(flavour: Flavour) -> Result<Kernel> {
-    let folder = folder()?.join(flavour.name());
+    let folder = folder(flavour)?;
     let root = folder.join("root");
     if !root.is_dir() {
         download(flavour, &folder, &root)?;
@@ -75,7 +75,7 @@ fn download(flavour: Flavour, folder: &Path, to: &Path) -> Result<()> {
 
 /// The headers of the kernel, from its own suite.
 pub(super) fn headers(flavour: Flavour, kernel: &Kernel) -> Result<Headers> {
-    let folder = folder()?.join(flavour.name());
+    let folder = folder(flavour)?;
     let root = folder.join("headers");
     let name = format!("linux-headers-{}", kernel.release);
     let output = root.join("usr/src").join(&name);

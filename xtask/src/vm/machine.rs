@@ -64,13 +64,23 @@ enum Threads {
 /// Boots the kernel, runs the job and gives its exit code; once more if it was the emulator that
 /// failed. A kernel that says that something is broken fails the job, whatever its exit code.
 pub(super) fn run(kernel: &Kernel, job: &Job<'_>) -> Result<u8> {
-    let first = run_once(kernel, job, Threads::Multi);
-    let console = Console::read()?;
+    let folder = folder(job.flavour)?.join("run");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // One machine of a kernel at a time: they would leave their files over one another.
+    let lock = fs::File::create(folder.join("lock")).context("cannot make the machine's lock")?;
+    lock.lock().context("cannot lock the machine's folder")?;
+    let first = run_once(&folder, kernel, job, Threads::Multi);
+    let console = Console::read(&folder);
     // Whatever follows the first fault of a kernel may be its consequence.
     if console.faults().next().is_some_and(|line| line.contains(EMULATORS_FAULT)) {
-        eprintln!("xtask: the emulator failed at a breakpoint of the kernel's own: once more");
-        let second = run_once(kernel, job, Threads::Single);
-        return Console::read()?.judge(second);
+        let kept = console.path.with_extension("first.log");
+        fs::rename(&console.path, &kept).context("cannot keep the console")?;
+        eprintln!(
+            "xtask: the emulator failed at a breakpoint of the kernel's own ({}): once more",
+            kept.display()
+        );
+        let second = run_once(&folder, kernel, job, Threads::Single);
+        return Console::read(&folder).judge(second);
     }
     console.judge(first)
 }
@@ -82,14 +92,15 @@ struct Console {
 }
 
 impl Console {
-    fn path() -> Result<PathBuf> {
-        Ok(folder()?.join("console.log"))
+    fn path(folder: &Path) -> PathBuf {
+        folder.join("console.log")
     }
 
-    fn read() -> Result<Self> {
-        let path = Self::path()?;
+    /// An empty one where the machine has not come so far.
+    fn read(folder: &Path) -> Self {
+        let path = Self::path(folder);
         let bytes = fs::read(&path).unwrap_or_default();
-        Ok(Self { path, text: String::from_utf8_lossy(&bytes).into_owned() })
+        Self { path, text: String::from_utf8_lossy(&bytes).into_owned() }
     }
 
     /// The lines that say that something is broken.
@@ -115,14 +126,14 @@ impl Console {
     }
 }
 
-fn run_once(kernel: &Kernel, job: &Job<'_>, threads: Threads) -> Result<u8> {
-    let folder = folder()?;
-    let shares = shares(&folder)?;
-    let initramfs = initramfs(&folder, kernel, &shares)?;
+fn run_once(folder: &Path, kernel: &Kernel, job: &Job<'_>, threads: Threads) -> Result<u8> {
+    let shares = shares(folder)?;
+    let initramfs = initramfs(folder, kernel, &shares)?;
     let script = folder.join("command");
-    fs::write(&script, script_of(job, &folder)).context("cannot write the guest's command")?;
+    fs::write(&script, script_of(job, folder)).context("cannot write the guest's command")?;
     let code = folder.join("exit-code");
     let _ = fs::remove_file(&code);
+    let _ = fs::remove_file(Console::path(folder));
 
     let mut qemu = Command::new("qemu-system-x86_64");
     let (accelerator, limit) = match threads {
@@ -137,7 +148,7 @@ fn run_once(kernel: &Kernel, job: &Job<'_>, threads: Threads) -> Result<u8> {
         .arg("-initrd")
         .arg(&initramfs)
         .arg("-serial")
-        .arg(option("file:", &Console::path()?, ""))
+        .arg(option("file:", &Console::path(folder), ""))
         .args(["-serial", "stdio"])
         .stdin(Stdio::null());
     for share in &shares {

@@ -100,9 +100,9 @@ pub(crate) fn run(job: &Job<'_>) -> Result<u8> {
     machine::run(&kernel, job)
 }
 
-/// The folder of what machines need and leave.
-fn folder() -> Result<PathBuf> {
-    let folder = workspace::target_dir()?.join("vm");
+/// The folder of what a kernel's machines need and leave.
+fn folder(flavour: Flavour) -> Result<PathBuf> {
+    let folder = workspace::target_dir()?.join("vm").join(flavour.name());
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)
 }
