@@ -16,6 +16,14 @@ use leaktrace_tests::{
 /// How long it lasts.
 const STORM: Duration = Duration::from_secs(60);
 
+/// The cache of vmalloc's areas. A freed one is kept until 32 MiB and more of them wait
+/// (`free_vmap_area_noflush`, `lazy_max_pages`, mm/vmalloc.c, 6.1 to 7.2): newer ones may come in
+/// the place of all that waited at the start, but not be more than there are.
+const LAZY: &str = "vmap_area";
+/// Blocks of caches that did not grow, where older ones were freed and newer ones stay. Their
+/// number does not depend on how much the storm did: 25 of 490 thousand events, and of 1.4 million.
+const IN_PLACE_OF_OLDER: u64 = 100;
+
 /// Outstanding blocks, and all that were allocated, by slab cache.
 fn by_cache(report: &Report) -> BTreeMap<String, (u64, u64)> {
     let groups = report.value["groups"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -50,13 +58,20 @@ fn a_storm_leaves_nothing_that_the_kernel_does_not_hold() {
         if *outstanding > 0 {
             println!("{cache:<28} {allocated:>12} {outstanding:>12} {growth:>12}");
         }
-        if growth <= 0 {
+        if cache == LAZY {
+            let held = u64::try_from(now).unwrap_or(0);
+            assert!(*outstanding <= held, "{outstanding} of {cache}, which holds {held}");
+        } else if growth <= 0 {
             without_growth += outstanding;
         }
     }
     let totals = Amounts::of(&report.value["totals"]);
     let events = totals.allocated_count + totals.freed_count;
-    println!("events: {events}, loss: {}", report.value["loss"]);
+    // Which programs the kernel refused to run, and how often: they were running on that CPU.
+    let refused = report.value["loss"]["recursion_misses"].as_object();
+    let refused: u64 = refused.into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
+    println!("events: {events}, refused: {refused}, without growth: {without_growth}");
+    println!("loss: {}", report.value["loss"]);
     for (what, rounds, least) in [
         ("connections", &rounds.connections, 1000),
         ("files", &rounds.files, 1000),
@@ -70,7 +85,7 @@ fn a_storm_leaves_nothing_that_the_kernel_does_not_hold() {
     assert!(report.loss("missed_frees") <= allowed, "loss: {}", report.value["loss"]);
     assert_eq!(report.loss("missed_allocs"), 0, "loss: {}", report.value["loss"]);
     assert!(
-        without_growth <= allowed,
+        without_growth <= IN_PLACE_OF_OLDER,
         "{without_growth} blocks outstanding in caches that did not grow, of {events} events"
     );
     assert_eq!(report.value["loss"]["unseen"].as_array().map(Vec::len), Some(0));
