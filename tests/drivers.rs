@@ -123,6 +123,71 @@ fn a_module_filter_keeps_what_the_kernel_allocates_for_the_module() {
     driver.unload();
 }
 
+/// A module that is not loaded yet is waited for: what it allocates from its init on is seen, each
+/// time that it is loaded. The figures of blocks are told by their sizes, as text of the init has no
+/// names once it is freed.
+#[test]
+fn a_module_that_is_loaded_later_is_traced_from_its_init_on() {
+    for stacks in ["all", "adaptive", "site"] {
+        let mut traced =
+            Traced::start(&["kernel", "--module", "leak-init", "--stacks", stacks, "-i", "500ms"]);
+        let blocks = |report: &Report| {
+            [777, 1501, 3001].map(|bytes| {
+                report.sum(|site| {
+                    site.kind() == "kmalloc" && number(site.value, "largest_bytes") == bytes
+                })
+            })
+        };
+        let mut expected = [Amounts::default(); 3];
+        for _ in 0..2 {
+            let driver = Driver::load("leak_init");
+            driver.command("more", 10);
+            let account = ["leak_in_init", "xa_new", "vmapped"].map(|name| driver.account_of(name));
+            for (sum, more) in expected.iter_mut().zip(account) {
+                *sum = *sum + more;
+            }
+            traced.wait_report("all of its blocks are there", SOON, |it| blocks(it) == expected);
+            driver.unload();
+        }
+        assert_eq!(expected.map(|it| it.outstanding_count), [80, 140, 140]);
+        let ended = traced.interrupt();
+        let stderr = &ended.finished.stderr;
+        assert!(stderr.contains("module leak_init is not loaded: waiting for it"), "{stderr}");
+        assert_eq!(blocks(ended.final_report()), expected, "--stacks {stacks}");
+    }
+}
+
+/// A cache that a module is yet to make can be asked for with it.
+#[test]
+fn a_cache_that_is_made_later_is_traced() {
+    let args = ["kernel", "--cache", "leak_item", "--module", "leak_cache", "-i", "500ms"];
+    let traced = Traced::start(&args);
+    let driver = Driver::load("leak_cache");
+    driver.command("leak", 100);
+    let report = end_as_counted(traced, &driver);
+    assert!(report.sites().iter().all(|site| site.cache() == "leak_item"), "{}", report.outline());
+    driver.unload();
+}
+
+/// Functions of a driver own what they allocate, also those with names as the kernel's helpers have.
+#[test]
+fn a_driver_s_own_function_is_no_helper() {
+    let driver = Driver::load("leak_init");
+    let mut traced = trace();
+    driver.command("more", 20);
+    let report = traced.wait_report("all of its blocks are there", SOON, |report| {
+        report.sum_in_module("leak_init", "more").outstanding_count == 40
+    });
+    for function in ["xa_new", "vmapped"] {
+        let owned = report.sum(|site| {
+            site.value["owner"] == function && site.value["owner_module"] == "leak_init"
+        });
+        assert_eq!(owned.outstanding_count, 20, "{}", report.outline_of(|it| it.module() != ""));
+    }
+    traced.interrupt();
+    driver.unload();
+}
+
 #[test]
 fn a_clock_that_resume_takes_again_is_leaked() {
     let driver = Driver::load("leak_clock");

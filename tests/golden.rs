@@ -137,8 +137,8 @@ fn words_that_are_no_choice_are_bad_usage() {
 
 #[test]
 fn filters_for_what_is_not_there_are_bad_input() {
-    let mend = "load it first";
-    check_usage(&["kernel", "--module", "no-such-driver"], &["--module no_such_driver", mend]);
+    let mend = "no module has such a name";
+    check_usage(&["kernel", "--module", "drivers/x.ko"], &["--module drivers/x.ko", mend]);
     check_usage(&["kernel", "--module", ""], &["--module", mend]);
     let nearest = ["--gfp `GFP_ATOMC`", "GFP_ATOMIC"];
     check_usage(&["kernel", "--gfp", "GFP_ATOMC"], &nearest);

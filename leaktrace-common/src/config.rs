@@ -38,12 +38,12 @@ pub struct Config {
     pub own_tgid: u32,
     /// 1: kernel allocations of the processes in `FILTER_TGIDS` only.
     pub filter_tgids: u32,
-    /// 1: kernel allocations of the commands in `FILTER_COMMS` only; or processes of these commands
-    /// are traced once they begin.
+    /// 1: kernel allocations of the commands in `FILTER_COMMS` only, those of threads and of their
+    /// processes; or processes of these commands are traced once they begin.
     pub filter_comms: u32,
     /// 1: kernel allocations from the caches in `FILTER_CACHES` and `FILTER_KMALLOC` only.
     pub filter_caches: u32,
-    /// 1: kernel allocations by calls that lie in `text` only.
+    /// 1: kernel allocations by calls that lie in `MODULE_TEXT` only.
     pub filter_modules: u32,
     /// 1: kernel allocations of the tasks in `cgroups` only; or processes in them are traced once
     /// they begin.
@@ -90,16 +90,24 @@ pub struct Config {
     pub signal_flags_offset: u32,
     /// Offset of `group_exec_task` in `struct signal_struct`; 0 if there is none.
     pub signal_exec_offset: u32,
+    /// Offset of `group_leader` in `struct task_struct`; 0: names of processes are not known.
+    pub task_leader_offset: u32,
+    /// Offset of `comm` in `struct task_struct`.
+    pub task_comm_offset: u32,
+    /// Offset of `start_time` in `struct task_struct`.
+    pub task_start_offset: u32,
+    /// Always zero.
+    pub zero: u32,
     /// 1: allocations of processes are sampled by the interval in `SAMPLING`, which may be 0.
     pub sampling: u32,
     /// 1: hits of probes in processes are counted in `CALLS`.
     pub count_calls: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
+    /// Of modules that come and go.
+    pub module: crate::ModuleLayout,
     /// Tests of GFP flags, any of which may hold.
     pub gfp: [GfpTest; GFP_TESTS],
-    /// Where the modules asked for have their text; empty ranges hold nothing.
-    pub text: [TextRange; TEXT_RANGES],
     /// Control groups, in any of which a task may be; those with id 0 hold none.
     pub cgroups: [CgroupTest; CGROUPS],
     /// Functions of the kernel's other allocators, whose pages count as theirs.
@@ -118,8 +126,10 @@ impl Follow {
 
 /// Tests in [`Config::gfp`].
 pub const GFP_TESTS: usize = 8;
-/// Ranges in [`Config::text`].
+/// Ranges in one value of `MODULE_TEXT`.
 pub const TEXT_RANGES: usize = 16;
+/// Modules that can be asked for; the other ranges are for the text of their start.
+pub const MODULES_MOST: usize = 12;
 /// Groups in [`Config::cgroups`].
 pub const CGROUPS: usize = 4;
 /// Ranges in [`Config::page_owners`].
@@ -207,8 +217,9 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 6 * 8
-            + 32 * 4
+            + 36 * 4
             + size_of::<RcuLayout>()
+            + size_of::<crate::ModuleLayout>()
             + GFP_TESTS * 8
-            + (TEXT_RANGES + CGROUPS + PAGE_OWNERS) * 16
+            + (CGROUPS + PAGE_OWNERS) * 16
 );

@@ -22,6 +22,8 @@
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
 //! | `MAPPINGS` | index -> [`TextMapping`] | loader, by mmap | BPF walk |
 //! | `TEXT_MAPS` | space -> [`TextMap`] | loader, by mmap, and BPF fork program; BPF marks what it has told | BPF walk |
+//! | `MODULE_TEXT` | [`TextRange`]s of the modules asked for | loader: 0; BPF module programs: 1 | BPF filters |
+//! | `ENDED` | ring of [`EndedProcess`] | BPF program of ends, in kernel mode | collector, by mmap |
 //! | `EVENTS` | ring of [`Event`] | BPF process programs and walk | session |
 //! | `MAP_EVENTS` | ring of [`MapEvent`] | BPF mapping programs | collector |
 //!
@@ -33,6 +35,7 @@ mod config;
 mod functions;
 mod loss;
 mod mapping;
+mod modules;
 mod pages;
 pub mod sampling;
 mod site;
@@ -44,12 +47,13 @@ pub use alloc::{
     AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
 };
 pub use config::{
-    CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
-    TEXT_RANGES, TextRange,
+    CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS, RcuLayout,
+    StackMode, TEXT_RANGES, TextRange,
 };
 pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
 pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
+pub use modules::{MODULE_NAME_BYTES, ModuleLayout};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
 pub use site::{
     CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, Weights, lifetime_bucket,
@@ -60,7 +64,8 @@ pub use unwind::{
     Unwinding, WALKS_PER_CPU,
 };
 pub use user::{
-    CALLS, Call, Event, EventKind, InFlight, MAX_PROCESSES, STEPPED, SkippedCall, Target,
+    CALLS, Call, ENDED_SLOTS, EndedProcess, Event, EventKind, InFlight, MAX_PROCESSES, STEPPED,
+    SkippedCall, Target,
 };
 
 /// Marks the shared types as plain bytes for aya's typed maps.
@@ -69,13 +74,17 @@ mod pod {
     use aya::Pod;
 
     use super::{
-        AllocKey, Bucket, CacheName, Config, InFlight, Outstanding, SiteKey, SiteRecord,
-        StackRecord, Target, TextMap, TextMapping,
+        AllocKey, Bucket, CacheName, Config, EndedProcess, InFlight, Outstanding, SiteKey,
+        SiteRecord, StackRecord, Target, TextMap, TextMapping, TextRange,
     };
 
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
     // size assertions beside the types hold that), so every bit pattern is a valid value.
     unsafe impl Pod for AllocKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for EndedProcess {}
+    // SAFETY: as above.
+    unsafe impl Pod for TextRange {}
     // SAFETY: as above.
     unsafe impl Pod for Outstanding {}
     // SAFETY: as above.

@@ -28,6 +28,30 @@ pub const STEPPED: u64 = 1 << 32;
 /// Most processes that are traced at once.
 pub const MAX_PROCESSES: u32 = 4096;
 
+/// Slots of `ENDED`; a power of two.
+pub const ENDED_SLOTS: u32 = 16 * 1024;
+
+/// A process that has ended: what was allocated in it from its start to its end was its own, whoever
+/// has its number later.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedProcess {
+    /// One more than its number in the order of ends; 0 while the slot is written.
+    pub sequence: u64,
+    /// `CLOCK_MONOTONIC` at its start.
+    pub start_ns: u64,
+    /// `CLOCK_MONOTONIC` when its last thread began to end.
+    pub end_ns: u64,
+    /// Its command name, ended by a zero byte.
+    pub comm: [u8; 16],
+    /// Its process ID.
+    pub tgid: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+const _: () = assert!(size_of::<EndedProcess>() == 48);
+
 /// A traced process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

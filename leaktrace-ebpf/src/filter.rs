@@ -14,8 +14,10 @@ use leaktrace_common::{
 
 use crate::{
     ledger,
-    maps::{CONFIG, FILTER_CACHES, FILTER_COMMS, FILTER_KMALLOC, FILTER_TGIDS, config},
-    stack,
+    maps::{
+        CONFIG, FILTER_CACHES, FILTER_COMMS, FILTER_KMALLOC, FILTER_TGIDS, MODULE_TEXT, config,
+    },
+    stack, task,
 };
 
 /// Whether allocations of this size are tracked.
@@ -43,15 +45,29 @@ pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
     if config!(filter_tgids) != 0 && unsafe { FILTER_TGIDS.get(tgid) }.is_none() {
         return None;
     }
-    if config!(filter_comms) != 0 {
-        let comm = bpf_get_current_comm().ok()?;
-        // SAFETY: as above.
-        unsafe { FILTER_COMMS.get(comm) }?;
+    if config!(filter_comms) != 0 && leaktrace_has_comm() == 0 {
+        return None;
     }
     if config!(filter_cgroups) != 0 && leaktrace_is_in_cgroups() == 0 {
         return None;
     }
     Some(tgid)
+}
+
+/// Whether the running thread, or its process, has a command name that is asked for: threads give
+/// themselves names of their own. Global and not inlined, as [`leaktrace_has_gfp`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_has_comm() -> u32 {
+    // SAFETY: the value is not looked at, only its presence.
+    let is_wanted = |comm: [u8; 16]| unsafe { FILTER_COMMS.get(comm) }.is_some();
+    if bpf_get_current_comm().is_ok_and(is_wanted) {
+        return 1;
+    }
+    match task::leader() {
+        Some(leader) => u32::from(task::comm(leader).is_some_and(is_wanted)),
+        None => 0,
+    }
 }
 
 /// Whether processes like the running one are traced once they begin (`--all`, `--comm` and
@@ -163,15 +179,24 @@ fn wants_cache(kind: Kind, detail: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_in_text(return_address: u64) -> u32 {
-    is_in_one((&raw const CONFIG.text).cast(), TEXT_RANGES, return_address)
+    for which in 0..2 {
+        if let Some(ranges) = MODULE_TEXT.get_ptr(which)
+            && is_in_one(ranges.cast(), TEXT_RANGES, return_address) != 0
+        {
+            return 1;
+        }
+    }
+    0
 }
 
-/// Whether a call lies in one of `count` ranges of [`CONFIG`]; 1 or 0.
+/// Whether a call lies in one of `count` ranges of [`CONFIG`] or of a map; 1 or 0.
 #[inline(always)]
 pub(crate) fn is_in_one(ranges: *const TextRange, count: usize, return_address: u64) -> u32 {
     let mut at = 0;
     while at < count {
-        // SAFETY: within the caller's array; volatile, as the loader patches it.
+        // SAFETY: within the caller's array; volatile, as the loader patches it. A range that is
+        // being written may hold too much or too little for a moment, in which none of its module's
+        // code has run yet, or any more.
         let range = unsafe { core::ptr::read_volatile(ranges.add(at)) };
         // The call lies before its return address.
         if return_address > range.start && return_address <= range.end {

@@ -15,6 +15,7 @@ mod loss;
 mod maps;
 mod stack;
 mod table;
+mod task;
 mod user;
 
 /// Helpers that the kernel lends to GPL-compatible programs only are used.

@@ -9,9 +9,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, RingBuf},
 };
 use leaktrace_common::{
-    Bucket, CGROUPS, CacheName, CgroupTest, Config, GFP_TESTS, GfpTest, InFlight, LossReason,
-    MAX_PROCESSES, Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey,
-    SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
+    Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, GFP_TESTS, GfpTest, InFlight,
+    LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS,
+    PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord, TEXT_RANGES,
+    Target, TextMap, TextMapping, TextRange,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -51,6 +52,10 @@ pub(crate) static CONFIG: Config = Config {
     gfp_movable: 0,
     page_struct_shift: 6,
     follow: 0,
+    task_leader_offset: 0,
+    task_comm_offset: 0,
+    task_start_offset: 0,
+    zero: 0,
     task_signal_offset: 0,
     signal_live_offset: 0,
     signal_flags_offset: 0,
@@ -67,8 +72,15 @@ pub(crate) static CONFIG: Config = Config {
         count_offset: 0,
         records_offset: 0,
     },
+    module: ModuleLayout {
+        name: 0,
+        text_base: 0,
+        text_bytes: 0,
+        init_base: 0,
+        init_bytes: 0,
+        is_known: 0,
+    },
     gfp: [GfpTest::NEVER; GFP_TESTS],
-    text: [TextRange::EMPTY; TEXT_RANGES],
     cgroups: [CgroupTest::NONE; CGROUPS],
     page_owners: [TextRange::EMPTY; PAGE_OWNERS],
 };
@@ -147,9 +159,15 @@ pub(crate) static LOSS: PerCpuArray<u64> =
 pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// 0: slots of [`SITES`] that were ever given out; 1: last space given to a process image for the
-/// first time, also by the loader; 2: blocks in [`OVERFLOW`].
+/// first time, also by the loader; 2: blocks in [`OVERFLOW`]; 4: processes in [`ENDED`], ever;
+/// 5: modules asked for that were loaded.
 #[map]
-pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(3, BPF_F_MMAPABLE);
+pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(6, BPF_F_MMAPABLE);
+
+/// Processes that have ended, the latest [`ENDED_SLOTS`](leaktrace_common::ENDED_SLOTS) of them;
+/// written by the program of ends, in kernel mode.
+#[map]
+pub(crate) static ENDED: Array<EndedProcess> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Names of slab caches by address; written by the ledger once a call site is new.
 #[map]
@@ -162,6 +180,17 @@ pub(crate) static FILTER_TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(10
 /// Commands whose kernel allocations are wanted; written by the loader (`--comm`).
 #[map]
 pub(crate) static FILTER_COMMS: HashMap<[u8; 16], u32> = HashMap::with_max_entries(256, 0);
+
+/// Where the modules that are wanted have their text; empty ranges hold nothing. 0: those that were
+/// loaded at the start, written by the loader; 1: those loaded since, written by the programs of
+/// modules, which wipe both.
+#[map]
+pub(crate) static MODULE_TEXT: Array<[TextRange; TEXT_RANGES]> = Array::with_max_entries(2, 0);
+
+/// Modules that are wanted, by name; written by the loader (`--module`).
+#[map]
+pub(crate) static FILTER_MODULES: HashMap<[u8; MODULE_NAME_BYTES], u32> =
+    HashMap::with_max_entries(64, 0);
 
 /// Slab caches that are wanted, by name; written by the loader (`--cache`).
 #[map]

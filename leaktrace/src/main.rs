@@ -10,7 +10,7 @@ use std::{
 use leaktrace::{
     cli::{self, Command, Parsed},
     error::Error,
-    host::{cgroup, doctor, features, modules::check_loaded, proc},
+    host::{cgroup, doctor, features, modules::check_name, proc},
     pipeline::{self, sink::Sink},
     render::TextStyle,
     session::{
@@ -64,7 +64,7 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
         }
         Target::Kernel { filters, .. } => {
             let pids = filters.pids.iter().try_for_each(|pid| proc::check_exists(*pid));
-            pids.and_then(|()| filters.modules.iter().try_for_each(|name| check_loaded(name)))
+            pids.and_then(|()| filters.modules.iter().try_for_each(|name| check_name(name)))
                 .and_then(|()| check_cgroups(&filters.cgroups))
         }
         Target::Command { .. } => Ok(()),

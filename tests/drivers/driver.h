@@ -5,8 +5,8 @@
  * /sys/kernel/debug/NAME/command: write "WORD NUMBER"; it has been done when the
  * write returns. /sys/kernel/debug/NAME/account: the account, as one JSON line.
  *
- * A driver allocates nothing before its first command, so that a tracer that is
- * started after insmod sees everything in the account.
+ * A driver allocates nothing before its first command (but leak_init), so that a
+ * tracer that is started after insmod sees everything in the account.
  */
 #ifndef LEAKTRACE_TEST_DRIVER_H
 #define LEAKTRACE_TEST_DRIVER_H

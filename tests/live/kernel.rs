@@ -327,3 +327,36 @@ fn pages_in_pipes_are_counted_until_they_are_closed() {
     let ended = traced.interrupt();
     assert_eq!(ended.final_report().loss("missed_frees"), 0);
 }
+
+/// Another tracer's program on the tracepoint adds frames of its own, which are nobody's.
+#[test]
+fn a_second_tracer_does_not_split_call_sites() {
+    const PIPES: u64 = 100;
+    let pid = std::process::id();
+    let args = ["kernel", "--kind", "pages", "-p", &pid.to_string(), "-i", "500ms"];
+    let fill = || -> Vec<_> {
+        (0..PIPES)
+            .map(|_| {
+                let (reader, mut writer) = std::io::pipe().unwrap();
+                std::io::Write::write_all(&mut writer, b"x").unwrap();
+                (reader, writer)
+            })
+            .collect()
+    };
+    let in_pipes = |site: &Site<'_>| {
+        site.kind() == "pages" && site.symbols().iter().any(|name| name.ends_with("pipe_write"))
+    };
+    let held = |report: &Report| report.sum(in_pipes).outstanding_count;
+    let mut traced = Traced::start(&args);
+    let alone = fill();
+    traced.wait_report("its pages are held", SOON, |report| held(report) == PIPES);
+    let other = Traced::start(&args);
+    let beside = fill();
+    let report = traced.wait_report("all pages are held", SOON, |it| held(it) == 2 * PIPES);
+    other.interrupt();
+    traced.interrupt();
+    drop((alone, beside));
+    let sites: Vec<_> = report.sites().into_iter().filter(in_pipes).collect();
+    assert_eq!(sites.len(), 1, "{}", report.outline_of(in_pipes));
+    assert_eq!(sites[0].symbols().iter().find(|name| name.contains("trace")), None);
+}

@@ -1,9 +1,10 @@
 //! Kernel mode: sums by module, cache and process, whom an allocation is for, and the filter by
 //! GFP flags.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, os::unix::net::UnixStream, path::Path};
 
 use leaktrace_tests::{
+    binary::{leaktrace, run},
     groups::Groups,
     leaker::Leaker,
     report::{Report, Site, number},
@@ -89,13 +90,18 @@ fn sums_by_module_are_those_of_its_owner() {
 #[test]
 fn sums_by_process_are_those_of_the_holders() {
     let (report, pid) = trace_objects(&["--by", "process"]);
+    // Those that have ended are one by their command.
+    let name = |process: &Value, field: &str| match process["exited"] == true {
+        true => format!("{} ended", process.get(field).unwrap_or(&process["pid"])),
+        false => process["pid"].to_string(),
+    };
     let mut of_sites = Sums::new();
     for site in report.sites() {
         for holder in site.value["holders"].as_array().into_iter().flatten() {
-            add(&mut of_sites, &holder["pid"].to_string(), holder);
+            add(&mut of_sites, &name(holder, "comm"), holder);
         }
     }
-    let of_groups = groups(&report, |group| group["pid"].to_string());
+    let of_groups = groups(&report, |group| name(group, "name"));
     assert_eq!(of_groups, of_sites);
     assert!(of_groups[&pid.to_string()].0 >= 6500, "{of_groups:?}");
     let Some(groups) = report.value["groups"].as_array() else { panic!() };
@@ -144,18 +150,40 @@ fn a_gfp_filter_and_a_cache_filter_are_both_to_hold() {
     assert_eq!(held, 2000, "{}", report.outline());
 }
 
-/// A cache may still be made: that none has the name is said, and no error.
+/// The kernel makes caches of one size one: a socket of AF_UNIX comes from that of the first of them.
 #[test]
-fn a_cache_that_is_not_there_is_said_to_be_missing() {
-    let mut program = Leaker::start("kobjects", &[]);
-    let args = ["kernel", "--interval", "1h", "--cache", "no_such_cache"];
-    let traced = Traced::start(&args);
-    program.advance("holding");
+fn a_merged_cache_is_found_by_each_of_its_names() {
+    const PAIRS: u64 = 50;
+    let link = |name: &str| fs::read_link(Path::new("/sys/kernel/slab").join(name)).unwrap();
+    let folder = link("UNIX");
+    let pid = std::process::id();
+    let traced = Traced::start(&["kernel", "--interval", "1h", "--cache", "UNIX"]);
+    let pairs: Vec<_> = (0..PAIRS).map(|_| UnixStream::pair().unwrap()).collect();
     let ended = traced.interrupt();
-    assert!(ended.final_report().sites().is_empty());
-    let stderr = &ended.finished.stderr;
-    assert!(stderr.contains("no slab cache has the name `no_such_cache`"), "{stderr}");
-    program.end_after("closed");
+    drop(pairs);
+    let report = ended.final_report();
+    let held: u64 = report.sites().into_iter().map(|site| site.held_by(pid)).sum();
+    assert_eq!(held, 2 * PAIRS, "{}", report.outline());
+    for site in report.sites() {
+        let mut names = vec![site.cache()];
+        let others = site.value["cache_aliases"].as_array().into_iter().flatten();
+        names.extend(others.filter_map(Value::as_str));
+        assert!(names.contains(&"UNIX"), "{}", site.value);
+        for name in names {
+            assert_eq!(link(name), folder, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_is_not_there_is_bad_input() {
+    let finished = run(&mut leaktrace(&["kernel", "-d", "1s", "--cache", "UNX"]));
+    assert_eq!(finished.code, 2, "{}", finished.stderr);
+    let lines: Vec<&str> = finished.stderr.lines().collect();
+    assert!(
+        lines.len() == 1 && lines[0].contains("--cache UNX") && lines[0].contains("UNIX"),
+        "{lines:?}"
+    );
 }
 
 #[test]

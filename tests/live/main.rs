@@ -6,6 +6,7 @@ mod exact;
 mod filters;
 mod followed;
 mod gdb;
+mod holders;
 mod host_wide;
 mod hostile;
 mod kernel;

@@ -97,6 +97,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "pool", source: "pool.c", flags: &[] },
     Recipe { name: "pool-static", source: "pool.c", flags: &["-static"] },
     Recipe { name: "quitter", source: "quitter.c", flags: &[] },
+    Recipe { name: "renamed", source: "renamed.c", flags: &["-pthread"] },
     Recipe { name: "reused", source: "reused.c", flags: &[] },
     Recipe { name: "sampling", source: "sampling.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },

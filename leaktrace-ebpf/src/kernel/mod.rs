@@ -2,6 +2,9 @@
 
 mod bulk;
 mod by_stack;
+mod ended;
+mod module;
+mod module_text;
 mod pages;
 mod percpu;
 mod rcu;

@@ -24,6 +24,8 @@ const PAIRS: [(&str, &str); 3] = [
 /// Of the runs that the kernel refused ([`Loaded::recursion_misses`]), those that may have been
 /// refused to both programs of a pair: at most as many as to the one with fewer.
 pub fn unhealed(mut misses: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    // A process whose end was refused has no name then, and is in all figures.
+    misses.remove(KernelProgram::Ended.name());
     for (first, second) in PAIRS {
         let (one, other) = (misses.remove(first), misses.remove(second));
         let both = one.unwrap_or(0).min(other.unwrap_or(0));
@@ -60,6 +62,29 @@ pub fn attach(
         }
     }
     Ok(unseen)
+}
+
+/// Names of processes that end from here on; where the kernel does not tell them, or refuses the
+/// program, such processes have none.
+pub fn attach_names(loaded: &mut Loaded, layout: &KernelLayout) {
+    if layout.names.is_some() {
+        let _ = loaded.attach_tracepoint(KernelProgram::Ended);
+    }
+}
+
+/// Modules that are loaded from here on.
+///
+/// # Errors
+///
+/// Why they cannot be seen, in one line.
+pub fn attach_modules(loaded: &mut Loaded, layout: &KernelLayout) -> Result<(), String> {
+    if layout.module.is_none() {
+        return Err("this kernel does not tell when a module is loaded".into());
+    }
+    [KernelProgram::ModuleFree, KernelProgram::ModuleLoad]
+        .into_iter()
+        .try_for_each(|program| loaded.attach_tracepoint(program))
+        .map_err(|error| error.to_string())
 }
 
 /// kmalloc and slab caches; what cannot be seen goes to `unseen`.
@@ -199,8 +224,13 @@ mod tests {
         let misses = |list: &[(&str, u64)]| -> BTreeMap<String, u64> {
             list.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
         };
-        let refused =
-            [("lt_kfree", 7), ("lt_cache_free", 200), ("lt_cache_free_2", 3), ("lt_x", 1)];
+        let refused = [
+            ("lt_ended", 5),
+            ("lt_kfree", 7),
+            ("lt_cache_free", 200),
+            ("lt_cache_free_2", 3),
+            ("lt_x", 1),
+        ];
         assert_eq!(unhealed(misses(&refused)), misses(&[("lt_cache_free", 3), ("lt_x", 1)]));
     }
 }

@@ -7,8 +7,9 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use leaktrace_common::{
-    AllocKey, BlockWord, Bucket, CacheName, Call, LossReason, Outstanding, SiteKey, SiteRecord,
-    StackRecord, Target, TextMap, TextMapping,
+    AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, LossReason, MODULE_NAME_BYTES,
+    Outstanding, SiteKey, SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping,
+    TextRange,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -31,6 +32,9 @@ pub struct Maps {
     pub(super) recent_targets: MappedArray<u64>,
     filter_tgids: HashMap<MapData, u32, u32>,
     filter_comms: HashMap<MapData, [u8; 16], u32>,
+    filter_modules: HashMap<MapData, [u8; MODULE_NAME_BYTES], u32>,
+    module_text: Array<MapData, [TextRange; TEXT_RANGES]>,
+    ended: MappedArray<EndedProcess>,
     filter_caches: HashMap<MapData, [u8; 32], u32>,
     filter_kmalloc: HashMap<MapData, u64, u32>,
     pub(super) sites: MappedArray<SiteRecord>,
@@ -73,6 +77,9 @@ impl Loaded {
             recent_targets: MappedArray::new("RECENT_TARGETS", self.take("RECENT_TARGETS")?)?,
             filter_tgids: self.typed("FILTER_TGIDS")?,
             filter_comms: self.typed("FILTER_COMMS")?,
+            filter_modules: self.typed("FILTER_MODULES")?,
+            module_text: self.typed("MODULE_TEXT")?,
+            ended: MappedArray::new("ENDED", self.take("ENDED")?)?,
             filter_caches: self.typed("FILTER_CACHES")?,
             filter_kmalloc: self.typed("FILTER_KMALLOC")?,
             sites,
@@ -241,6 +248,55 @@ impl Maps {
             self.filter_kmalloc.insert(detail, 1, 0).map_err(fail)?;
         }
         Ok(())
+    }
+
+    /// Restricts kernel allocations to modules of these names, which may be loaded later, and
+    /// [`Maps::set_module_text`] for those that are there; as for [`Maps::set_filters`].
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to the map updates.
+    pub fn set_module_names(&mut self, names: &[String]) -> Result<(), Error> {
+        for name in names {
+            let mut key = [0u8; MODULE_NAME_BYTES];
+            for (to, from) in key.iter_mut().zip(name.bytes().take(MODULE_NAME_BYTES - 1)) {
+                *to = from;
+            }
+            self.filter_modules
+                .insert(key, 1, 0)
+                .map_err(|error| Error::kernel("cannot set the filters", error))?;
+        }
+        Ok(())
+    }
+
+    /// Says where the modules asked for have their text now.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to the map update.
+    pub fn set_module_text(&mut self, ranges: [TextRange; TEXT_RANGES]) -> Result<(), Error> {
+        self.module_text
+            .set(0, ranges, 0)
+            .map_err(|error| Error::kernel("cannot set the filters", error))
+    }
+
+    /// Processes that have ended, from number `from` on; gives the number to go on from. Those that
+    /// have been written over meanwhile are left out.
+    pub fn read_ended(&self, from: u64, mut visit: impl FnMut(&EndedProcess)) -> u64 {
+        let to = self.cursors.read(4);
+        let oldest = to.saturating_sub(self.ended.len() as u64);
+        for number in from.max(oldest)..to {
+            let slot = (number % self.ended.len() as u64) as usize;
+            let process = self.ended.read(slot);
+            compiler_fence(Ordering::SeqCst);
+            if process.sequence == number + 1 && self.ended.read(slot) == process {
+                visit(&process);
+            } else if process.sequence <= number {
+                // It is being written: from here on the next time.
+                return number;
+            }
+        }
+        to
     }
 
     /// The ring of rare events, once.

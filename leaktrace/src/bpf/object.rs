@@ -15,7 +15,7 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
-use leaktrace_common::{BlockWord, Config, WALKS_PER_CPU};
+use leaktrace_common::{BlockWord, Config, ENDED_SLOTS, WALKS_PER_CPU};
 
 use crate::error::Error;
 
@@ -37,6 +37,8 @@ pub struct Sizes {
     pub walks: u32,
     /// Process images that can be forgotten; 1 where no process is traced.
     pub spaces: u32,
+    /// Processes that have ended and are remembered; 1 where processes are traced.
+    pub ended: u32,
     /// Bytes in the ring of rare events; one page where no process is traced.
     pub event_ring_bytes: u32,
     /// Unwind rows; 1 where no process is traced.
@@ -59,6 +61,7 @@ impl Sizes {
             threads: if traces_processes { 16 * 1024 + 128 * cpus } else { 1 },
             walks: if traces_processes { WALKS_PER_CPU * cpus } else { 1 },
             spaces: if traces_processes { BlockWord::SPACES } else { 1 },
+            ended: if traces_processes { 1 } else { ENDED_SLOTS },
             // Some 40,000 forks, execs and ends of processes.
             event_ring_bytes: if traces_processes { 1 << 20 } else { 4096 },
             // 32 MiB: python3 takes 0.1 million rows, the largest compilers 2.
@@ -93,6 +96,7 @@ impl Loaded {
             .map_max_entries("SITES", sizes.sites)
             .map_max_entries("FREE_SITES", sizes.sites)
             .map_max_entries("FREE_SPACES", sizes.spaces)
+            .map_max_entries("ENDED", sizes.ended)
             .map_max_entries("TEXT_MAPS", sizes.spaces)
             .map_max_entries("EVENTS", sizes.event_ring_bytes)
             .map_max_entries("STACKS", sizes.stacks)
@@ -133,6 +137,12 @@ pub enum KernelProgram {
     KmemCacheAllocNode,
     /// kmem:kmem_cache_free
     KmemCacheFree,
+    /// sched:sched_process_exit, in kernel mode
+    Ended,
+    /// module:module_load
+    ModuleLoad,
+    /// module:module_free
+    ModuleFree,
     /// sched:sched_process_exec
     Exec,
     /// sched:sched_process_fork
@@ -168,6 +178,11 @@ pub enum KernelProgram {
 }
 
 impl KernelProgram {
+    /// Its name in the object.
+    pub const fn name(self) -> &'static str {
+        self.names().0
+    }
+
     /// Name of the program in the object, and of its tracepoint.
     const fn names(self) -> (&'static str, &'static str) {
         match self {
@@ -177,6 +192,9 @@ impl KernelProgram {
             Self::KmemCacheAlloc => ("lt_cache_alloc", "kmem_cache_alloc"),
             Self::KmemCacheAllocNode => ("lt_cache_alloc_n", "kmem_cache_alloc_node"),
             Self::KmemCacheFree => ("lt_cache_free", "kmem_cache_free"),
+            Self::Ended => ("lt_ended", "sched_process_exit"),
+            Self::ModuleLoad => ("lt_module_load", "module_load"),
+            Self::ModuleFree => ("lt_module_free", "module_free"),
             Self::Exec => ("lt_exec", "sched_process_exec"),
             Self::Fork => ("lt_fork", "sched_process_fork"),
             Self::Exit => ("lt_exit", "sched_process_exit"),

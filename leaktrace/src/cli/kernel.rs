@@ -11,6 +11,13 @@ use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
 
 /// Flags that `--gfp` takes.
 const GFP_MOST: usize = leaktrace_common::GFP_TESTS;
+/// Modules that --module takes.
+const MODULES_MOST: usize = leaktrace_common::MODULES_MOST;
+
+/// The name as the kernel has it: `snd-usb-audio` is `snd_usb_audio` there.
+fn kernel_name(module: &str) -> String {
+    module.replace('-', "_")
+}
 
 /// Trace kernel allocations: kmalloc and slab caches, vmalloc, percpu memory, pages.
 ///
@@ -31,7 +38,7 @@ pub(super) struct Args {
     /// Only allocations made while this process runs; repeatable [default: all]
     #[arg(short, long = "pid", value_name = "PID")]
     pids: Vec<u32>,
-    /// Only allocations made while a process of this command name runs; repeatable
+    /// Only allocations made while a process, or a thread, of this command name runs; repeatable
     /// [default: all]
     #[arg(long = "comm", value_name = "NAME")]
     comms: Vec<String>,
@@ -39,13 +46,14 @@ pub(super) struct Args {
     /// as in /proc/PID/cgroup) or in one below it runs; repeatable [default: all]
     #[arg(long = "cgroup", value_name = "PATH")]
     cgroups: Vec<PathBuf>,
-    /// Only objects of this slab cache, as kmalloc-64 or dentry (see /proc/slabinfo); repeatable
-    /// [default: all]
+    /// Only objects of this slab cache, as kmalloc-64 or dentry, by any of its names (see
+    /// /sys/kernel/slab); repeatable [default: all]
     #[arg(long = "cache", value_name = "NAME")]
     caches: Vec<String>,
-    /// Only what this loaded module (see /proc/modules) allocates, or has the kernel allocate: its
-    /// code is in the stack, which is taken for every allocation of the host then; with --stacks
-    /// site only its own calls, which costs next to nothing; repeatable [default: all]
+    /// Only what this module (see /proc/modules) allocates, or has the kernel allocate: its code is
+    /// in the stack, which is taken for every allocation of the host then; with --stacks site only
+    /// its own calls, which costs next to nothing. One that is not loaded yet is waited for, and
+    /// traced from its init on; repeatable [default: all]
     #[arg(long = "module", value_name = "NAME")]
     modules: Vec<String>,
     /// Only allocations with this GFP flag, as __GFP_ZERO, or made as GFP_ATOMIC, GFP_KERNEL and
@@ -146,6 +154,11 @@ impl Args {
             )));
         }
         let gfp = gfp_names(&self.gfp)?;
+        if self.modules.len() > MODULES_MOST {
+            return Err(Error::Usage(format!(
+                "--module takes at most {MODULES_MOST} modules: write fewer"
+            )));
+        }
         Ok(Spec {
             trace: self.common.trace(None, StackMode::Adaptive)?,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
@@ -158,7 +171,7 @@ impl Args {
                 all_pages: self.pages == Some(PagesArg::All),
                 filters: KernelFilters {
                     caches: self.caches,
-                    modules: self.modules,
+                    modules: self.modules.iter().map(|name| kernel_name(name)).collect(),
                     gfp,
                     pids: self.pids,
                     comms: self.comms,

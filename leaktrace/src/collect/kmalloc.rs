@@ -35,11 +35,6 @@ impl KmallocNames {
         Self { gfp, known }
     }
 
-    /// Whether a slab cache of this name exists; also if that cannot be known.
-    pub fn exists(&self, name: &str) -> bool {
-        self.known.is_empty() || self.known.contains(name)
-    }
-
     /// Every detail of a kmalloc site ([`leaktrace_common::SiteKey::detail`]) that has one of
     /// these names.
     pub fn details(&self, names: &[String]) -> Vec<u64> {
@@ -96,6 +91,5 @@ mod tests {
         let details = names.details(&["kmalloc-1k".to_owned()]);
         assert!(details.contains(&1024) && details.iter().all(|at| at & 0xffff_ffff == 1024));
         assert_eq!(names.details(&["dentry".to_owned()]), [0; 0]);
-        assert!(names.exists("kmalloc-64") && !names.exists("dentry"));
     }
 }

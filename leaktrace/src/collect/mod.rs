@@ -9,6 +9,7 @@ pub mod kmalloc;
 mod map_sites;
 pub mod mappings;
 mod mmaps;
+mod names;
 mod ranges;
 mod stacks;
 pub mod suspects;
@@ -20,18 +21,23 @@ use std::{
 };
 
 use leaktrace_common::{
-    AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteRecord,
-    StackEnd, StackId, StackMode,
+    AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, PERCPU_SPACE, SiteKey,
+    SiteRecord, StackEnd, StackId, StackMode,
 };
 
 use self::{
-    estimates::BlockSum, images::Images, kmalloc::KmallocNames, map_sites::Mapped, stacks::Stacks,
+    estimates::BlockSum,
+    images::Images,
+    kmalloc::KmallocNames,
+    map_sites::Mapped,
+    names::{ProcessNames, Who},
+    stacks::Stacks,
     suspects::Suspects,
 };
 use crate::{
     bpf::Maps,
     error::Error,
-    host::{objects::ObjectTable, slabinfo},
+    host::{objects::ObjectTable, slabinfo, slabs},
     snapshot::{
         Amount, Block, Frame, Holder, Loss, Mode, Object, Place, Site, Snapshot, Stack, StackRef,
     },
@@ -84,6 +90,8 @@ pub struct Collector {
     user_kinds: Vec<Kind>,
     /// Whether allocations of processes may be sampled.
     is_sampled: bool,
+    /// Names of processes that hold kernel memory.
+    process_names: ProcessNames,
     /// Objects in use by slab cache when the probes went on.
     slabs: Option<BTreeMap<String, i64>>,
 }
@@ -131,8 +139,14 @@ impl Collector {
             mapped: None,
             user_kinds: options.user_kinds,
             is_sampled: options.is_sampled,
+            process_names: ProcessNames::default(),
             slabs: None,
         }
+    }
+
+    /// Takes in the ends of processes before the kernel writes others in their place.
+    pub fn read_ends(&mut self) {
+        self.process_names.read(&self.maps);
     }
 
     /// Tells that the probes are on: time counts from here.
@@ -199,13 +213,13 @@ impl Collector {
         if self.stack_mode == StackMode::Adaptive {
             self.find_suspects(&records);
         }
-        let (mut stacks, mut comms) = (BTreeMap::new(), Comms::new());
+        let mut stacks = BTreeMap::new();
         let mut sites: Vec<Site> = records
             .iter()
             .filter(|(_, record)| record.allocated_count > 0)
             .filter_map(|(index, record)| {
                 let details = details.as_ref().map(|all| all.get(index));
-                self.site(record, details, now_ns, wants, &mut stacks, &mut comms)
+                self.site(record, details, now_ns, wants, &mut stacks)
             })
             .collect();
         sites.extend(self.map_sites(now_ns, wants, &mut stacks));
@@ -236,6 +250,10 @@ impl Collector {
             blocks_read: read_blocks,
             gone_modules: self.gone_modules(),
             cache_growth,
+            cache_aliases: match self.mode {
+                Mode::Kernel => slabs::aliases(),
+                Mode::User | Mode::Run => BTreeMap::new(),
+            },
             older_ms: wants.older_ns / 1_000_000,
         })
     }
@@ -248,7 +266,6 @@ impl Collector {
         now_ns: u64,
         wants: Wants,
         stacks: &mut BTreeMap<u64, Stack>,
-        comms: &mut Comms,
     ) -> Option<Site> {
         let key = &record.key;
         let kind = Kind::from_u32(key.kind)?;
@@ -307,10 +324,8 @@ impl Collector {
             last_ms: now_ns.saturating_sub(record.last_ns) / 1_000_000,
             lifetimes: record.lifetimes,
             holders: match details {
-                Some(found) if key.space == KERNEL_SPACE => {
-                    found.holders(now_ns, wants.holders, comms)
-                }
-                _ => Vec::new(),
+                Some(found) => found.holders(now_ns, wants.holders, &self.process_names),
+                None => Vec::new(),
             },
             blocks: details.map(|found| found.blocks.clone()).unwrap_or_default(),
         })
@@ -354,13 +369,24 @@ impl Collector {
         StackRef::Known(local_id)
     }
 
-    fn read_blocks(&self, now_ns: u64, wants: Wants) -> Result<HashMap<u32, SiteDetails>, Error> {
+    fn read_blocks(
+        &mut self,
+        now_ns: u64,
+        wants: Wants,
+    ) -> Result<HashMap<u32, SiteDetails>, Error> {
         let mut all: HashMap<u32, SiteDetails> = HashMap::new();
+        let names = &mut self.process_names;
+        names.begin(&self.maps);
         self.maps.read_outstanding(|key, block| {
+            // Percpu memory has a space of its own, and belongs to the kernel as well.
+            let is_kernel = matches!(key.space, KERNEL_SPACE | PERCPU_SPACE);
+            let who = is_kernel.then(|| names.who(block.detail, block.timestamp_ns));
             if now_ns.saturating_sub(block.timestamp_ns) >= wants.older_ns {
-                all.entry(block.site).or_default().add(key, block, now_ns, wants.blocks);
+                all.entry(block.site).or_default().add(key, block, who, now_ns, wants.blocks);
             }
         })?;
+        // Those that have ended meanwhile.
+        names.read(&self.maps);
         for details in all.values_mut() {
             details.blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.age_ms));
         }
@@ -411,8 +437,13 @@ impl Collector {
     }
 }
 
-/// Command names by process, each read once for a snapshot.
-type Comms = HashMap<u32, Option<String>>;
+/// What a process holds of a site.
+#[derive(Clone, Copy)]
+struct Held {
+    outstanding: Amount,
+    oldest_ns: u64,
+    newest_ns: u64,
+}
 
 /// What the blocks of one site tell.
 #[derive(Default)]
@@ -421,25 +452,37 @@ struct SiteDetails {
     /// What the blocks of a process stand for.
     sum: BlockSum,
     oldest_ns: u64,
-    /// What each process holds, and when the oldest of it was allocated.
-    by_tgid: HashMap<u32, (Amount, u64)>,
+    /// What each process holds.
+    by_process: HashMap<(u32, Who), Held>,
     blocks: Vec<Block>,
 }
 
 impl SiteDetails {
-    fn add(&mut self, key: &AllocKey, block: &Outstanding, now_ns: u64, list: bool) {
+    /// Counts a block; `who` has allocated it if it is the kernel's.
+    fn add(
+        &mut self,
+        key: &AllocKey,
+        block: &Outstanding,
+        who: Option<Who>,
+        now_ns: u64,
+        list: bool,
+    ) {
         let one = Amount { count: 1, bytes: block.size_bytes };
         if self.outstanding.count == 0 || block.timestamp_ns < self.oldest_ns {
             self.oldest_ns = block.timestamp_ns;
         }
         self.outstanding = self.outstanding.plus(one);
-        if key.space == KERNEL_SPACE {
-            let first = (Amount::default(), block.timestamp_ns);
-            let (held, oldest_ns) = self.by_tgid.entry(block.detail).or_insert(first);
-            *held = held.plus(one);
-            *oldest_ns = block.timestamp_ns.min(*oldest_ns);
-        } else {
-            self.sum.add(block);
+        match who {
+            Some(who) => {
+                let at_ns = block.timestamp_ns;
+                let none =
+                    Held { outstanding: Amount::default(), oldest_ns: at_ns, newest_ns: at_ns };
+                let held = self.by_process.entry((block.detail, who)).or_insert(none);
+                held.outstanding = held.outstanding.plus(one);
+                held.oldest_ns = held.oldest_ns.min(at_ns);
+                held.newest_ns = held.newest_ns.max(at_ns);
+            }
+            None => self.sum.add(block),
         }
         if list && self.blocks.len() < BLOCKS_SHOWN {
             self.blocks.push(Block {
@@ -451,29 +494,15 @@ impl SiteDetails {
     }
 
     /// The largest holders, by bytes, or all of them.
-    fn holders(&self, now_ns: u64, all: bool, comms: &mut Comms) -> Vec<Holder> {
-        let mut holders: Vec<Holder> = self
-            .by_tgid
-            .iter()
-            .map(|(pid, (outstanding, oldest_ns))| Holder {
-                pid: *pid,
-                comm: None,
-                outstanding: *outstanding,
-                oldest_ms: now_ns.saturating_sub(*oldest_ns) / 1_000_000,
-            })
-            .collect();
-        holders.sort_unstable_by_key(|holder| {
-            (std::cmp::Reverse(holder.outstanding.bytes), holder.pid)
+    fn holders(&self, now_ns: u64, all: bool, names: &ProcessNames) -> Vec<Holder> {
+        let each = self.by_process.iter().map(|((pid, who), held)| {
+            let (comm, exited) = names.name(*pid, *who, (held.oldest_ns, held.newest_ns));
+            let oldest_ms = now_ns.saturating_sub(held.oldest_ns) / 1_000_000;
+            Holder { pid: *pid, comm, exited, outstanding: held.outstanding, oldest_ms }
         });
+        let mut holders = Holder::merged(each);
         if !all {
             holders.truncate(HOLDERS_SHOWN);
-        }
-        for holder in &mut holders {
-            let comm = comms.entry(holder.pid).or_insert_with(|| {
-                let comm = fs::read_to_string(format!("/proc/{}/comm", holder.pid)).ok()?;
-                Some(comm.trim_end().to_owned())
-            });
-            holder.comm = comm.clone();
         }
         holders
     }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use leaktrace_common::RcuLayout;
+use leaktrace_common::{ModuleLayout, RcuLayout};
 
 use super::{
     btf::{Btf, Param},
@@ -43,6 +43,25 @@ pub struct KernelLayout {
     pub page_struct_shift: Option<u32>,
     /// The function that every vmalloc comes to, if its arguments are known.
     pub vmalloc: Option<&'static str>,
+    /// What tells the name of a process.
+    pub names: Option<NameLayout>,
+    /// What tells of a module that is being loaded.
+    pub module: Option<ModuleLayout>,
+}
+
+/// Where the kernel keeps the name of a process, and what says when it begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameLayout {
+    /// Offset of `group_leader` in `struct task_struct`.
+    pub leader_offset: u32,
+    /// Offset of `comm` there.
+    pub comm_offset: u32,
+    /// Offset of `start_time` there.
+    pub start_offset: u32,
+    /// Offset of `signal` there.
+    pub signal_offset: u32,
+    /// Offset of `live` in `struct signal_struct`.
+    pub live_offset: u32,
 }
 
 /// Positions of arguments, counted as a raw tracepoint program counts them.
@@ -175,6 +194,8 @@ impl KernelLayout {
                 .tracepoint("percpu_alloc_percpu")
                 .and_then(|params| percpu_size(&params)),
             vmalloc: vmalloc_function(|name| btf.function(name)),
+            names: name_layout(&btf),
+            module: module_layout(&btf),
             rcu_call_offset: btf
                 .function("kvfree_call_rcu")
                 .is_some_and(|params| rcu_call_offset(&params)),
@@ -264,6 +285,50 @@ fn vmalloc_function(params_of: impl Fn(&str) -> Option<Vec<Param>>) -> Option<&'
     ["__vmalloc_node_range_noprof", "__vmalloc_node_range"]
         .into_iter()
         .find(|name| params_of(name).is_some_and(|params| params.len() == 9))
+}
+
+fn name_layout(btf: &Btf) -> Option<NameLayout> {
+    let of_task = |member| btf.member_offset("task_struct", member);
+    Some(NameLayout {
+        leader_offset: of_task("group_leader")?,
+        comm_offset: of_task("comm")?,
+        start_offset: of_task("start_time")?,
+        signal_offset: of_task("signal")?,
+        live_offset: btf.member_offset("signal_struct", "live")?,
+    })
+}
+
+/// See [`ModuleLayout`]; nothing for a kernel without modules.
+fn module_layout(btf: &Btf) -> Option<ModuleLayout> {
+    let load = btf.tracepoint("module_load")?;
+    if load != [Param::StructPointer("module".into())] {
+        return None;
+    }
+    let of = |path| btf.member_offset("module", path);
+    let name = of("name")?;
+    if let Some(text) = of("core_layout.base") {
+        return Some(ModuleLayout {
+            name,
+            text_base: text,
+            text_bytes: of("core_layout.text_size")?,
+            init_base: of("init_layout.base")?,
+            init_bytes: of("init_layout.text_size")?,
+            is_known: 1,
+        });
+    }
+    let (all, one) = (of("mem")?, btf.struct_bytes("module_memory")?);
+    let base = btf.member_offset("module_memory", "base")?;
+    let size = btf.member_offset("module_memory", "size")?;
+    let start_of = |which| Some(all + one * btf.enumerator(which)?);
+    let (text, init) = (start_of("MOD_TEXT")?, start_of("MOD_INIT_TEXT")?);
+    Some(ModuleLayout {
+        name,
+        text_base: text + base,
+        text_bytes: text + size,
+        init_base: init + base,
+        init_bytes: init + size,
+        is_known: 1,
+    })
 }
 
 /// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.

@@ -15,3 +15,4 @@ pub mod page_owners;
 pub mod proc;
 pub mod records;
 pub mod slabinfo;
+pub mod slabs;

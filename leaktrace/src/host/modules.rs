@@ -6,60 +6,57 @@ use std::{
     path::Path,
 };
 
+use leaktrace_common::MODULE_NAME_BYTES;
+
 use crate::error::Error;
 
 /// kallsyms tells where functions begin and not where they end: the last one of a module ends
 /// within this many bytes.
 const LAST_FUNCTION_BYTES: u64 = 64 << 10;
 
-/// The name as the kernel has it: `snd-usb-audio` is `snd_usb_audio` there.
-fn kernel_name(name: &str) -> String {
-    name.replace('-', "_")
+/// Whether a module is loaded now, by the kernel's name.
+pub fn is_loaded(name: &str) -> bool {
+    // A kernel without loadable modules has no such file.
+    let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
+    loaded.lines().any(|line| line.split(' ').next() == Some(name))
 }
 
-/// Refuses a module that is not loaded.
+/// Refuses a name that no module can have, or that of code which is always there.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`] with the mend.
-pub fn check_loaded(name: &str) -> Result<(), Error> {
-    let name = kernel_name(name);
-    // A kernel without loadable modules has no such file.
-    let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
-    if loaded.lines().any(|line| line.split(' ').next() == Some(name.as_str())) {
-        return Ok(());
+pub fn check_name(name: &str) -> Result<(), Error> {
+    let is_name = !name.is_empty()
+        && name.len() < MODULE_NAME_BYTES
+        && !name.contains(|letter: char| matches!(letter, '/' | '.') || letter.is_control());
+    if !is_name {
+        let name = name.replace(char::is_control, "?");
+        return Err(Error::Usage(format!(
+            "--module {name}: no module has such a name (see /proc/modules, and modinfo)"
+        )));
     }
-    let is_name = !name.is_empty() && !name.contains(['/', '.']);
-    let is_built_in = is_name && Path::new("/sys/module").join(&name).exists();
-    let name = name.replace(char::is_control, "?");
-    Err(Error::Usage(if is_built_in {
-        format!(
+    if !is_loaded(name) && Path::new("/sys/module").join(name).exists() {
+        return Err(Error::Usage(format!(
             "--module {name}: it is built into this kernel, where its code cannot be told from \
              the rest: leave --module out"
-        )
-    } else {
-        format!(
-            "--module {name}: no such module is loaded (see /proc/modules): load it first, or \
-             trace what loads it with --comm modprobe"
-        )
-    }))
+        )));
+    }
+    Ok(())
 }
 
-/// Where the functions of these modules lie: start, and end.
+/// Where the functions of these modules lie, by the kernel's names: start, and end.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] for a module that is not loaded, [`Error::Host`] when the kernel does not
-/// tell.
+/// [`Error::Host`] when the kernel does not tell.
 pub fn text(names: &[String]) -> Result<Vec<(u64, u64)>, Error> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    names.iter().try_for_each(|name| check_loaded(name))?;
     let file = fs::File::open("/proc/kallsyms")
         .map_err(|error| Error::Host(format!("--module needs /proc/kallsyms: {error}")))?;
-    let names: Vec<String> = names.iter().map(|name| kernel_name(name)).collect();
-    let ranges = ranges(BufReader::new(file).lines().map_while(Result::ok), &names);
+    let ranges = ranges(BufReader::new(file).lines().map_while(Result::ok), names);
     if ranges.is_empty() {
         return Err(Error::Host(
             "--module: /proc/kallsyms does not tell where the module's code lies (it hides \
@@ -121,8 +118,11 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_not_loaded_has_a_mend() {
-        let error = check_loaded("no-such-module").unwrap_err().to_string();
-        assert!(error.contains("no_such_module") && error.contains("load it first"), "{error}");
+    fn a_name_that_no_module_has_is_refused() {
+        assert!(check_name("no_such_module").is_ok());
+        for name in ["", "../kernel", "a\nb", &"x".repeat(56)] {
+            let error = check_name(name).unwrap_err().to_string();
+            assert!(error.contains("no module has such a name"), "{error}");
+        }
     }
 }

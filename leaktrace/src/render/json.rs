@@ -70,6 +70,8 @@ struct WireGroup<'a> {
     name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
+    #[serde(skip_serializing_if = "is_false")]
+    exited: bool,
     outstanding_bytes: u64,
     outstanding_count: u64,
     #[serde(flatten)]
@@ -166,6 +168,8 @@ struct WireSite<'a> {
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    cache_aliases: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     module: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -232,6 +236,8 @@ struct WireHolder<'a> {
     pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     comm: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_false")]
+    exited: bool,
     outstanding_bytes: u64,
     outstanding_count: u64,
     oldest_ms: u64,
@@ -351,6 +357,7 @@ fn group(line: &Line) -> WireGroup<'_> {
     WireGroup {
         name: line.name.as_deref(),
         pid: line.pid,
+        exited: line.exited,
         outstanding_bytes: line.outstanding.bytes,
         outstanding_count: line.outstanding.count,
         ended: line.ended.map(|ended| WireEnded {
@@ -377,6 +384,7 @@ fn site(row: &Row) -> WireSite<'_> {
     WireSite {
         id: format!("{:016x}", row.id),
         kind: row.kind.name(),
+        cache_aliases: &row.cache_aliases,
         cache: row.cache.as_deref(),
         module: row.module.as_deref(),
         owner: row.owner.as_ref().map(|owner| owner.symbol.as_str()),
@@ -405,6 +413,7 @@ fn site(row: &Row) -> WireSite<'_> {
             .map(|holder| WireHolder {
                 pid: holder.pid,
                 comm: holder.comm.as_deref(),
+                exited: holder.exited,
                 outstanding_bytes: holder.outstanding.bytes,
                 outstanding_count: holder.outstanding.count,
                 oldest_ms: holder.oldest_ms,

@@ -71,6 +71,7 @@ fn cells(line: &Line, by: By) -> [String; COLUMNS] {
     let bytes = |amount: Amount| format!("{about}{}", format_bytes(amount.bytes));
     let known = |cell: Option<String>| cell.unwrap_or_else(|| UNKNOWN.to_owned());
     let name = match (&line.name, line.pid) {
+        (Some(name), _) if line.exited => format!("{} (ended)", escape(name)),
         (Some(name), Some(pid)) => format!("{} {}", pid, escape(name)),
         (None, Some(0)) => "0 (idle)".to_owned(),
         (None, Some(pid)) => format!("{pid} (ended)"),

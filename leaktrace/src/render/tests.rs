@@ -86,7 +86,8 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         budget: None,
         blocks_read: true,
         gone_modules: std::collections::BTreeSet::new(),
-        cache_growth: std::collections::BTreeMap::new(),
+        cache_growth: BTreeMap::new(),
+        cache_aliases: BTreeMap::new(),
         older_ms: 0,
     }
 }
@@ -114,6 +115,7 @@ fn kernel() -> (Snapshot, Names) {
         holders: vec![Holder {
             pid: 7,
             comm: Some("modprobe".into()),
+            exited: false,
             outstanding: amount(held, held * 64),
             oldest_ms: 9_800,
         }],
@@ -308,6 +310,7 @@ fn merged_holders_are_most_bytes_first() {
     let holder = |pid, comm: Option<&str>, count| Holder {
         pid,
         comm: comm.map(str::to_owned),
+        exited: false,
         outstanding: amount(count, count * 64),
         oldest_ms: 1,
     };
@@ -323,6 +326,57 @@ fn merged_holders_are_most_bytes_first() {
         report.groups[0].rows[0].holders,
         [holder(2, Some("b"), 10), holder(1, Some("a"), 6)]
     );
+}
+
+/// Caches of one size are one, and processes of one command that have ended.
+#[test]
+fn merged_caches_and_ended_processes_are_named() {
+    let (mut snapshot, names) = kernel();
+    let others = ["UNIX", "b", "c", "d", "e"].map(str::to_owned).to_vec();
+    snapshot.cache_aliases.insert("kmalloc-64".into(), others);
+    for site in &mut snapshot.sites {
+        for holder in &mut site.holders {
+            holder.exited = true;
+        }
+    }
+    let all = (snapshot, names);
+    let text = rendered(&all, Format::Text);
+    assert!(text.contains("from cache kmalloc-64 (also UNIX, b, c, d and 1 more)"), "{text}");
+    assert!(text.contains("allocated while running: modprobe (ended) 97"), "{text}");
+    let json = rendered(&all, Format::Json);
+    assert!(json.contains(r#""cache_aliases":["UNIX","b","c","d","e"],"#), "{json}");
+    assert!(json.contains(r#"{"pid":7,"comm":"modprobe","exited":true,"#), "{json}");
+}
+
+/// A second program on the tracepoint, and one on a function, add frames that are nobody's.
+#[test]
+fn frames_of_other_tracers_make_no_other_site() {
+    let (mut snapshot, mut names) = kernel();
+    let kernel = |address| frame(address, Place::Kernel);
+    let own = [(0x50, "bpf_prog_1_lt_page_alloc"), (0x51, "__bpf_trace_mm_page_alloc")];
+    let other = [(0x52, "__traceiter_mm_page_alloc"), (0x53, "bpf_trampoline_64424")];
+    for (address, name) in own.into_iter().chain(other) {
+        let known = Resolved::Known(vec![known(name, 1, "vmlinux", None)]);
+        names.frames.insert(kernel(address), known);
+    }
+    let frames = |list: &[u64]| Stack {
+        frames: list.iter().map(|address| kernel(*address)).collect(),
+        end: StackEnd::Complete,
+    };
+    snapshot.stacks.insert(1, frames(&[0x50, 0x51, 0x10, 0x20]));
+    snapshot.stacks.insert(2, frames(&[0x50, 0x51, 0x52, 0x10, 0x53, 0x20]));
+    let page = |id, stack| Site {
+        outstanding: amount(1, 4096),
+        allocated: amount(1, 4096),
+        ..site(id, Kind::Pages, kernel(0), StackRef::Known(stack))
+    };
+    snapshot.stack_mode = StackMode::All;
+    snapshot.sites = vec![page(1, 1), page(2, 2)];
+    let report = report::build(&snapshot, &names, &VIEW);
+    assert_eq!(report.groups.len(), 1, "{:?}", report.groups);
+    assert_eq!(report.groups[0].totals.outstanding, amount(2, 8192));
+    let owner = report.groups[0].rows[0].owner.as_ref().map(|owner| owner.symbol.clone());
+    assert_eq!(owner.as_deref(), Some("clk_get"));
 }
 
 /// `malloc(0)` leaks blocks of no bytes: call sites that freed everything never push it out.

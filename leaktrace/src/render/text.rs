@@ -16,6 +16,8 @@ const PROCESSES_SHOWN: usize = 4;
 
 /// Stacks shown of one call site where only some allocations have one.
 const STACKS_SHOWN: usize = 3;
+/// Other names shown of a cache.
+const ALIASES_SHOWN: usize = 4;
 /// Holders named of one call site.
 const HOLDERS_SHOWN: usize = 3;
 /// Blocks listed of one call site.
@@ -231,12 +233,25 @@ fn what(row: &Row) -> String {
     };
     let mut text = interface.to_owned();
     if let Some(cache) = &row.cache {
-        text.push_str(&format!(" from cache {}", escape(cache)));
+        text.push_str(&format!(" from cache {}{}", escape(cache), aliases(&row.cache_aliases)));
     }
     if let Some(module) = &row.module {
         text.push_str(&format!(", module {}", escape(module)));
     }
     text
+}
+
+/// Other names of a cache, which its blocks may have been asked for by.
+fn aliases(names: &[String]) -> String {
+    if names.is_empty() {
+        return String::new();
+    }
+    let shown: Vec<String> = names.iter().take(ALIASES_SHOWN).map(|name| escape(name)).collect();
+    let more = match names.len().saturating_sub(ALIASES_SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(" (also {}{more})", shown.join(", "))
 }
 
 /// The owner, where all stacks agree on one that is not their first line anyway.
@@ -334,6 +349,7 @@ fn holders(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     let mut all: Vec<(String, Amount)> = Vec::new();
     for holder in group.rows.iter().flat_map(|row| &row.holders) {
         let name = match (&holder.comm, holder.pid) {
+            (Some(comm), _) if holder.exited => format!("{} (ended)", escape(comm)),
             (Some(comm), pid) => format!("{}[{pid}]", escape(comm)),
             (None, 0) => "idle[0]".to_owned(),
             (None, pid) => format!("ended[{pid}]"),

@@ -18,6 +18,8 @@ pub struct Row {
     pub kind: Kind,
     /// Slab cache, if known.
     pub cache: Option<String>,
+    /// Other names of that cache.
+    pub cache_aliases: Vec<String>,
     /// The module of the innermost frame that lies in one.
     pub module: Option<String>,
     /// Whom kernel memory is for, if known.
@@ -137,18 +139,8 @@ impl Row {
         for (sum, more) in self.lifetimes.iter_mut().zip(other.lifetimes) {
             *sum += more;
         }
-        for holder in other.holders {
-            match self.holders.iter_mut().find(|known| known.pid == holder.pid) {
-                Some(known) => {
-                    known.outstanding = known.outstanding.plus(holder.outstanding);
-                    known.comm = known.comm.take().or(holder.comm);
-                    known.oldest_ms = known.oldest_ms.max(holder.oldest_ms);
-                }
-                None => self.holders.push(holder),
-            }
-        }
-        self.holders
-            .sort_by_key(|holder| (std::cmp::Reverse(holder.outstanding.bytes), holder.pid));
+        let holders = std::mem::take(&mut self.holders);
+        self.holders = Holder::merged(holders.into_iter().chain(other.holders));
         self.blocks.extend(other.blocks);
         self.blocks.sort_by_key(|block| (std::cmp::Reverse(block.age_ms), block.address));
     }
@@ -188,6 +180,9 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             stack.drain(..own);
         }
     }
+    if !site.kind.is_of_process() && !stack.iter().all(is_trampoline) {
+        stack.retain(|frame| !is_trampoline(frame));
+    }
     let stack_taken = site.stack != StackRef::NotTaken;
     let truncated = match known {
         Some(stack) => stack.end.reason(),
@@ -214,6 +209,12 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
     let row = Row {
         id: site.id,
         kind: site.kind,
+        cache_aliases: site
+            .cache
+            .as_ref()
+            .and_then(|cache| snapshot.cache_aliases.get(cache))
+            .cloned()
+            .unwrap_or_default(),
         cache: site.cache.clone(),
         owner: if site.kind.is_of_process() { None } else { owner::find(&stack) },
         doubt: None,
@@ -246,11 +247,22 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
     (row, identity)
 }
 
-/// Whether a kernel frame belongs to a BPF program or to what runs it at a tracepoint.
+/// Whether a kernel frame belongs to a BPF program or to what runs it at a tracepoint: with a second
+/// program there, that is a function of the tracepoint's own (`__traceiter_*`,
+/// include/linux/tracepoint.h, 5.10 to 7.0).
 fn is_tracing(frame: &FrameView) -> bool {
-    frame.symbol.as_deref().is_some_and(|symbol| {
-        ["bpf_prog_", "bpf_trace_run", "__bpf_trace_"].iter().any(|own| symbol.starts_with(own))
-    })
+    starts_with_one(frame, &["bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_"])
+}
+
+/// Whether a kernel frame stands between a function and its caller because a BPF program of whomever
+/// watches the function (kernel/bpf/trampoline.c): it allocates nothing, and comes and goes.
+fn is_trampoline(frame: &FrameView) -> bool {
+    starts_with_one(frame, &["bpf_trampoline_"])
+}
+
+fn starts_with_one(frame: &FrameView, names: &[&str]) -> bool {
+    let symbol = frame.symbol.as_deref();
+    symbol.is_some_and(|symbol| names.iter().any(|name| symbol.starts_with(name)))
 }
 
 fn identify(frame: &FrameView) -> FrameIdentity {

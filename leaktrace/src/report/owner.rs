@@ -15,7 +15,8 @@ pub struct Owner {
     pub module: String,
 }
 
-/// Beginnings of names, without leading underscores, of allocators and their helpers.
+/// Beginnings of names, without leading underscores, of allocators and their helpers: functions of
+/// the kernel proper, as a module may give its own such names.
 const HELPERS: [&str; 72] = [
     // mm/slub.c, mm/slab_common.c, mm/util.c, include/linux/slab.h
     "kmalloc",
@@ -102,15 +103,18 @@ const HELPERS: [&str; 72] = [
     "mas_",
 ];
 
+/// The object of the kernel proper.
+const VMLINUX: &str = "vmlinux";
+
 /// The owner of what was allocated with this stack, innermost frame first; nothing where only
 /// helpers are known, or where a frame before the owner has no name.
 pub(super) fn find(stack: &[FrameView]) -> Option<Owner> {
     for frame in stack {
         let symbol = frame.symbol.as_deref()?;
-        if is_helper(symbol) {
+        let object = frame.object.as_deref()?;
+        if object == VMLINUX && is_helper(symbol) {
             continue;
         }
-        let object = frame.object.as_deref()?;
         let module = object.trim_start_matches('[').trim_end_matches(']');
         return Some(Owner { symbol: symbol.to_owned(), module: module.to_owned() });
     }
@@ -167,6 +171,15 @@ mod tests {
         check(&[("seq_open", "vmlinux"), ("kernfs_fop_open", "vmlinux")], {
             Some(("kernfs_fop_open", "vmlinux"))
         });
+    }
+
+    #[test]
+    fn a_module_s_own_functions_are_no_helpers() {
+        for own in ["xa_new", "vmapped", "mas_open", "__alloc_skb_pool"] {
+            check(&[("kmalloc_trace", "vmlinux"), (own, "[xyz]"), ("xyz_probe", "[xyz]")], {
+                Some((own, "xyz"))
+            });
+        }
     }
 
     /// A lone helper does not own what it was asked for, and a frame without a name may be it.

@@ -26,8 +26,10 @@ pub struct Table {
 pub struct Line {
     /// Its name, if known. Memory outside slab caches stands under its kind.
     pub name: Option<String>,
-    /// The process.
+    /// The process; of those of one command that have ended, the highest.
     pub pid: Option<u32>,
+    /// Whether it is processes that have ended.
+    pub exited: bool,
     /// Allocated since the start and not freed.
     pub outstanding: Amount,
     /// Allocated since the start, and freed of that; not known of the kernel's holders.
@@ -54,6 +56,7 @@ pub struct Ended {
 struct Key {
     name: Option<String>,
     pid: Option<u32>,
+    exited: bool,
 }
 
 /// Sums all call sites; nothing for [`By::Site`].
@@ -100,14 +103,21 @@ fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
             .holders
             .iter()
             .map(|holder| Line {
-                // The same process may have ended since another row was looked at.
                 name: holder.comm.clone(),
                 pid: Some(holder.pid),
+                exited: holder.exited,
                 outstanding: holder.outstanding,
                 oldest_ms: Some(holder.oldest_ms),
                 ..Line::default()
             })
-            .map(|part| (Key { name: None, pid: part.pid }, part))
+            .map(|part| {
+                // Those that have ended are one by their command.
+                let key = match part.exited && part.name.is_some() {
+                    true => Key { name: part.name.clone(), pid: None, exited: true },
+                    false => Key { name: None, pid: part.pid, exited: part.exited },
+                };
+                (key, part)
+            })
             .collect();
     }
     let (name, pid) = match by {
@@ -122,13 +132,14 @@ fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
     let part = Line {
         name: name.clone(),
         pid,
+        exited: false,
         outstanding: row.totals.outstanding,
         ended: Some(Ended { allocated: row.totals.allocated, freed: row.totals.freed }),
         oldest_ms: row.oldest_ms,
         sites: 0,
         is_estimated: row.totals.sampled.is_some(),
     };
-    vec![(Key { name, pid }, part)]
+    vec![(Key { name, pid, exited: false }, part)]
 }
 
 /// What comes from no slab cache.
@@ -145,7 +156,8 @@ fn kind_name(kind: Kind) -> Option<String> {
 impl Line {
     fn add(&mut self, part: &Self) {
         self.name = self.name.take().or_else(|| part.name.clone());
-        self.pid = part.pid;
+        self.pid = self.pid.max(part.pid);
+        self.exited = part.exited;
         self.outstanding = self.outstanding.plus(part.outstanding);
         if let Some(more) = part.ended {
             let sum = self.ended.get_or_insert_default();

@@ -6,8 +6,16 @@ use leaktrace_common::{CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, TEXT_RAN
 
 use super::spec::{KernelFilters, gfp};
 use crate::{
+    attach::kernel,
+    bpf::{Loaded, Maps},
+    collect::kmalloc::KmallocNames,
     error::Error,
-    host::{cgroup, layout, modules},
+    host::{
+        cgroup,
+        layout::{self, KernelLayout},
+        modules,
+        slabs::CacheNames,
+    },
 };
 
 /// The constants with what is filtered for.
@@ -19,7 +27,6 @@ pub(super) fn constants(filters: &KernelFilters, config: Config) -> Result<Confi
         filter_modules: u32::from(!filters.modules.is_empty()),
         filter_gfp: u32::from(!filters.gfp.is_empty()),
         gfp: gfp_tests(&filters.gfp)?,
-        text: text_ranges(&filters.modules)?,
         filter_cgroups: u32::from(!filters.cgroups.is_empty()),
         cgroups: cgroup_tests(&filters.cgroups)?,
         ..config
@@ -58,6 +65,112 @@ pub(super) fn cgroup_tests(paths: &[PathBuf]) -> Result<[CgroupTest; CGROUPS], E
     Ok(tests)
 }
 
+/// Has the slab caches asked for looked for, by the names that their blocks have; gives those that
+/// are not there yet.
+pub(super) fn watch_caches(
+    filters: &KernelFilters,
+    maps: &mut Maps,
+    kmalloc: &KmallocNames,
+    note: &mut dyn FnMut(&str),
+) -> Result<Vec<String>, Error> {
+    if filters.caches.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = CacheNames::read();
+    let (mut known, mut awaited) = (Vec::new(), Vec::new());
+    for cache in &filters.caches {
+        match names.known_as(cache) {
+            Some(same) if same == cache => {}
+            Some(other) => {
+                note(&format!(
+                    "the kernel has made slab cache {cache} one with {other}: blocks of both are \
+                     traced"
+                ));
+                known.push(other.to_owned());
+                continue;
+            }
+            None => {
+                awaited.push(cache.clone());
+                // Which module will make it is not known.
+                match filters.modules.iter().find(|name| !modules::is_loaded(name)) {
+                    Some(module) => note(&format!(
+                        "no slab cache has the name {cache} now: module {module} may make it"
+                    )),
+                    None => return Err(no_cache(cache, &names)),
+                }
+            }
+        }
+        known.push(cache.clone());
+    }
+    maps.set_cache_filters(&known, &kmalloc.details(&known))?;
+    Ok(awaited)
+}
+
+fn no_cache(cache: &str, names: &CacheNames) -> Error {
+    let mut near: Vec<&str> = names.all().collect();
+    let lower = cache.to_lowercase();
+    near.sort_by_cached_key(|name| (gfp::distance(&name.to_lowercase(), &lower), *name));
+    near.truncate(3);
+    Error::Usage(format!(
+        "--cache {}: no slab cache has this name (see /sys/kernel/slab): write {}, ..., or name the \
+         module as well that is yet to make it: --module",
+        cache.replace(char::is_control, "?"),
+        near.join(", ")
+    ))
+}
+
+/// Of the caches that were not there at the start, those whose blocks are not seen, as they have been
+/// made one with another cache.
+pub(super) fn merged_since(awaited: &[String]) -> Vec<String> {
+    if awaited.is_empty() {
+        return Vec::new();
+    }
+    let names = CacheNames::read();
+    let others = awaited.iter().filter_map(|cache| {
+        let other = names.known_as(cache).filter(|other| other != cache)?;
+        Some(format!(
+            "slab cache {cache}: the kernel has made it one with {other}, which was not asked for"
+        ))
+    });
+    others.collect()
+}
+
+/// Has the modules asked for looked for, those that are loaded and those that will be; gives what
+/// cannot be seen of them.
+pub(super) fn watch_modules(
+    filters: &KernelFilters,
+    loaded: &mut Loaded,
+    maps: &mut Maps,
+    layout: &KernelLayout,
+    note: &mut dyn FnMut(&str),
+) -> Result<Vec<String>, Error> {
+    if filters.modules.is_empty() {
+        return Ok(Vec::new());
+    }
+    maps.set_module_names(&filters.modules)?;
+    // First, so that none is missed that is loaded meanwhile.
+    let follows = kernel::attach_modules(loaded, layout);
+    let (there, awaited): (Vec<String>, Vec<String>) =
+        filters.modules.iter().cloned().partition(|name| modules::is_loaded(name));
+    maps.set_module_text(text_ranges(&there)?)?;
+    match (follows, awaited.first()) {
+        (Ok(()), _) => {
+            for name in &awaited {
+                note(&format!("module {name} is not loaded: waiting for it"));
+            }
+            Ok(Vec::new())
+        }
+        (Err(cause), Some(name)) => Err(Error::Usage(format!(
+            "--module {name}: no such module is loaded, and it cannot be waited for ({cause}): load \
+             it first, or trace what loads it with --comm modprobe"
+        ))),
+        (Err(cause), None) => {
+            Ok(vec![format!("modules of these names that are loaded again: {cause}")])
+        }
+    }
+}
+
+/// Where these modules have their text.
 fn text_ranges(names: &[String]) -> Result<[TextRange; TEXT_RANGES], Error> {
     let mut ranges = [TextRange::EMPTY; TEXT_RANGES];
     let found = modules::text(names)?;

@@ -15,7 +15,7 @@ mod silence;
 pub mod spec;
 mod wait;
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
 use leaktrace_common::{Config, Event as BpfEvent, Kind, MapEvent};
 use tokio::{
@@ -133,7 +133,14 @@ struct Session {
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
     unseen: Vec<String>,
+    /// Slab caches that are asked for, and were not there at the start.
+    awaited_caches: Vec<String>,
+    /// When the ends of processes are read, in kernel mode.
+    ends: Option<Interval>,
 }
+
+/// The kernel side keeps the last 16,384 ends of processes: some 3,000 a second.
+const ENDS_READ: Duration = Duration::from_secs(5);
 
 impl Session {
     fn start(spec: &Spec, facts: &HostFacts, note: &mut dyn FnMut(&str)) -> Result<Self, Error> {
@@ -182,6 +189,12 @@ impl Session {
             cache_name_offset: layout.cache_name_offset,
             cache_object_size_offset: layout.cache_object_size_offset,
             gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
+            task_leader_offset: layout.names.map_or(0, |names| names.leader_offset),
+            task_comm_offset: layout.names.map_or(0, |names| names.comm_offset),
+            task_start_offset: layout.names.map_or(0, |names| names.start_offset),
+            task_signal_offset: layout.names.map_or(0, |names| names.signal_offset),
+            signal_live_offset: layout.names.map_or(0, |names| names.live_offset),
+            module: layout.module.unwrap_or_default(),
             ..config(spec)
         };
         let mut config = filters::constants(filters, config)?;
@@ -193,24 +206,20 @@ impl Session {
         let map_bytes = loaded.map_bytes();
         let mut maps = loaded.maps()?;
         maps.set_filters(&filters.pids, &filters.comms)?;
+        let mut unseen = filters::watch_modules(filters, &mut loaded, &mut maps, &layout, note)?;
         let gfp = GfpFlags {
             dma: layout.gfp_dma,
             reclaimable: layout.gfp_reclaimable,
             account: layout.gfp_account,
         };
         let kmalloc_names = KmallocNames::read(gfp);
-        let caches = &filters.caches;
-        maps.set_cache_filters(caches, &kmalloc_names.details(caches))?;
-        for cache in caches.iter().filter(|cache| !kmalloc_names.exists(cache)) {
-            note(&format!(
-                "no slab cache has the name `{cache}` now (see /proc/slabinfo; of merged caches \
-                 only one name is there)"
-            ));
-        }
+        let awaited_caches = filters::watch_caches(filters, &mut maps, &kmalloc_names, note)?;
         let unfiltered = *filters == KernelFilters::default() && takes_all(spec);
         let mut collector =
             collector(maps, spec, Mode::Kernel, unfiltered, kmalloc_names, Vec::new());
-        let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
+        // Names first: of a process whose allocations are seen the end is seen as well.
+        kernel::attach_names(&mut loaded, &layout);
+        unseen.extend(kernel::attach(&mut loaded, kinds, &config, &layout)?);
         collector.start();
         note_memory(map_bytes, spec, note);
         let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
@@ -228,6 +237,8 @@ impl Session {
             records: Vec::new(),
             overhead: None,
             unseen,
+            awaited_caches,
+            ends: Some(tokio::time::interval(ENDS_READ)),
         })
     }
 
@@ -319,6 +330,8 @@ impl Session {
             records,
             overhead,
             unseen: Vec::new(),
+            awaited_caches: Vec::new(),
+            ends: None,
         })
     }
 
@@ -430,6 +443,7 @@ impl Session {
                         records.read();
                     }
                 }
+                () = wait_for_tick(self.ends.as_mut()) => self.collector.read_ends(),
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_for_tick(cost) => return Ok(Event::Cost),
                 () = wait_until(hear) => return Ok(Event::Hear),
@@ -458,6 +472,7 @@ impl Session {
         }
         let mut misses: BTreeMap<String, u64> = kernel::unhealed(self.loaded.recursion_misses());
         let mut unseen = self.unseen.clone();
+        unseen.extend(filters::merged_since(&self.awaited_caches));
         if let Some(processes) = &self.processes {
             misses.extend(processes.probes.recursion_misses());
             unseen.extend(processes.unseen(&self.collector));

@@ -11,10 +11,12 @@ use leaktrace_common::{
 use serde::{Deserialize, Serialize};
 
 mod budget;
+mod holder;
 mod names;
 mod sampled;
 
 pub use budget::{Budget, BudgetAction, BudgetStep};
+pub use holder::Holder;
 pub use names::{Names, Resolved, Symbol, Unknown};
 pub use sampled::Sampled;
 
@@ -72,6 +74,9 @@ pub struct Snapshot {
     /// Objects in use in each slab cache now, less those at the start, by the kernel's own count;
     /// empty where it does not tell, and but in kernel mode.
     pub cache_growth: BTreeMap<String, i64>,
+    /// Other names of slab caches that share one (mm/slab_common.c merges those of a size): each cache
+    /// by the name that its blocks have.
+    pub cache_aliases: BTreeMap<String, Vec<String>>,
     /// With `--older`: outstanding figures count only blocks at least this old.
     pub older_ms: u64,
 }
@@ -200,19 +205,6 @@ impl Role {
             Self::Unknown => "unknown",
         }
     }
-}
-
-/// Outstanding kernel memory by the process that was running when it was allocated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Process ID; 0 is the idle task (interrupts).
-    pub pid: u32,
-    /// Its command, if it still exists.
-    pub comm: Option<String>,
-    /// What it allocated and is outstanding.
-    pub outstanding: Amount,
-    /// Age of the oldest block of it.
-    pub oldest_ms: u64,
 }
 
 /// One outstanding block.

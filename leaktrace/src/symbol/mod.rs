@@ -168,6 +168,7 @@ mod tests {
             blocks_read: false,
             gone_modules: std::collections::BTreeSet::new(),
             cache_growth: std::collections::BTreeMap::new(),
+            cache_aliases: std::collections::BTreeMap::new(),
             older_ms: 0,
         }
     }

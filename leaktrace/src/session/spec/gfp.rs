@@ -110,7 +110,7 @@ pub fn nearest(name: &str) -> Vec<String> {
 }
 
 /// Letters to add, take away or change to make one name of the other.
-fn distance(one: &str, other: &str) -> usize {
+pub fn distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (at, letter) in one.bytes().enumerate() {
         let mut diagonal = at;
