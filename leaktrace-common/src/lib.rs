@@ -33,6 +33,7 @@ mod config;
 mod functions;
 mod loss;
 mod mapping;
+mod modules;
 mod pages;
 pub mod sampling;
 mod site;
@@ -50,6 +51,10 @@ pub use config::{
 pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
 pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
+pub use modules::{
+    LAST_GENERATION, MODULE_NAME_BYTES, ModuleEvent, ModuleEventKind, ModuleLayout, PART_SHIFT,
+    PARTS, PARTS_OF_MODULE,
+};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
 pub use site::{
     CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, Weights, lifetime_bucket,

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod by_stack;
+pub(crate) mod module;
 mod pages;
 mod percpu;
 mod rcu;

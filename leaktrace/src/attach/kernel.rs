@@ -10,7 +10,7 @@ use crate::{
         object::{FunctionProgram, KernelProgram},
     },
     error::Error,
-    host::layout::KernelLayout,
+    host::layout::{KernelLayout, Modules},
     session::spec::KernelKind,
 };
 
@@ -49,6 +49,8 @@ pub fn attach(
 ) -> Result<Vec<String>, Error> {
     let btf = aya::Btf::from_sys_fs().ok();
     let mut unseen = Vec::new();
+    // Before anything is allocated: what no later code can be taken for.
+    attach_modules(loaded, config, layout, &mut unseen);
     for kind in kinds {
         match kind {
             KernelKind::Slab => attach_slab(loaded, config, layout, btf.as_ref(), &mut unseen)?,
@@ -60,6 +62,38 @@ pub fn attach(
         }
     }
     Ok(unseen)
+}
+
+/// Modules that come and go; what cannot be seen goes to `unseen`.
+fn attach_modules(
+    loaded: &mut Loaded,
+    config: &Config,
+    layout: &KernelLayout,
+    unseen: &mut Vec<String>,
+) {
+    let cause = match layout.module {
+        Modules::None => return,
+        Modules::Unknown => {
+            "struct module is not laid out in a way that leaktrace knows".to_owned()
+        }
+        Modules::Known(_) if config.module.is_known == 0 => {
+            "/proc/kallsyms hides where the kernel lies (kernel.kptr_restrict is 2: set it to 1)"
+                .to_owned()
+        }
+        Modules::Known(_) => {
+            let attached = [KernelProgram::ModuleFree, KernelProgram::ModuleLoad]
+                .into_iter()
+                .try_for_each(|program| loaded.attach_tracepoint(program));
+            match attached {
+                Ok(()) => return,
+                Err(error) => error.to_string(),
+            }
+        }
+    };
+    unseen.push(format!(
+        "modules that are loaded or unloaded meanwhile: {cause}; what they allocate may have another \
+         module's name"
+    ));
 }
 
 /// kmalloc and slab caches; what cannot be seen goes to `unseen`.

@@ -43,6 +43,8 @@ pub struct Sizes {
     pub unwind_rows: u32,
     /// Bytes in the ring of mappings; one page where none are traced.
     pub map_ring_bytes: u32,
+    /// Bytes in the ring of modules; one page where the kernel is not traced.
+    pub module_ring_bytes: u32,
 }
 
 impl Sizes {
@@ -65,6 +67,8 @@ impl Sizes {
             unwind_rows: if traces_processes { 4 << 20 } else { 1 },
             // Some 40,000 calls.
             map_ring_bytes: if traces_mappings { 4 << 20 } else { 4096 },
+            // Some 600 modules that come or go.
+            module_ring_bytes: if traces_processes { 4096 } else { 1 << 16 },
         }
     }
 }
@@ -99,6 +103,7 @@ impl Loaded {
             .map_max_entries("IN_FLIGHT", sizes.threads)
             .map_max_entries("WALKS", sizes.walks)
             .map_max_entries("MAP_EVENTS", sizes.map_ring_bytes)
+            .map_max_entries("MODULE_EVENTS", sizes.module_ring_bytes)
             .map_max_entries("ROWS", sizes.unwind_rows)
             // 4 KiB of text have some 40 to 140 rows; small functions have few.
             .map_max_entries("PAGES", (sizes.unwind_rows / 16).max(1))
@@ -165,6 +170,10 @@ pub enum KernelProgram {
     PageFree,
     /// kmem:mm_page_free, a second look
     PageFreeAgain,
+    /// module:module_load
+    ModuleLoad,
+    /// module:module_free
+    ModuleFree,
 }
 
 impl KernelProgram {
@@ -193,6 +202,8 @@ impl KernelProgram {
             Self::PageAlloc => ("lt_page_alloc", "mm_page_alloc"),
             Self::PageFree => ("lt_page_free", "mm_page_free"),
             Self::PageFreeAgain => ("lt_page_free_2", "mm_page_free"),
+            Self::ModuleLoad => ("lt_module_load", "module_load"),
+            Self::ModuleFree => ("lt_module_free", "module_free"),
         }
     }
 }

@@ -9,24 +9,26 @@ pub mod kmalloc;
 mod map_sites;
 pub mod mappings;
 mod mmaps;
+mod modules;
 mod ranges;
 mod stacks;
 pub mod suspects;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
+    fs, io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     time::{Instant, SystemTime},
 };
 
 use leaktrace_common::{
     AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteRecord,
-    StackEnd, StackId, StackMode,
+    StackEnd, StackId, StackMode, TextRange,
 };
 
 use self::{
-    estimates::BlockSum, images::Images, kmalloc::KmallocNames, map_sites::Mapped, stacks::Stacks,
-    suspects::Suspects,
+    estimates::BlockSum, images::Images, kmalloc::KmallocNames, map_sites::Mapped,
+    modules::Modules, stacks::Stacks, suspects::Suspects,
 };
 use crate::{
     bpf::Maps,
@@ -77,7 +79,12 @@ pub struct Collector {
     suspects: Suspects,
     kmalloc_names: KmallocNames,
     /// Every kernel module seen loaded.
-    modules: BTreeSet<String>,
+    modules: Modules,
+    /// The call sites, with their stacks, that made slab caches, by the caches' addresses; as of the
+    /// last time that blocks were read.
+    caches_made: HashMap<u64, SiteKey>,
+    /// The slab cache that slab caches are made of.
+    cache_of_caches: Option<u64>,
     /// What processes map themselves, if that is followed.
     mapped: Option<Mapped>,
     /// What of processes is traced.
@@ -127,7 +134,9 @@ impl Collector {
             call_sites: HashMap::new(),
             suspects: Suspects::default(),
             kmalloc_names: options.kmalloc_names,
-            modules: modules(),
+            modules: Modules::default(),
+            caches_made: HashMap::new(),
+            cache_of_caches: None,
             mapped: None,
             user_kinds: options.user_kinds,
             is_sampled: options.is_sampled,
@@ -143,15 +152,27 @@ impl Collector {
         }
     }
 
-    /// Kernel modules that have been loaded and are not any more.
-    fn gone_modules(&mut self) -> BTreeSet<String> {
-        if self.mode != Mode::Kernel {
-            return BTreeSet::new();
-        }
-        let now = modules();
-        let gone = self.modules.difference(&now).cloned().collect();
-        self.modules.extend(now);
-        gone
+    /// Follows kernel modules from now on; the programs that tell of them are on already.
+    pub fn follow_modules(&mut self, kernel_text: TextRange) {
+        let events = self.maps.take_module_events();
+        self.modules.start(events, kernel_text);
+    }
+
+    /// Something to wait for: it is readable when a module comes or goes.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn module_events(&self) -> io::Result<Option<OwnedFd>> {
+        let ring = self.modules.events();
+        // SAFETY: the ring keeps its descriptor open.
+        let fd = ring.map(|ring| unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) });
+        fd.map(|fd| fd.try_clone_to_owned()).transpose()
+    }
+
+    /// Reads what is told of modules, and their names while they are there.
+    pub fn read_modules(&mut self) {
+        self.modules.take_in();
     }
 
     /// By how much each slab cache has grown since the start, by the kernel's own count.
@@ -181,6 +202,8 @@ impl Collector {
         let now_ns = monotonic_ns();
         self.stacks.begin_snapshot();
         let mut records = self.maps.sites();
+        // After the call sites: the modules of all of them have been told.
+        self.modules.take_in();
         // As near as can be, as the two are compared.
         let cache_growth = self.cache_growth();
         records.retain(|(_, record)| {
@@ -195,7 +218,8 @@ impl Collector {
             || wants.blocks
             || (wants.holders && self.mode == Mode::Kernel)
             || outstanding_count <= CHEAP_BLOCKS;
-        let details = if read_blocks { Some(self.read_blocks(now_ns, wants)?) } else { None };
+        let details =
+            if read_blocks { Some(self.read_blocks(now_ns, wants, &records)?) } else { None };
         if self.stack_mode == StackMode::Adaptive {
             self.find_suspects(&records);
         }
@@ -234,7 +258,8 @@ impl Collector {
             sample_bytes: self.maps.sample_bytes(),
             budget: None,
             blocks_read: read_blocks,
-            gone_modules: self.gone_modules(),
+            modules: self.modules.all(),
+            gone_modules: self.modules.gone(),
             cache_growth,
             older_ms: wants.older_ns / 1_000_000,
         })
@@ -251,7 +276,7 @@ impl Collector {
         comms: &mut Comms,
     ) -> Option<Site> {
         let key = &record.key;
-        let kind = Kind::from_u32(key.kind)?;
+        let kind = Kind::from_u32(u32::from(key.kind))?;
         let mut figures = estimates::figures(record, self.is_sampled);
         if let Some(details) = details
             && wants.older_ns > 0
@@ -277,7 +302,14 @@ impl Collector {
         };
         let call_site = match (key.call_site, first) {
             (0, Some(frame)) => *frame,
+            (address, _) if key.space == KERNEL_SPACE => {
+                self.modules.frame(address, u64::from(key.generation))
+            }
             (address, _) => self.call_site(key.space, address),
+        };
+        let cache_made = match kind {
+            Kind::KmemCache => self.cache_made(key.detail, stacks),
+            _ => None,
         };
         let details = details.flatten();
         Some(Site {
@@ -289,6 +321,7 @@ impl Collector {
                 Kind::KmemCache => self.maps.cache_name(key.detail),
                 Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages | Kind::Mmap => None,
             },
+            cache_made,
             function: match kind {
                 Kind::Malloc => AllocFunction::of_cookie(key.detail),
                 _ => None,
@@ -316,6 +349,15 @@ impl Collector {
         })
     }
 
+    /// The stack by which a slab cache was made, where it is known.
+    fn cache_made(&mut self, cache: u64, stacks: &mut BTreeMap<u64, Stack>) -> Option<StackRef> {
+        let made = *self.caches_made.get(&cache)?;
+        match made.stack {
+            StackId::NOT_TAKEN | StackId::LOST => None,
+            id => Some(self.stack(KERNEL_SPACE, made.call_site, id, stacks)),
+        }
+    }
+
     fn call_site(&mut self, space: u32, address: u64) -> Frame {
         if let Some(frame) = self.call_sites.get(&(space, address)) {
             return *frame;
@@ -336,7 +378,7 @@ impl Collector {
         stacks: &mut BTreeMap<u64, Stack>,
     ) -> StackRef {
         let local_id = local_id(space, id);
-        let (maps, images) = (&self.maps, &self.images);
+        let (maps, images, modules) = (&self.maps, &self.images, &self.modules);
         let known = self.stacks.get_or((space, id), || {
             let record = maps.stack(id)?;
             let count = (record.count as usize).min(record.frames.len());
@@ -346,7 +388,11 @@ impl Collector {
                 let at = frames.iter().position(|address| *address == call_site);
                 frames = at.and_then(|at| frames.get(at..)).unwrap_or(frames);
             }
-            let frames = frames.iter().map(|address| images.frame(space, *address)).collect();
+            let frame = |address: &u64| match space {
+                KERNEL_SPACE => modules.frame(*address, record.generation),
+                _ => images.frame(space, *address),
+            };
+            let frames = frames.iter().map(frame).collect();
             Some(Stack { frames, end: StackEnd::from_u32(record.end) })
         });
         let Some(known) = known else { return StackRef::Lost };
@@ -354,17 +400,50 @@ impl Collector {
         StackRef::Known(local_id)
     }
 
-    fn read_blocks(&self, now_ns: u64, wants: Wants) -> Result<HashMap<u32, SiteDetails>, Error> {
+    fn read_blocks(
+        &mut self,
+        now_ns: u64,
+        wants: Wants,
+        records: &[(u32, SiteRecord)],
+    ) -> Result<HashMap<u32, SiteDetails>, Error> {
+        let makers = self.cache_makers(records);
+        let mut made = HashMap::new();
         let mut all: HashMap<u32, SiteDetails> = HashMap::new();
         self.maps.read_outstanding(|key, block| {
+            if let Some(maker) = makers.get(&block.site) {
+                made.insert(key.address, *maker);
+            }
             if now_ns.saturating_sub(block.timestamp_ns) >= wants.older_ns {
                 all.entry(block.site).or_default().add(key, block, now_ns, wants.blocks);
             }
         })?;
+        self.caches_made = made;
         for details in all.values_mut() {
             details.blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.age_ms));
         }
         Ok(all)
+    }
+
+    /// The call sites that make slab caches: a `struct kmem_cache` is an object of a cache itself, and
+    /// whoever calls `kmem_cache_create` is in its stack.
+    fn cache_makers(&mut self, records: &[(u32, SiteRecord)]) -> HashMap<u32, SiteKey> {
+        let of_caches = |key: &SiteKey| key.kind == Kind::KmemCache as u16;
+        if self.cache_of_caches.is_none() {
+            let caches: BTreeSet<u64> = records
+                .iter()
+                .filter(|(_, record)| of_caches(&record.key))
+                .map(|(_, record)| record.key.detail)
+                .collect();
+            // `create_boot_cache` gives it its name (mm/slub.c, 5.15 to 7.2).
+            let is_it = |cache: &u64| self.maps.cache_name(*cache).as_deref() == Some("kmem_cache");
+            self.cache_of_caches = caches.into_iter().find(is_it);
+        }
+        let wanted = self.cache_of_caches.filter(|_| self.mode == Mode::Kernel);
+        records
+            .iter()
+            .filter(|(_, record)| of_caches(&record.key) && Some(record.key.detail) == wanted)
+            .map(|(index, record)| (*index, record.key))
+            .collect()
     }
 
     fn find_suspects(&mut self, records: &[(u32, SiteRecord)]) {
@@ -405,7 +484,7 @@ impl Collector {
             reasons,
             recursion_misses,
             stacks_truncated,
-            unseen: unseen.to_vec(),
+            unseen: unseen.iter().cloned().chain(self.modules.unseen()).collect(),
             filtered: !self.unfiltered,
         }
     }
@@ -479,12 +558,6 @@ impl SiteDetails {
     }
 }
 
-/// The kernel modules that are loaded; none where that cannot be read.
-fn modules() -> BTreeSet<String> {
-    let text = fs::read_to_string("/proc/modules").unwrap_or_default();
-    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
-}
-
 /// A stack's key in a snapshot.
 fn local_id(space: u32, id: u64) -> u64 {
     StackId::mix(id, u64::from(space))
@@ -492,7 +565,8 @@ fn local_id(space: u32, id: u64) -> u64 {
 
 /// A site's identity as one number.
 fn site_id(key: &SiteKey) -> u64 {
-    [u64::from(key.kind), u64::from(key.space), key.detail, key.call_site, key.stack]
+    let kind = u64::from(key.kind) | u64::from(key.generation) << 16;
+    [kind, u64::from(key.space), key.detail, key.call_site, key.stack]
         .into_iter()
         .fold(StackId::SEED, StackId::mix)
 }

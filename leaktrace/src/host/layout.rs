@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use leaktrace_common::RcuLayout;
+use leaktrace_common::{ModuleLayout, RcuLayout, TextRange};
 
 use super::{
     btf::{Btf, Param},
@@ -43,6 +43,21 @@ pub struct KernelLayout {
     pub page_struct_shift: Option<u32>,
     /// The function that every vmalloc comes to, if its arguments are known.
     pub vmalloc: Option<&'static str>,
+    /// The kernel's own text, if it is known.
+    pub text: Option<TextRange>,
+    /// Where `struct module` says what is followed of modules.
+    pub module: Modules,
+}
+
+/// What is known of modules that come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Modules {
+    /// This kernel has none: no code can come.
+    None,
+    /// They are laid out in a way that leaktrace does not know.
+    Unknown,
+    /// Where `struct module` has its members.
+    Known(ModuleLayout),
 }
 
 /// Positions of arguments, counted as a raw tracepoint program counts them.
@@ -175,10 +190,22 @@ impl KernelLayout {
                 .tracepoint("percpu_alloc_percpu")
                 .and_then(|params| percpu_size(&params)),
             vmalloc: vmalloc_function(|name| btf.function(name)),
+            text: kernel_text(),
+            module: module_layout(&btf),
             rcu_call_offset: btf
                 .function("kvfree_call_rcu")
                 .is_some_and(|params| rcu_call_offset(&params)),
         })
+    }
+}
+
+impl KernelLayout {
+    /// Where modules that come and go are read; all zero if they cannot be followed.
+    pub fn followed_modules(&self) -> ModuleLayout {
+        match (self.module, self.text) {
+            (Modules::Known(layout), Some(_)) => layout,
+            _ => ModuleLayout::default(),
+        }
     }
 }
 
@@ -230,6 +257,45 @@ fn interrupt_text() -> [u64; 4] {
         *bound = address.unwrap_or(0);
     }
     bounds
+}
+
+/// Bounds of the kernel's own code (include/asm-generic/vmlinux.lds.h, 6.1 and 6.18).
+fn kernel_text() -> Option<TextRange> {
+    match kallsyms::addresses(&["_stext", "_etext"]).as_slice() {
+        [Some(start), Some(end)] => Some(TextRange { start: *start, end: *end }),
+        _ => None,
+    }
+}
+
+/// Where `struct module` has its name and its code (include/linux/module.h): up to 6.3 in two
+/// layouts, whose code comes first, from 6.4 on in seven parts.
+fn module_layout(btf: &Btf) -> Modules {
+    if btf.tracepoint("module_load").is_none() || btf.tracepoint("module_free").is_none() {
+        return Modules::None;
+    }
+    let offset = |path| btf.member_offset("module", path);
+    let known = || {
+        let name = offset("name")?;
+        let layout = match offset("mem") {
+            Some(parts) => {
+                let part = |path| btf.member_offset("module_memory", path);
+                let (base, bytes) = (part("base")?, part("size")?);
+                let part_bytes = btf.struct_bytes("module_memory")?;
+                let at = |number| Some(parts + btf.enumerator(number)? * part_bytes);
+                let (text, init) = (at("MOD_TEXT")?, at("MOD_INIT_TEXT")?);
+                [text + base, text + bytes, init + base, init + bytes]
+            }
+            None => [
+                offset("core_layout.base")?,
+                offset("core_layout.text_size")?,
+                offset("init_layout.base")?,
+                offset("init_layout.text_size")?,
+            ],
+        };
+        let [text_base, text_bytes, init_base, init_bytes] = layout;
+        Some(ModuleLayout { name, text_base, text_bytes, init_base, init_bytes, is_known: 1 })
+    };
+    known().map_or(Modules::Unknown, Modules::Known)
 }
 
 /// Position of `size`: see the table in leaktrace-ebpf's percpu module for the shapes.

@@ -129,6 +129,8 @@ struct Session {
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
     map_ring: Option<AsyncFd<Ring>>,
+    /// Readable once a kernel module comes or goes.
+    modules: Option<AsyncFd<OwnedFd>>,
     /// Readable once there are many records of what processes map.
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
@@ -181,6 +183,8 @@ impl Session {
             page_struct_shift: layout.page_struct_shift.unwrap_or(0),
             cache_name_offset: layout.cache_name_offset,
             cache_object_size_offset: layout.cache_object_size_offset,
+            kernel_text: layout.text.unwrap_or_default(),
+            module: layout.followed_modules(),
             gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
             ..config(spec)
         };
@@ -211,6 +215,8 @@ impl Session {
         let mut collector =
             collector(maps, spec, Mode::Kernel, unfiltered, kmalloc_names, Vec::new());
         let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
+        collector.follow_modules(config.kernel_text);
+        let modules = wait::modules(&collector)?;
         collector.start();
         note_memory(map_bytes, spec, note);
         let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
@@ -225,6 +231,7 @@ impl Session {
             pidfds: Vec::new(),
             ring: None,
             map_ring: None,
+            modules,
             records: Vec::new(),
             overhead: None,
             unseen,
@@ -316,6 +323,7 @@ impl Session {
             pidfds,
             ring,
             map_ring,
+            modules: None,
             records,
             overhead,
             unseen: Vec::new(),
@@ -424,6 +432,7 @@ impl Session {
                     }
                 }
                 () = wait_for_ring(self.map_ring.as_ref()) => self.drain_ring()?,
+                () = wait_for_ring(self.modules.as_ref()) => self.collector.read_modules(),
                 () = wait_for_records(&mut self.records) => {
                     if let Some(records) = self.processes.as_mut().and_then(|it| it.records.as_mut())
                     {
@@ -518,11 +527,8 @@ impl Session {
 
     /// Lets go of everything: links first, so that no program runs on maps that are gone.
     fn end(self) {
-        let Self { processes, loaded, collector, child, pidfds, ring, map_ring, records, .. } =
-            self;
-        drop(processes);
-        drop(loaded);
-        drop((collector, child, pidfds, ring, map_ring, records));
+        drop(self.processes);
+        drop(self.loaded);
     }
 }
 
