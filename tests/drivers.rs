@@ -395,86 +395,8 @@ fn nothing_is_left_of_a_mempool() {
 }
 
 /// A leak is mostly looked for after its driver has gone.
-mod unloaded {
-    use super::*;
-
-    #[test]
-    fn names_that_were_shown_stay() {
-        let driver = Driver::load("leak_errors");
-        let mut traced = trace();
-        driver.command("handle", 5000);
-        driver.wait_reported(&mut traced);
-        let account = driver.account_of("make_body");
-        driver.unload();
-        let ended = traced.interrupt();
-        let report = ended.final_report();
-        let got = report.sum_in_module("leak_errors", "make_body");
-        let lost = report.outline_of(|site| site.module() != "" || site.has_frame(""));
-        assert_eq!(got, account, "{lost}");
-    }
-
-    /// No report needed its names while it was there; and nobody can free its blocks any more.
-    #[test]
-    fn names_that_were_never_shown_are_there() {
-        let driver = Driver::load("leak_errors");
-        let traced = Traced::start(&["kernel", "--stacks", "all", "-i", "1h"]);
-        driver.command("handle", 5000);
-        let account = driver.account_of("make_body");
-        driver.unload();
-        let ended = traced.interrupt();
-        let report = ended.final_report();
-        let got = report.sum_in_module("leak_errors", "make_body");
-        let lost = report.outline_of(|site| site.module() != "" || site.has_frame(""));
-        assert_eq!(got, account, "{lost}");
-        let leaks = report.sum(|site| site.value["verdict"]["reachability"] == "definitely lost");
-        assert_eq!(leaks.outstanding_count, account.outstanding_count, "{lost}");
-    }
-
-    /// Its debug information is read when it has gone, and the file says what was where.
-    #[test]
-    fn lines_and_inlined_functions_are_there_with_debug_information() {
-        let driver = Driver::load("leak_clock");
-        let folder = Driver::folder();
-        let folder = folder.to_str().unwrap_or_default();
-        let args = ["kernel", "--stacks", "all", "-i", "1h", "--debug-dir", folder];
-        let traced = Traced::start(&args);
-        driver.command("probe", 0);
-        driver.command("cycle", 100);
-        driver.unload();
-        let ended = traced.interrupt();
-        let report = ended.final_report();
-        let source = fs::read_to_string("drivers/leak_clock.c").unwrap_or_default();
-        let line = |text: &str, from: &str| {
-            let behind = source.lines().position(|line| line.contains(from)).unwrap_or_default();
-            let found = source.lines().skip(behind).position(|line| line.contains(text));
-            behind + found.unwrap_or_else(|| panic!("no {text:?} in the driver")) + 1
-        };
-        // Function, line and whether it is inlined, of the driver's own file.
-        let expected = [
-            ("clock_get", line("kzalloc(", "*clock_get("), false),
-            ("take_clock", line("clock_get(consumer)", "take_clock("), true),
-            ("device_resume", line("take_clock();", "int device_resume("), false),
-            ("cycle", line("device_resume();", "int cycle("), false),
-        ]
-        .map(|(name, line, is_inlined)| format!("{name} leak_clock.c:{line} {is_inlined}"));
-        let handles = report.sum(|site| {
-            let frames = site.value["stack"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let shown: Vec<String> = frames
-                .iter()
-                .filter_map(|frame| {
-                    let file = frame["file"].as_str()?.rsplit('/').next()?;
-                    let name = frame["symbol"].as_str()?;
-                    let is_inlined = frame["inlined"] == true;
-                    Some(format!("{name} {file}:{} {is_inlined}", frame["line"]))
-                })
-                .filter(|frame| frame.contains("leak_clock.c"))
-                .collect();
-            shown == expected
-        });
-        let all = report.outline_of(|site| site.module() == "leak_clock");
-        assert_eq!(handles.outstanding_count, 100, "expected {expected:?}\n{all}");
-    }
-}
+#[path = "unloaded.rs"]
+mod unloaded;
 
 /// Frees that no tracepoint of the slab allocators tells.
 mod freed_untold {

@@ -104,6 +104,8 @@ pub struct Config {
     pub count_calls: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
+    /// The kernel's own text, from its first address to its last one.
+    pub kernel_text: TextRange,
     /// Of modules that come and go.
     pub module: crate::ModuleLayout,
     /// Tests of GFP flags, any of which may hold.
@@ -219,6 +221,7 @@ const _: () = assert!(
         == 6 * 8
             + 36 * 4
             + size_of::<RcuLayout>()
+            + size_of::<TextRange>()
             + size_of::<crate::ModuleLayout>()
             + GFP_TESTS * 8
             + (CGROUPS + PAGE_OWNERS) * 16

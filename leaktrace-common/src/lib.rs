@@ -53,7 +53,10 @@ pub use config::{
 pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
 pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
-pub use modules::{MODULE_NAME_BYTES, ModuleLayout};
+pub use modules::{
+    LAST_GENERATION, MODULE_NAME_BYTES, ModuleEvent, ModuleEventKind, ModuleLayout, PART_SHIFT,
+    PARTS, PARTS_OF_MODULE,
+};
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
 pub use site::{
     CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, Weights, lifetime_bucket,

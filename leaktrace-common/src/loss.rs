@@ -40,11 +40,13 @@ pub enum LossReason {
     /// A call of a function that throws where it fails did not return, see
     /// [`crate::AllocFunction::throws`]: it has failed.
     Thrown = 15,
+    /// The ring of modules that come and go was full.
+    ModuleEventsFull = 16,
 }
 
 impl LossReason {
     /// Number of reasons.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 17;
 
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -64,6 +66,7 @@ impl LossReason {
         Self::EventsFull,
         Self::MappingsFull,
         Self::Thrown,
+        Self::ModuleEventsFull,
     ];
 
     /// What happened, to follow a count ("12 allocations missed: ...").
@@ -99,6 +102,10 @@ impl LossReason {
                  --interval empties it more often)"
             }
             Self::Thrown => "calls of operator new failed (they threw an exception)",
+            Self::ModuleEventsFull => {
+                "loads and unloads of modules missed: their ring was full (their functions may have \
+                 no names)"
+            }
         }
     }
 }

@@ -59,7 +59,9 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SiteKey {
     /// A [`Kind`].
-    pub kind: u32,
+    pub kind: u16,
+    /// Where the call lies in a module: the latest number there, see [`crate::ModuleEvent`]; else 0.
+    pub generation: u16,
     /// The address space, see [`crate::AllocKey::space`].
     pub space: u32,
     /// `kmem_cache_alloc`: address of the `struct kmem_cache`, 0 if the kernel does not tell.

@@ -99,9 +99,11 @@ pub struct StackRecord {
     pub end: u32,
     /// Return addresses; what lies behind `count` is left over and means nothing.
     pub frames: [u64; MAX_FRAMES],
+    /// Of a kernel stack: the latest number of the modules in it, see [`crate::ModuleEvent`].
+    pub generation: u64,
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 1024);
+const _: () = assert!(size_of::<StackRecord>() == 1032);
 
 #[cfg(test)]
 mod tests {

@@ -41,7 +41,8 @@ pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32>
         Some(index) => Some(*index),
         None => {
             is_new();
-            let kind = u64::from(key.kind) | u64::from(key.space) << 32;
+            let kind =
+                u64::from(key.kind) | u64::from(key.generation) << 16 | u64::from(key.space) << 32;
             match leaktrace_new_site(kind, key.detail, key.call_site, key.stack) {
                 NO_SITE => None,
                 index => Some(index),
@@ -58,12 +59,19 @@ pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32>
 /// [`leaktrace_new_site`] found no room.
 const NO_SITE: u32 = u32::MAX;
 
-/// Makes a call site of the parts of its key, kind and space in one word; gives its index or
+/// Makes a call site of the parts of its key, kind, generation and space in one word; gives its index or
 /// [`NO_SITE`]. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_new_site(kind: u64, detail: u64, call_site: u64, stack: u64) -> u32 {
-    let key = SiteKey { kind: kind as u32, space: (kind >> 32) as u32, detail, call_site, stack };
+    let key = SiteKey {
+        kind: kind as u16,
+        generation: (kind >> 16) as u16,
+        space: (kind >> 32) as u32,
+        detail,
+        call_site,
+        stack,
+    };
     new_site(&key).unwrap_or(NO_SITE)
 }
 

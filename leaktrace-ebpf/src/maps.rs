@@ -11,8 +11,8 @@ use aya_ebpf::{
 use leaktrace_common::{
     Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, GFP_TESTS, GfpTest, InFlight,
     LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS,
-    PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord, TEXT_RANGES,
-    Target, TextMap, TextMapping, TextRange,
+    PAGE_REGIONS_COUNT, PARTS, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord,
+    TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -72,6 +72,7 @@ pub(crate) static CONFIG: Config = Config {
         count_offset: 0,
         records_offset: 0,
     },
+    kernel_text: TextRange::EMPTY,
     module: ModuleLayout {
         name: 0,
         text_base: 0,
@@ -159,7 +160,7 @@ pub(crate) static LOSS: PerCpuArray<u64> =
 pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// 0: slots of [`SITES`] that were ever given out; 1: last space given to a process image for the
-/// first time, also by the loader; 2: blocks in [`OVERFLOW`]; 4: processes in [`ENDED`], ever;
+/// first time, also by the loader; 2: blocks in [`OVERFLOW`]; 3: loads and unloads of modules; 4: processes in [`ENDED`], ever;
 /// 5: modules asked for that were loaded.
 #[map]
 pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(6, BPF_F_MMAPABLE);
@@ -276,3 +277,12 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 /// Calls that map and unmap memory, for the collector.
 #[map]
 pub(crate) static MAP_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 12, 0);
+
+/// By part of the addresses of modules: the number of the latest load or unload there; written by
+/// the programs of modules.
+#[map]
+pub(crate) static GENERATIONS: Array<u32> = Array::with_max_entries(PARTS, 0);
+
+/// Modules that come and go, for the session; larger where the kernel is traced.
+#[map]
+pub(crate) static MODULE_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 12, 0);

@@ -4,6 +4,7 @@ use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_get_s
 use leaktrace_common::{LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord};
 
 use crate::{
+    kernel::module,
     loss,
     maps::{KERNEL_SCRATCH, RECENT_STACK_SLOTS, RECENT_STACKS, STACKS, config},
 };
@@ -57,7 +58,7 @@ pub(crate) fn read_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
 pub(crate) fn name_kernel(slot: u32, has_stack: bool) -> u64 {
     match KERNEL_SCRATCH.get_ptr_mut(slot) {
         // SAFETY: a live map value that no other program uses, as it was read.
-        Some(record) if has_stack => unsafe { store(record) },
+        Some(record) if has_stack => unsafe { store(slot, record) },
         _ => StackId::LOST,
     }
 }
@@ -103,20 +104,29 @@ pub extern "C" fn leaktrace_has_interrupt(slot: u32, count: u32) -> u32 {
 ///
 /// # Safety
 ///
-/// `record` is a live map value that only the caller uses, with `count` and `end` set.
+/// `record` is the live map value of `slot` that only the caller uses, with `count` and `end` set.
 #[inline(always)]
-unsafe fn store(record: *mut StackRecord) -> u64 {
+unsafe fn store(slot: u32, record: *mut StackRecord) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
         let count = (*record).count as usize;
         let mut hash = StackId::SEED;
+        let mut frames = module::Frames::NONE;
         for index in 0..MAX_FRAMES {
             if index >= count {
                 break;
             }
-            hash = StackId::mix(hash, (*record).frames[index]);
+            let frame = (*record).frames[index];
+            hash = StackId::mix(hash, frame);
+            frames.see(frame);
         }
-        store_hashed(record, hash)
+        let generation = if frames.has_module() && config!(module.is_known) != 0 {
+            u64::from(module::leaktrace_generation(slot))
+        } else {
+            0
+        };
+        (*record).generation = generation;
+        store_hashed(record, StackId::mix(hash, generation))
     }
 }
 
@@ -124,7 +134,7 @@ unsafe fn store(record: *mut StackRecord) -> u64 {
 ///
 /// # Safety
 ///
-/// As for [`store`].
+/// `record` is a live map value that only the caller uses, with all but its unused frames set.
 #[inline(always)]
 pub(crate) unsafe fn store_hashed(record: *mut StackRecord, hash: u64) -> u64 {
     // SAFETY: the caller's promise.

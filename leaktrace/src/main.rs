@@ -81,9 +81,6 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
             && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
     let mut symbolizer = Symbolizer::new(&spec.debug_dirs);
-    if matches!(spec.target, Target::Kernel { .. }) {
-        symbolizer.read_kernel();
-    }
     let mut names = Names::default();
     let outcome = session::run(
         spec,

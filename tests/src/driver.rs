@@ -2,7 +2,14 @@
 //!
 //! xtask has built them for the kernels of its machines, and no other.
 
-use std::{ffi::CString, fs, fs::File, os::fd::AsRawFd as _, path::PathBuf, time::Instant};
+use std::{
+    ffi::{CStr, CString},
+    fs,
+    fs::File,
+    os::fd::AsRawFd as _,
+    path::PathBuf,
+    time::Instant,
+};
 
 use serde_json::Value;
 
@@ -28,17 +35,42 @@ impl Driver {
     ///
     /// When not root, when it is not built, or when the kernel refuses it.
     pub fn load(name: &'static str) -> Self {
+        Self::load_with(name, c"")
+    }
+
+    /// Loads it with parameters.
+    ///
+    /// # Panics
+    ///
+    /// As for [`Driver::load`].
+    pub fn load_with(name: &'static str, parameters: &CStr) -> Self {
+        let loaded = Self::try_load(name, parameters);
+        loaded.unwrap_or_else(|error| panic!("the kernel refuses {name}: {error}"))
+    }
+
+    /// Loads it with parameters, or gives why the kernel, or its own init, refuses.
+    ///
+    /// # Errors
+    ///
+    /// What its init has failed with.
+    ///
+    /// # Panics
+    ///
+    /// When not root, or when it is not built.
+    pub fn try_load(name: &'static str, parameters: &CStr) -> std::io::Result<Self> {
         require_root();
         let path = Self::folder().join(name).with_extension("ko");
         let file = File::open(&path).unwrap_or_else(|error| {
             panic!("{}: {error}; `cargo xtask test vm` builds it", path.display())
         });
-        // SAFETY: the descriptor is open, and the parameters are an empty string.
-        let result =
-            unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
-        let error = std::io::Error::last_os_error();
-        assert!(result == 0, "the kernel refuses {}: {error}", path.display());
-        Self { name, is_loaded: true }
+        // SAFETY: the descriptor is open, and the parameters are a string.
+        let result = unsafe {
+            libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0)
+        };
+        match result {
+            0 => Ok(Self { name, is_loaded: true }),
+            _ => Err(std::io::Error::last_os_error()),
+        }
     }
 
     /// Where those for the running kernel are.
@@ -65,6 +97,19 @@ impl Driver {
     pub fn command(&self, name: &str, number: u32) {
         fs::write(self.file("command"), format!("{name} {number}"))
             .unwrap_or_else(|error| panic!("{}: {name} {number}: {error}", self.name));
+    }
+
+    /// Where its code begins (/proc/modules).
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not tell.
+    pub fn base(&self) -> u64 {
+        let list = fs::read_to_string("/proc/modules").unwrap_or_default();
+        let line = list.lines().find(|line| line.split(' ').next() == Some(self.name));
+        let base = line.and_then(|line| line.split(' ').nth(5)).unwrap_or_default();
+        u64::from_str_radix(base.trim_start_matches("0x"), 16)
+            .unwrap_or_else(|error| panic!("address of {}: {error}: {list}", self.name))
     }
 
     /// What each of its functions allocated and freed, by its own count.
@@ -133,6 +178,20 @@ impl Driver {
                 report.outline_of(|site| site.module() == self.name)
             );
         }
+    }
+
+    /// Waits for a report in which these functions of it are as it counted, whatever else is in it.
+    ///
+    /// # Panics
+    ///
+    /// When none comes soon.
+    pub fn wait_reported_of(&self, traced: &mut Traced, functions: &[&str]) {
+        let expected: Vec<Amounts> =
+            functions.iter().map(|function| self.account_of(function)).collect();
+        traced.wait_report("it is as the driver counted", SOON, |report| {
+            let of = |function: &&str| report.sum_in_module(self.name, function);
+            functions.iter().map(of).collect::<Vec<_>>() == expected
+        });
     }
 
     /// Unloads it.

@@ -174,7 +174,7 @@ mod tests {
     fn record(frames: &[u64], end: StackEnd) -> StackRecord {
         let mut all = [0; MAX_FRAMES];
         all[..frames.len()].copy_from_slice(frames);
-        StackRecord { count: frames.len() as u32, end: end as u32, frames: all }
+        StackRecord { count: frames.len() as u32, end: end as u32, frames: all, generation: 0 }
     }
 
     #[test]

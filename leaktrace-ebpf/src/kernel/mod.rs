@@ -3,7 +3,7 @@
 mod bulk;
 mod by_stack;
 mod ended;
-mod module;
+pub(crate) mod module;
 mod module_text;
 mod pages;
 mod percpu;

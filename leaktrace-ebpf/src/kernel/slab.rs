@@ -26,7 +26,7 @@ use leaktrace_common::{
     AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteVerdict, StackId,
 };
 
-use super::by_stack;
+use super::{by_stack, module};
 use crate::{
     filter, ledger, loss,
     maps::{CACHES, HANDLED, config},
@@ -240,7 +240,8 @@ pub(super) fn site_of<C: EbpfContext>(ctx: &C, slot: u32, allocation: &Allocatio
 #[inline(always)]
 pub(super) fn key_of(allocation: &Allocation, stack: u64) -> SiteKey {
     SiteKey {
-        kind: allocation.kind as u32,
+        kind: allocation.kind as u16,
+        generation: module::generation_at(allocation.call_site) as u16,
         space: KERNEL_SPACE,
         detail: allocation.detail,
         call_site: allocation.call_site,

@@ -377,7 +377,14 @@ pub extern "C" fn leaktrace_wants_stack(space: u32, function: u64, caller: u64) 
 
 #[inline(always)]
 fn site_key(space: u32, function: u64, caller: u64, stack: u64) -> SiteKey {
-    SiteKey { kind: Kind::Malloc as u32, space, detail: function, call_site: caller, stack }
+    SiteKey {
+        kind: Kind::Malloc as u16,
+        generation: 0,
+        space,
+        detail: function,
+        call_site: caller,
+        stack,
+    }
 }
 
 /// # Safety

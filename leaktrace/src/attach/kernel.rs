@@ -10,7 +10,7 @@ use crate::{
         object::{FunctionProgram, KernelProgram},
     },
     error::Error,
-    host::layout::KernelLayout,
+    host::layout::{KernelLayout, Modules},
     session::spec::KernelKind,
 };
 
@@ -72,19 +72,31 @@ pub fn attach_names(loaded: &mut Loaded, layout: &KernelLayout) {
     }
 }
 
-/// Modules that are loaded from here on.
+/// Modules that come and go from here on; to be called before anything is allocated, so that no
+/// later code can be taken for theirs.
 ///
 /// # Errors
 ///
 /// Why they cannot be seen, in one line.
-pub fn attach_modules(loaded: &mut Loaded, layout: &KernelLayout) -> Result<(), String> {
-    if layout.module.is_none() {
-        return Err("this kernel does not tell when a module is loaded".into());
+pub fn attach_modules(
+    loaded: &mut Loaded,
+    config: &Config,
+    layout: &KernelLayout,
+) -> Result<(), String> {
+    match layout.module {
+        Modules::None => Err("this kernel has no modules".into()),
+        Modules::Unknown => {
+            Err("struct module is not laid out in a way that leaktrace knows".into())
+        }
+        Modules::Known(_) if config.module.is_known == 0 => Err(
+            "/proc/kallsyms hides where the kernel lies (kernel.kptr_restrict is 2: set it to 1)"
+                .into(),
+        ),
+        Modules::Known(_) => [KernelProgram::ModuleFree, KernelProgram::ModuleLoad]
+            .into_iter()
+            .try_for_each(|program| loaded.attach_tracepoint(program))
+            .map_err(|error| error.to_string()),
     }
-    [KernelProgram::ModuleFree, KernelProgram::ModuleLoad]
-        .into_iter()
-        .try_for_each(|program| loaded.attach_tracepoint(program))
-        .map_err(|error| error.to_string())
 }
 
 /// kmalloc and slab caches; what cannot be seen goes to `unseen`.

@@ -43,6 +43,7 @@ pub struct Maps {
     pub(super) free_spaces: Queue<MapData, u32>,
     events: Option<RingBuf<MapData>>,
     map_events: Option<RingBuf<MapData>>,
+    module_events: Option<RingBuf<MapData>>,
 }
 
 impl Loaded {
@@ -88,6 +89,7 @@ impl Loaded {
             free_spaces: self.typed("FREE_SPACES")?,
             events: Some(self.typed("EVENTS")?),
             map_events: Some(self.typed("MAP_EVENTS")?),
+            module_events: Some(self.typed("MODULE_EVENTS")?),
         })
     }
 
@@ -307,6 +309,11 @@ impl Maps {
     /// The ring of mappings, once.
     pub fn take_map_events(&mut self) -> Option<RingBuf<MapData>> {
         self.map_events.take()
+    }
+
+    /// The ring of modules that come and go, once.
+    pub fn take_module_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.module_events.take()
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Sizes {
     pub unwind_rows: u32,
     /// Bytes in the ring of mappings; one page where none are traced.
     pub map_ring_bytes: u32,
+    /// Bytes in the ring of modules; one page where the kernel is not traced.
+    pub module_ring_bytes: u32,
 }
 
 impl Sizes {
@@ -68,6 +70,8 @@ impl Sizes {
             unwind_rows: if traces_processes { 4 << 20 } else { 1 },
             // Some 40,000 calls.
             map_ring_bytes: if traces_mappings { 4 << 20 } else { 4096 },
+            // Some 600 modules that come or go.
+            module_ring_bytes: if traces_processes { 4096 } else { 1 << 16 },
         }
     }
 }
@@ -103,6 +107,7 @@ impl Loaded {
             .map_max_entries("IN_FLIGHT", sizes.threads)
             .map_max_entries("WALKS", sizes.walks)
             .map_max_entries("MAP_EVENTS", sizes.map_ring_bytes)
+            .map_max_entries("MODULE_EVENTS", sizes.module_ring_bytes)
             .map_max_entries("ROWS", sizes.unwind_rows)
             // 4 KiB of text have some 40 to 140 rows; small functions have few.
             .map_max_entries("PAGES", (sizes.unwind_rows / 16).max(1))

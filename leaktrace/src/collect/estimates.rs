@@ -92,7 +92,7 @@ mod tests {
 
     fn record(blocks: &[(u64, u32)], freed: usize) -> SiteRecord {
         let mut record = SiteRecord {
-            key: SiteKey { kind: 3, space: 1, detail: 1, call_site: 1, stack: 0 },
+            key: SiteKey { kind: 3, generation: 0, space: 1, detail: 1, call_site: 1, stack: 0 },
             allocated_count: 0,
             allocated_bytes: 0,
             freed_bytes: 0,

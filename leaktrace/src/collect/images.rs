@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use leaktrace_common::KERNEL_SPACE;
-
 use super::{Collector, mappings::Mappings};
 use crate::{
     error::Error,
@@ -30,11 +28,8 @@ impl Images {
         self.known.contains_key(&space)
     }
 
-    /// Normalizes an address of a process image, or of the kernel.
+    /// Normalizes an address of a process image.
     pub(super) fn frame(&self, space: u32, address: u64) -> Frame {
-        if space == KERNEL_SPACE {
-            return Frame { address, place: Place::Kernel };
-        }
         match self.known.get(&space) {
             Some((_, mappings)) => mappings.frame(address),
             None => Frame { address, place: Place::Unmapped },

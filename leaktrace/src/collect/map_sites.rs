@@ -139,6 +139,7 @@ impl Collector {
                 kind: Kind::Mmap,
                 space: site.space,
                 cache: None,
+                cache_made: None,
                 function: None,
                 mapping: Some(Mapping { call: site.call, role }),
                 call_site,
@@ -164,7 +165,9 @@ impl Collector {
     fn role(&self, told: Role, frames: &[Frame], allocators: &HashMap<ObjectId, Code>) -> Role {
         let place = |frame: &Frame| match frame.place {
             Place::Object { object, file_offset } => Some((ObjectId(object), file_offset)),
-            Place::Kernel | Place::Anonymous { .. } | Place::Unmapped => None,
+            Place::Kernel | Place::Module { .. } | Place::Anonymous { .. } | Place::Unmapped => {
+                None
+            }
         };
         let is_allocator = |frame: &Frame| {
             place(frame).is_some_and(|(object, offset)| {

@@ -9,6 +9,7 @@ pub mod kmalloc;
 mod map_sites;
 pub mod mappings;
 mod mmaps;
+mod modules;
 mod names;
 mod ranges;
 mod stacks;
@@ -16,13 +17,14 @@ pub mod suspects;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     time::{Instant, SystemTime},
 };
 
 use leaktrace_common::{
     AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, PERCPU_SPACE, SiteKey,
-    SiteRecord, StackEnd, StackId, StackMode,
+    SiteRecord, StackEnd, StackId, StackMode, TextRange,
 };
 
 use self::{
@@ -30,6 +32,7 @@ use self::{
     images::Images,
     kmalloc::KmallocNames,
     map_sites::Mapped,
+    modules::Modules,
     names::{ProcessNames, Who},
     stacks::Stacks,
     suspects::Suspects,
@@ -83,7 +86,12 @@ pub struct Collector {
     suspects: Suspects,
     kmalloc_names: KmallocNames,
     /// Every kernel module seen loaded.
-    modules: BTreeSet<String>,
+    modules: Modules,
+    /// The call sites, with their stacks, that made slab caches, by the caches' addresses; as of the
+    /// last time that blocks were read.
+    caches_made: HashMap<u64, SiteKey>,
+    /// The slab cache that slab caches are made of.
+    cache_of_caches: Option<u64>,
     /// What processes map themselves, if that is followed.
     mapped: Option<Mapped>,
     /// What of processes is traced.
@@ -135,7 +143,9 @@ impl Collector {
             call_sites: HashMap::new(),
             suspects: Suspects::default(),
             kmalloc_names: options.kmalloc_names,
-            modules: modules(),
+            modules: Modules::default(),
+            caches_made: HashMap::new(),
+            cache_of_caches: None,
             mapped: None,
             user_kinds: options.user_kinds,
             is_sampled: options.is_sampled,
@@ -157,15 +167,27 @@ impl Collector {
         }
     }
 
-    /// Kernel modules that have been loaded and are not any more.
-    fn gone_modules(&mut self) -> BTreeSet<String> {
-        if self.mode != Mode::Kernel {
-            return BTreeSet::new();
-        }
-        let now = modules();
-        let gone = self.modules.difference(&now).cloned().collect();
-        self.modules.extend(now);
-        gone
+    /// Follows kernel modules from now on; the programs that tell of them are on already.
+    pub fn follow_modules(&mut self, kernel_text: TextRange) {
+        let events = self.maps.take_module_events();
+        self.modules.start(events, kernel_text);
+    }
+
+    /// Something to wait for: it is readable when a module comes or goes.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn module_events(&self) -> io::Result<Option<OwnedFd>> {
+        let ring = self.modules.events();
+        // SAFETY: the ring keeps its descriptor open.
+        let fd = ring.map(|ring| unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) });
+        fd.map(|fd| fd.try_clone_to_owned()).transpose()
+    }
+
+    /// Reads what is told of modules, and their names while they are there.
+    pub fn read_modules(&mut self) {
+        self.modules.take_in();
     }
 
     /// By how much each slab cache has grown since the start, by the kernel's own count.
@@ -195,6 +217,8 @@ impl Collector {
         let now_ns = monotonic_ns();
         self.stacks.begin_snapshot();
         let mut records = self.maps.sites();
+        // After the call sites: the modules of all of them have been told.
+        self.modules.take_in();
         // As near as can be, as the two are compared.
         let cache_growth = self.cache_growth();
         records.retain(|(_, record)| {
@@ -209,7 +233,8 @@ impl Collector {
             || wants.blocks
             || (wants.holders && self.mode == Mode::Kernel)
             || outstanding_count <= CHEAP_BLOCKS;
-        let details = if read_blocks { Some(self.read_blocks(now_ns, wants)?) } else { None };
+        let details =
+            if read_blocks { Some(self.read_blocks(now_ns, wants, &records)?) } else { None };
         if self.stack_mode == StackMode::Adaptive {
             self.find_suspects(&records);
         }
@@ -248,7 +273,8 @@ impl Collector {
             sample_bytes: self.maps.sample_bytes(),
             budget: None,
             blocks_read: read_blocks,
-            gone_modules: self.gone_modules(),
+            modules: self.modules.all(),
+            gone_modules: self.modules.gone(),
             cache_growth,
             cache_aliases: match self.mode {
                 Mode::Kernel => slabs::aliases(),
@@ -268,7 +294,7 @@ impl Collector {
         stacks: &mut BTreeMap<u64, Stack>,
     ) -> Option<Site> {
         let key = &record.key;
-        let kind = Kind::from_u32(key.kind)?;
+        let kind = Kind::from_u32(u32::from(key.kind))?;
         let mut figures = estimates::figures(record, self.is_sampled);
         if let Some(details) = details
             && wants.older_ns > 0
@@ -294,7 +320,14 @@ impl Collector {
         };
         let call_site = match (key.call_site, first) {
             (0, Some(frame)) => *frame,
+            (address, _) if key.space == KERNEL_SPACE => {
+                self.modules.frame(address, u64::from(key.generation))
+            }
             (address, _) => self.call_site(key.space, address),
+        };
+        let cache_made = match kind {
+            Kind::KmemCache => self.cache_made(key.detail, stacks),
+            _ => None,
         };
         let details = details.flatten();
         Some(Site {
@@ -306,6 +339,7 @@ impl Collector {
                 Kind::KmemCache => self.maps.cache_name(key.detail),
                 Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages | Kind::Mmap => None,
             },
+            cache_made,
             function: match kind {
                 Kind::Malloc => AllocFunction::of_cookie(key.detail),
                 _ => None,
@@ -331,6 +365,15 @@ impl Collector {
         })
     }
 
+    /// The stack by which a slab cache was made, where it is known.
+    fn cache_made(&mut self, cache: u64, stacks: &mut BTreeMap<u64, Stack>) -> Option<StackRef> {
+        let made = *self.caches_made.get(&cache)?;
+        match made.stack {
+            StackId::NOT_TAKEN | StackId::LOST => None,
+            id => Some(self.stack(KERNEL_SPACE, made.call_site, id, stacks)),
+        }
+    }
+
     fn call_site(&mut self, space: u32, address: u64) -> Frame {
         if let Some(frame) = self.call_sites.get(&(space, address)) {
             return *frame;
@@ -351,7 +394,7 @@ impl Collector {
         stacks: &mut BTreeMap<u64, Stack>,
     ) -> StackRef {
         let local_id = local_id(space, id);
-        let (maps, images) = (&self.maps, &self.images);
+        let (maps, images, modules) = (&self.maps, &self.images, &self.modules);
         let known = self.stacks.get_or((space, id), || {
             let record = maps.stack(id)?;
             let count = (record.count as usize).min(record.frames.len());
@@ -361,7 +404,11 @@ impl Collector {
                 let at = frames.iter().position(|address| *address == call_site);
                 frames = at.and_then(|at| frames.get(at..)).unwrap_or(frames);
             }
-            let frames = frames.iter().map(|address| images.frame(space, *address)).collect();
+            let frame = |address: &u64| match space {
+                KERNEL_SPACE => modules.frame(*address, record.generation),
+                _ => images.frame(space, *address),
+            };
+            let frames = frames.iter().map(frame).collect();
             Some(Stack { frames, end: StackEnd::from_u32(record.end) })
         });
         let Some(known) = known else { return StackRef::Lost };
@@ -373,11 +420,17 @@ impl Collector {
         &mut self,
         now_ns: u64,
         wants: Wants,
+        records: &[(u32, SiteRecord)],
     ) -> Result<HashMap<u32, SiteDetails>, Error> {
+        let makers = self.cache_makers(records);
+        let mut made = HashMap::new();
         let mut all: HashMap<u32, SiteDetails> = HashMap::new();
         let names = &mut self.process_names;
         names.begin(&self.maps);
         self.maps.read_outstanding(|key, block| {
+            if let Some(maker) = makers.get(&block.site) {
+                made.insert(key.address, *maker);
+            }
             // Percpu memory has a space of its own, and belongs to the kernel as well.
             let is_kernel = matches!(key.space, KERNEL_SPACE | PERCPU_SPACE);
             let who = is_kernel.then(|| names.who(block.detail, block.timestamp_ns));
@@ -385,12 +438,35 @@ impl Collector {
                 all.entry(block.site).or_default().add(key, block, who, now_ns, wants.blocks);
             }
         })?;
+        self.caches_made = made;
         // Those that have ended meanwhile.
         names.read(&self.maps);
         for details in all.values_mut() {
             details.blocks.sort_unstable_by_key(|block| std::cmp::Reverse(block.age_ms));
         }
         Ok(all)
+    }
+
+    /// The call sites that make slab caches: a `struct kmem_cache` is an object of a cache itself, and
+    /// whoever calls `kmem_cache_create` is in its stack.
+    fn cache_makers(&mut self, records: &[(u32, SiteRecord)]) -> HashMap<u32, SiteKey> {
+        let of_caches = |key: &SiteKey| key.kind == Kind::KmemCache as u16;
+        if self.cache_of_caches.is_none() {
+            let caches: BTreeSet<u64> = records
+                .iter()
+                .filter(|(_, record)| of_caches(&record.key))
+                .map(|(_, record)| record.key.detail)
+                .collect();
+            // `create_boot_cache` gives it its name (mm/slub.c, 5.15 to 7.2).
+            let is_it = |cache: &u64| self.maps.cache_name(*cache).as_deref() == Some("kmem_cache");
+            self.cache_of_caches = caches.into_iter().find(is_it);
+        }
+        let wanted = self.cache_of_caches.filter(|_| self.mode == Mode::Kernel);
+        records
+            .iter()
+            .filter(|(_, record)| of_caches(&record.key) && Some(record.key.detail) == wanted)
+            .map(|(index, record)| (*index, record.key))
+            .collect()
     }
 
     fn find_suspects(&mut self, records: &[(u32, SiteRecord)]) {
@@ -431,7 +507,7 @@ impl Collector {
             reasons,
             recursion_misses,
             stacks_truncated,
-            unseen: unseen.to_vec(),
+            unseen: unseen.iter().cloned().chain(self.modules.unseen()).collect(),
             filtered: !self.unfiltered,
         }
     }
@@ -508,12 +584,6 @@ impl SiteDetails {
     }
 }
 
-/// The kernel modules that are loaded; none where that cannot be read.
-fn modules() -> BTreeSet<String> {
-    let text = fs::read_to_string("/proc/modules").unwrap_or_default();
-    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
-}
-
 /// A stack's key in a snapshot.
 fn local_id(space: u32, id: u64) -> u64 {
     StackId::mix(id, u64::from(space))
@@ -521,7 +591,8 @@ fn local_id(space: u32, id: u64) -> u64 {
 
 /// A site's identity as one number.
 fn site_id(key: &SiteKey) -> u64 {
-    [u64::from(key.kind), u64::from(key.space), key.detail, key.call_site, key.stack]
+    let kind = u64::from(key.kind) | u64::from(key.generation) << 16;
+    [kind, u64::from(key.space), key.detail, key.call_site, key.stack]
         .into_iter()
         .fold(StackId::SEED, StackId::mix)
 }

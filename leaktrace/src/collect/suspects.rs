@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn growth_in_a_row_makes_suspect_once() {
-        let key = SiteKey { kind: 1, space: 0, detail: 64, call_site: 7, stack: 0 };
+        let key = SiteKey { kind: 1, generation: 0, space: 0, detail: 64, call_site: 7, stack: 0 };
         let mut suspects = Suspects::default();
         let mut observe = |bytes| suspects.observe(&HashMap::from([(key, bytes)]));
         assert_eq!(observe(10), []);

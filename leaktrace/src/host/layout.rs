@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use leaktrace_common::{ModuleLayout, RcuLayout};
+use leaktrace_common::{ModuleLayout, RcuLayout, TextRange};
 
 use super::{
     btf::{Btf, Param},
@@ -45,8 +45,21 @@ pub struct KernelLayout {
     pub vmalloc: Option<&'static str>,
     /// What tells the name of a process.
     pub names: Option<NameLayout>,
-    /// What tells of a module that is being loaded.
-    pub module: Option<ModuleLayout>,
+    /// The kernel's own text, if it is known.
+    pub text: Option<TextRange>,
+    /// Where `struct module` says what is followed of modules.
+    pub module: Modules,
+}
+
+/// What is known of modules that come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Modules {
+    /// This kernel has none: no code can come.
+    None,
+    /// They are laid out in a way that leaktrace does not know.
+    Unknown,
+    /// Where `struct module` has its members.
+    Known(ModuleLayout),
 }
 
 /// Where the kernel keeps the name of a process, and what says when it begins and ends.
@@ -195,11 +208,22 @@ impl KernelLayout {
                 .and_then(|params| percpu_size(&params)),
             vmalloc: vmalloc_function(|name| btf.function(name)),
             names: name_layout(&btf),
+            text: kernel_text(),
             module: module_layout(&btf),
             rcu_call_offset: btf
                 .function("kvfree_call_rcu")
                 .is_some_and(|params| rcu_call_offset(&params)),
         })
+    }
+}
+
+impl KernelLayout {
+    /// Where modules that come and go are read; all zero if they cannot be followed.
+    pub fn followed_modules(&self) -> ModuleLayout {
+        match (self.module, self.text) {
+            (Modules::Known(layout), Some(_)) => layout,
+            _ => ModuleLayout::default(),
+        }
     }
 }
 
@@ -253,6 +277,45 @@ fn interrupt_text() -> [u64; 4] {
     bounds
 }
 
+/// Bounds of the kernel's own code (include/asm-generic/vmlinux.lds.h, 6.1 and 6.18).
+fn kernel_text() -> Option<TextRange> {
+    match kallsyms::addresses(&["_stext", "_etext"]).as_slice() {
+        [Some(start), Some(end)] => Some(TextRange { start: *start, end: *end }),
+        _ => None,
+    }
+}
+
+/// Where `struct module` has its name and its code (include/linux/module.h): up to 6.3 in two
+/// layouts, whose code comes first, from 6.4 on in seven parts.
+fn module_layout(btf: &Btf) -> Modules {
+    if btf.tracepoint("module_load").is_none() || btf.tracepoint("module_free").is_none() {
+        return Modules::None;
+    }
+    let offset = |path| btf.member_offset("module", path);
+    let known = || {
+        let name = offset("name")?;
+        let layout = match offset("mem") {
+            Some(parts) => {
+                let part = |path| btf.member_offset("module_memory", path);
+                let (base, bytes) = (part("base")?, part("size")?);
+                let part_bytes = btf.struct_bytes("module_memory")?;
+                let at = |number| Some(parts + btf.enumerator(number)? * part_bytes);
+                let (text, init) = (at("MOD_TEXT")?, at("MOD_INIT_TEXT")?);
+                [text + base, text + bytes, init + base, init + bytes]
+            }
+            None => [
+                offset("core_layout.base")?,
+                offset("core_layout.text_size")?,
+                offset("init_layout.base")?,
+                offset("init_layout.text_size")?,
+            ],
+        };
+        let [text_base, text_bytes, init_base, init_bytes] = layout;
+        Some(ModuleLayout { name, text_base, text_bytes, init_base, init_bytes, is_known: 1 })
+    };
+    known().map_or(Modules::Unknown, Modules::Known)
+}
+
 /// Position of `size`: see the table in leaktrace-ebpf's percpu module for the shapes.
 fn percpu_size(params: &[Param]) -> Option<u32> {
     let size = params.iter().position(|param| *param == Param::Typedef("size_t".into()))?;
@@ -295,39 +358,6 @@ fn name_layout(btf: &Btf) -> Option<NameLayout> {
         start_offset: of_task("start_time")?,
         signal_offset: of_task("signal")?,
         live_offset: btf.member_offset("signal_struct", "live")?,
-    })
-}
-
-/// See [`ModuleLayout`]; nothing for a kernel without modules.
-fn module_layout(btf: &Btf) -> Option<ModuleLayout> {
-    let load = btf.tracepoint("module_load")?;
-    if load != [Param::StructPointer("module".into())] {
-        return None;
-    }
-    let of = |path| btf.member_offset("module", path);
-    let name = of("name")?;
-    if let Some(text) = of("core_layout.base") {
-        return Some(ModuleLayout {
-            name,
-            text_base: text,
-            text_bytes: of("core_layout.text_size")?,
-            init_base: of("init_layout.base")?,
-            init_bytes: of("init_layout.text_size")?,
-            is_known: 1,
-        });
-    }
-    let (all, one) = (of("mem")?, btf.struct_bytes("module_memory")?);
-    let base = btf.member_offset("module_memory", "base")?;
-    let size = btf.member_offset("module_memory", "size")?;
-    let start_of = |which| Some(all + one * btf.enumerator(which)?);
-    let (text, init) = (start_of("MOD_TEXT")?, start_of("MOD_INIT_TEXT")?);
-    Some(ModuleLayout {
-        name,
-        text_base: text + base,
-        text_bytes: text + size,
-        init_base: init + base,
-        init_bytes: init + size,
-        is_known: 1,
     })
 }
 

@@ -1,6 +1,7 @@
 //! This machine: what it is, what it allows, and how its kernel is laid out.
 
 mod attempts;
+pub mod bpf_code;
 pub mod btf;
 pub mod cgroup;
 pub mod debug_files;
@@ -9,6 +10,7 @@ pub mod elf;
 pub mod features;
 pub mod kallsyms;
 pub mod layout;
+pub mod module_code;
 pub mod modules;
 pub mod objects;
 pub mod page_owners;

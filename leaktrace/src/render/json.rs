@@ -12,7 +12,7 @@ use leaktrace_common::LossReason;
 use serde::Serialize;
 
 use crate::{
-    report::{FrameView, Line, Report, Row, Table},
+    report::{FrameView, Line, Part, Report, Row, Table, Unloaded},
     snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
 };
 
@@ -186,6 +186,8 @@ struct WireSite<'a> {
     oldest_ms: Option<u64>,
     largest_bytes: u64,
     estimated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unloaded_module: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<WireVerdict>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -373,11 +375,19 @@ fn group(line: &Line) -> WireGroup<'_> {
 }
 
 fn verdict(row: &Row) -> Option<WireVerdict> {
-    let module = row.module.as_ref().filter(|_| row.is_certain_leak())?;
-    Some(WireVerdict {
-        reachability: "definitely lost",
-        evidence: format!("module {module} was unloaded with these blocks outstanding"),
-    })
+    let Unloaded { module, part } = row.left_by()?;
+    let (reachability, evidence) = match part {
+        Part::MadeTheirCache => (
+            "definitely lost",
+            format!("module {module} made their cache, and was unloaded with these outstanding"),
+        ),
+        Part::AllocatedThem => {
+            ("left behind", format!("module {module} allocated these itself, and was unloaded"))
+        }
+        // No verdict: whoever they were allocated for may need them.
+        Part::CalledFor => return None,
+    };
+    Some(WireVerdict { reachability, evidence })
 }
 
 fn site(row: &Row) -> WireSite<'_> {
@@ -387,7 +397,7 @@ fn site(row: &Row) -> WireSite<'_> {
         cache_aliases: &row.cache_aliases,
         cache: row.cache.as_deref(),
         module: row.module.as_deref(),
-        owner: row.owner.as_ref().map(|owner| owner.symbol.as_str()),
+        owner: row.owner.as_ref().and_then(|owner| owner.symbol.as_deref()),
         owner_module: row.owner.as_ref().map(|owner| owner.module.as_str()),
         function: row
             .function
@@ -398,6 +408,7 @@ fn site(row: &Row) -> WireSite<'_> {
         oldest_ms: row.oldest_ms,
         largest_bytes: row.largest_bytes,
         estimated: row.totals.sampled.is_some(),
+        unloaded_module: row.left_by().map(|unloaded| unloaded.module.as_str()),
         verdict: verdict(row),
         doubt: row.doubt.map(|doubt| WireDoubt {
             cache_outstanding: doubt.outstanding,

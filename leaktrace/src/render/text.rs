@@ -6,7 +6,7 @@ use leaktrace_common::Kind;
 
 use super::{TextStyle, escape::escape, table};
 use crate::{
-    report::{FrameView, Group, Owner, Report, Row, Totals},
+    report::{FrameView, Group, Owner, Part, Report, Row, Totals, Unloaded},
     snapshot::{Amount, Mode, Role, Sampled},
     units::{format_bytes, format_count, format_ms, format_ppm},
 };
@@ -139,8 +139,8 @@ fn write_group(
         figure(&group.totals, group.totals.outstanding),
         what(first)
     )?;
-    if let Some(owner) = owner(group) {
-        write!(out, ", for {}", escape(&owner.symbol))?;
+    if let Some(symbol) = owner(group).and_then(|owner| owner.symbol.as_deref()) {
+        write!(out, ", for {}", escape(symbol))?;
     }
     if report.processes.len() > 1
         && let Some(process) = &first.process
@@ -155,9 +155,9 @@ fn write_group(
         write!(out, "  (estimated from {} sampled{error})", format_count(sampled.count))?;
     }
     writeln!(out)?;
-    if let (true, Some(module)) = (first.is_certain_leak(), &first.module) {
-        let module = escape(module);
-        writeln!(out, "      certain leak: module {module} was unloaded with these outstanding")?;
+    let common = common_module(group);
+    if let Some(unloaded) = common {
+        writeln!(out, "      {}", left_by(unloaded))?;
     }
     if let (Some(doubt), Some(cache)) = (first.doubt, &first.cache) {
         let grown = match doubt.growth {
@@ -174,15 +174,45 @@ fn write_group(
     if group.rows.len() == 1 {
         stack(first, out)?;
     } else {
-        split(group, &with_stack, out)?;
+        split(group, &with_stack, common.is_none(), out)?;
     }
     lifetimes(group, out)?;
     holders(group, out)?;
     blocks(group, out)
 }
 
+/// What a module that has been unloaded has to do with all that is outstanding of a call site, if it
+/// is the same for each part of it.
+fn common_module(group: &Group) -> Option<&Unloaded> {
+    let mut outstanding = group.rows.iter().filter(|row| row.totals.outstanding.count > 0);
+    let first = outstanding.next()?.left_by()?;
+    outstanding.all(|row| row.left_by() == Some(first)).then_some(first)
+}
+
+/// What a module that has been unloaded has to do with blocks, in words.
+fn left_by(unloaded: &Unloaded) -> String {
+    let module = escape(&unloaded.module);
+    match unloaded.part {
+        Part::MadeTheirCache => format!(
+            "certain leak: module {module} made their cache, and was unloaded with these outstanding"
+        ),
+        Part::AllocatedThem => {
+            format!("left behind: module {module} allocated these itself, and was unloaded")
+        }
+        Part::CalledFor => format!(
+            "outstanding when module {module} was unloaded: it had the kernel allocate these, and \
+             they may be in use"
+        ),
+    }
+}
+
 /// A call site of which only some allocations have a stack.
-fn split(group: &Group, with_stack: &[&Row], out: &mut dyn Write) -> io::Result<()> {
+fn split(
+    group: &Group,
+    with_stack: &[&Row],
+    tells_modules: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let shown = with_stack
         .iter()
         .filter(|row| row.totals.outstanding.count > 0)
@@ -200,6 +230,9 @@ fn split(group: &Group, with_stack: &[&Row], out: &mut dyn Write) -> io::Result<
         rest = rest.minus(row.totals.outstanding);
         let part = figure(&row.totals, row.totals.outstanding);
         writeln!(out, "      {part} with this stack:")?;
+        if let (true, Some(unloaded)) = (tells_modules, row.left_by()) {
+            writeln!(out, "        {}", left_by(unloaded))?;
+        }
         stack(row, out)?;
     }
     if shown.is_empty() {
@@ -258,9 +291,8 @@ fn aliases(names: &[String]) -> String {
 fn owner(group: &Group) -> Option<&Owner> {
     let mut owners = group.rows.iter().filter_map(|row| row.owner.as_ref());
     let first = owners.next()?;
-    let is_innermost = |row: &Row| {
-        row.stack.first().and_then(|frame| frame.symbol.as_ref()) == Some(&first.symbol)
-    };
+    let is_innermost =
+        |row: &Row| row.stack.first().is_some_and(|frame| frame.symbol == first.symbol);
     (owners.all(|other| other == first) && !group.rows.iter().any(is_innermost)).then_some(first)
 }
 

@@ -6,7 +6,8 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
 use super::{Doubt, Owner, Totals, owner};
 use crate::snapshot::{
-    Block, Frame, Holder, Mapping, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
+    Block, Frame, Holder, Mapping, Names, Place, Process, Resolved, Site, Snapshot, StackRef,
+    Unknown,
 };
 
 /// One call site with one stack.
@@ -24,8 +25,8 @@ pub struct Row {
     pub module: Option<String>,
     /// Whom kernel memory is for, if known.
     pub owner: Option<Owner>,
-    /// Whether that module was unloaded: what is outstanding then is a certain leak.
-    pub module_gone: bool,
+    /// What a module that has been unloaded has to do with it.
+    pub unloaded: Option<Unloaded>,
     /// Set where its slab cache did not grow as its blocks did.
     pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
@@ -54,6 +55,26 @@ pub struct Row {
     pub blocks: Vec<Block>,
     space: u32,
     call_site: Vec<FrameIdentity>,
+}
+
+/// A module that has been unloaded, and what it had to do with blocks that are outstanding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unloaded {
+    /// Its name.
+    pub module: String,
+    /// What it had to do with them.
+    pub part: Part,
+}
+
+/// What a module had to do with blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It has made their slab cache: nobody else knows what lies there.
+    MadeTheirCache,
+    /// Its own code has allocated them.
+    AllocatedThem,
+    /// The kernel has allocated them when its code had called it: whoever has them may need them.
+    CalledFor,
 }
 
 /// What rows of one call site have in common.
@@ -85,6 +106,8 @@ pub struct FrameView {
     pub inlined: bool,
     /// Why there is no symbol.
     pub unknown: Option<String>,
+    /// Which load of a kernel module it lies in, see [`Snapshot::modules`].
+    pub load: Option<u32>,
 }
 
 /// What makes two sites the same row.
@@ -110,8 +133,9 @@ enum FrameIdentity {
         file: Option<String>,
         line: Option<u32>,
         offset: u64,
+        load: Option<u32>,
     },
-    Address(u64),
+    Address(u64, Option<u32>),
 }
 
 impl Row {
@@ -126,9 +150,9 @@ impl Row {
         }
     }
 
-    /// Whether nobody can free these blocks any more: the module that allocated them has gone.
-    pub fn is_certain_leak(&self) -> bool {
-        self.module_gone && self.totals.outstanding.count > 0
+    /// What a module that has been unloaded has to do with what is outstanding.
+    pub fn left_by(&self) -> Option<&Unloaded> {
+        self.unloaded.as_ref().filter(|_| self.totals.outstanding.count > 0)
     }
 
     fn merge(&mut self, other: Self) {
@@ -206,8 +230,10 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
         })
         .filter(|_| !site.kind.is_of_process());
+    let owner = if site.kind.is_of_process() { None } else { owner::find(&stack) };
     let row = Row {
         id: site.id,
+        unloaded: unloaded(site, &stack, owner.as_ref(), snapshot, names),
         kind: site.kind,
         cache_aliases: site
             .cache
@@ -216,9 +242,8 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             .cloned()
             .unwrap_or_default(),
         cache: site.cache.clone(),
-        owner: if site.kind.is_of_process() { None } else { owner::find(&stack) },
+        owner,
         doubt: None,
-        module_gone: module.as_ref().is_some_and(|name| snapshot.gone_modules.contains(name)),
         module,
         function: site.function,
         mapping: site.mapping,
@@ -245,6 +270,34 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         },
     };
     (row, identity)
+}
+
+/// What a module that has gone has to do with the blocks of a site.
+fn unloaded(
+    site: &Site,
+    stack: &[FrameView],
+    owner: Option<&Owner>,
+    snapshot: &Snapshot,
+    names: &Names,
+) -> Option<Unloaded> {
+    let has_gone = |load: &u32| snapshot.gone_modules.contains(load);
+    let gone: Vec<u32> = stack.iter().filter_map(|frame| frame.load).filter(has_gone).collect();
+    let innermost = *gone.first()?;
+    let maker = match site.cache_made {
+        Some(StackRef::Known(id)) => snapshot.stacks.get(&id).and_then(|made| {
+            let made: Vec<FrameView> =
+                made.frames.iter().flat_map(|frame| resolve(frame, names)).collect();
+            owner::find(&made)?.load
+        }),
+        _ => None,
+    };
+    let (load, part) = match (maker, owner.and_then(|owner| owner.load)) {
+        (Some(maker), _) if gone.contains(&maker) => (maker, Part::MadeTheirCache),
+        (_, Some(owner)) if has_gone(&owner) => (owner, Part::AllocatedThem),
+        _ => (innermost, Part::CalledFor),
+    };
+    let module = snapshot.modules.get(load as usize)?;
+    Some(Unloaded { module: module.name.clone(), part })
 }
 
 /// Whether a kernel frame belongs to a BPF program or to what runs it at a tracepoint: with a second
@@ -274,13 +327,18 @@ fn identify(frame: &FrameView) -> FrameIdentity {
             line: frame.line,
             // Without a line, the offset tells calls of one function apart.
             offset: if frame.line.is_some() { 0 } else { frame.offset },
+            load: frame.load,
         },
-        None => FrameIdentity::Address(frame.address),
+        None => FrameIdentity::Address(frame.address, frame.load),
     }
 }
 
 /// The functions at a frame: inlined ones first.
 fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
+    let load = match frame.place {
+        Place::Module { load } => Some(load),
+        _ => None,
+    };
     let unknown = |unknown: &Unknown| FrameView {
         address: frame.address,
         symbol: None,
@@ -290,6 +348,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
         line: None,
         inlined: false,
         unknown: Some(unknown.reason()),
+        load,
     };
     match names.frames.get(frame) {
         Some(Resolved::Known(symbols)) => symbols
@@ -303,6 +362,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
                 line: symbol.line,
                 inlined: symbol.inlined,
                 unknown: None,
+                load,
             })
             .collect(),
         Some(Resolved::Unknown(reason)) => vec![unknown(reason)],

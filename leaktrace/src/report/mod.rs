@@ -10,7 +10,7 @@ mod trust;
 
 use leaktrace_common::{Kind, StackMode};
 
-pub use merge::{FrameView, Row};
+pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
 pub use reconcile::Doubt;
 pub use table::{Ended, Line, Table};

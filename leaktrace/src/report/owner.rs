@@ -9,15 +9,17 @@ use super::FrameView;
 /// The function and the module that an allocation is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The function.
-    pub symbol: String,
+    /// The function; none where only its module is known, which has gone.
+    pub symbol: Option<String>,
     /// The module it lies in; `vmlinux` for the kernel proper.
     pub module: String,
+    /// Which load of it.
+    pub(super) load: Option<u32>,
 }
 
 /// Beginnings of names, without leading underscores, of allocators and their helpers: functions of
 /// the kernel proper, as a module may give its own such names.
-const HELPERS: [&str; 72] = [
+const HELPERS: [&str; 74] = [
     // mm/slub.c, mm/slab_common.c, mm/util.c, include/linux/slab.h
     "kmalloc",
     "kzalloc",
@@ -29,6 +31,8 @@ const HELPERS: [&str; 72] = [
     "kvrealloc",
     "kmem_cache_alloc",
     "kmem_cache_zalloc",
+    "kmem_cache_create",
+    "create_cache",
     "slab_alloc",
     "slab_post_alloc",
     "kmemdup",
@@ -110,13 +114,15 @@ const VMLINUX: &str = "vmlinux";
 /// helpers are known, or where a frame before the owner has no name.
 pub(super) fn find(stack: &[FrameView]) -> Option<Owner> {
     for frame in stack {
-        let symbol = frame.symbol.as_deref()?;
         let object = frame.object.as_deref()?;
-        if object == VMLINUX && is_helper(symbol) {
-            continue;
+        match &frame.symbol {
+            Some(symbol) if object == VMLINUX && is_helper(symbol) => continue,
+            // No helper lies in a module.
+            None if frame.load.is_none() => return None,
+            Some(_) | None => {}
         }
-        let module = object.trim_start_matches('[').trim_end_matches(']');
-        return Some(Owner { symbol: symbol.to_owned(), module: module.to_owned() });
+        let module = object.trim_start_matches('[').trim_end_matches(']').to_owned();
+        return Some(Owner { symbol: frame.symbol.clone(), module, load: frame.load });
     }
     None
 }
@@ -140,6 +146,7 @@ mod tests {
             line: None,
             inlined: false,
             unknown: None,
+            load: None,
         }
     }
 
@@ -147,7 +154,9 @@ mod tests {
         let stack: Vec<FrameView> =
             symbols.iter().map(|(symbol, object)| frame(Some(symbol), object)).collect();
         let owner = find(&stack);
-        let got = owner.as_ref().map(|owner| (owner.symbol.as_str(), owner.module.as_str()));
+        let got = owner
+            .as_ref()
+            .map(|owner| (owner.symbol.as_deref().unwrap_or_default(), owner.module.as_str()));
         assert_eq!(got, expected, "{symbols:?}");
     }
 

@@ -6,16 +6,10 @@ use leaktrace_common::{CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, TEXT_RAN
 
 use super::spec::{KernelFilters, gfp};
 use crate::{
-    attach::kernel,
-    bpf::{Loaded, Maps},
+    bpf::Maps,
     collect::kmalloc::KmallocNames,
     error::Error,
-    host::{
-        cgroup,
-        layout::{self, KernelLayout},
-        modules,
-        slabs::CacheNames,
-    },
+    host::{cgroup, layout, modules, slabs::CacheNames},
 };
 
 /// The constants with what is filtered for.
@@ -136,20 +130,18 @@ pub(super) fn merged_since(awaited: &[String]) -> Vec<String> {
 }
 
 /// Has the modules asked for looked for, those that are loaded and those that will be; gives what
-/// cannot be seen of them.
+/// cannot be seen of them. `follows` says why modules that come cannot be seen.
 pub(super) fn watch_modules(
     filters: &KernelFilters,
-    loaded: &mut Loaded,
     maps: &mut Maps,
-    layout: &KernelLayout,
+    follows: &Result<(), String>,
     note: &mut dyn FnMut(&str),
 ) -> Result<Vec<String>, Error> {
     if filters.modules.is_empty() {
         return Ok(Vec::new());
     }
-    maps.set_module_names(&filters.modules)?;
     // First, so that none is missed that is loaded meanwhile.
-    let follows = kernel::attach_modules(loaded, layout);
+    maps.set_module_names(&filters.modules)?;
     let (there, awaited): (Vec<String>, Vec<String>) =
         filters.modules.iter().cloned().partition(|name| modules::is_loaded(name));
     maps.set_module_text(text_ranges(&there)?)?;

@@ -44,7 +44,12 @@ use crate::{
         kmalloc::{GfpFlags, KmallocNames},
     },
     error::Error,
-    host::{features::HostFacts, layout::KernelLayout, objects::ObjectTable, page_owners, proc},
+    host::{
+        features::HostFacts,
+        layout::{KernelLayout, Modules},
+        objects::ObjectTable,
+        page_owners, proc,
+    },
     snapshot::{Mode, Snapshot},
 };
 
@@ -129,6 +134,8 @@ struct Session {
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
     map_ring: Option<AsyncFd<Ring>>,
+    /// Readable once a kernel module comes or goes.
+    modules: Option<AsyncFd<OwnedFd>>,
     /// Readable once there are many records of what processes map.
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
@@ -188,13 +195,14 @@ impl Session {
             page_struct_shift: layout.page_struct_shift.unwrap_or(0),
             cache_name_offset: layout.cache_name_offset,
             cache_object_size_offset: layout.cache_object_size_offset,
+            kernel_text: layout.text.unwrap_or_default(),
+            module: layout.followed_modules(),
             gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
             task_leader_offset: layout.names.map_or(0, |names| names.leader_offset),
             task_comm_offset: layout.names.map_or(0, |names| names.comm_offset),
             task_start_offset: layout.names.map_or(0, |names| names.start_offset),
             task_signal_offset: layout.names.map_or(0, |names| names.signal_offset),
             signal_live_offset: layout.names.map_or(0, |names| names.live_offset),
-            module: layout.module.unwrap_or_default(),
             ..config(spec)
         };
         let mut config = filters::constants(filters, config)?;
@@ -206,7 +214,16 @@ impl Session {
         let map_bytes = loaded.map_bytes();
         let mut maps = loaded.maps()?;
         maps.set_filters(&filters.pids, &filters.comms)?;
-        let mut unseen = filters::watch_modules(filters, &mut loaded, &mut maps, &layout, note)?;
+        let follows = kernel::attach_modules(&mut loaded, &config, &layout);
+        let mut unseen = filters::watch_modules(filters, &mut maps, &follows, note)?;
+        if let Err(cause) = &follows
+            && layout.module != Modules::None
+        {
+            unseen.push(format!(
+                "modules that are loaded or unloaded meanwhile: {cause}; what they allocate may \
+                 have another module's name"
+            ));
+        }
         let gfp = GfpFlags {
             dma: layout.gfp_dma,
             reclaimable: layout.gfp_reclaimable,
@@ -220,6 +237,8 @@ impl Session {
         // Names first: of a process whose allocations are seen the end is seen as well.
         kernel::attach_names(&mut loaded, &layout);
         unseen.extend(kernel::attach(&mut loaded, kinds, &config, &layout)?);
+        collector.follow_modules(config.kernel_text);
+        let modules = wait::modules(&collector)?;
         collector.start();
         note_memory(map_bytes, spec, note);
         let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
@@ -234,6 +253,7 @@ impl Session {
             pidfds: Vec::new(),
             ring: None,
             map_ring: None,
+            modules,
             records: Vec::new(),
             overhead: None,
             unseen,
@@ -327,6 +347,7 @@ impl Session {
             pidfds,
             ring,
             map_ring,
+            modules: None,
             records,
             overhead,
             unseen: Vec::new(),
@@ -437,6 +458,7 @@ impl Session {
                     }
                 }
                 () = wait_for_ring(self.map_ring.as_ref()) => self.drain_ring()?,
+                () = wait_for_ring(self.modules.as_ref()) => self.collector.read_modules(),
                 () = wait_for_records(&mut self.records) => {
                     if let Some(records) = self.processes.as_mut().and_then(|it| it.records.as_mut())
                     {
@@ -533,11 +555,8 @@ impl Session {
 
     /// Lets go of everything: links first, so that no program runs on maps that are gone.
     fn end(self) {
-        let Self { processes, loaded, collector, child, pidfds, ring, map_ring, records, .. } =
-            self;
-        drop(processes);
-        drop(loaded);
-        drop((collector, child, pidfds, ring, map_ring, records));
+        drop(self.processes);
+        drop(self.loaded);
     }
 }
 

@@ -49,7 +49,7 @@ impl Silence {
         self.due = Instant::now() + PERIOD;
         let mut calls: BTreeMap<u32, u64> = BTreeMap::new();
         for (_, record) in collector.maps.sites() {
-            if record.key.kind == Kind::Malloc as u32 {
+            if record.key.kind == Kind::Malloc as u16 {
                 *calls.entry(record.key.space).or_default() +=
                     record.allocated_count + record.freed_count();
             }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd},
     task::Poll,
 };
 
@@ -12,11 +12,8 @@ use tokio::{
     time::{Instant, Interval},
 };
 
-use super::{
-    launch::{Child, Ended},
-    ring::Ring,
-};
-use crate::{error::Error, host::records::Records};
+use super::launch::{Child, Ended};
+use crate::{collect::Collector, error::Error, host::records::Records};
 
 /// The signals that end a session.
 pub(super) struct Signals {
@@ -69,6 +66,13 @@ fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
 }
 
+/// What is readable once a kernel module comes or goes.
+pub(super) fn modules(collector: &Collector) -> Result<Option<AsyncFd<OwnedFd>>, Error> {
+    let fd = collector.module_events();
+    fd.and_then(|fd| fd.map(watch).transpose())
+        .map_err(|error| Error::kernel("cannot watch modules", error))
+}
+
 /// The descriptors of the records.
 pub(super) fn descriptors(records: &Records) -> io::Result<Vec<AsyncFd<OwnedFd>>> {
     records.descriptors()?.into_iter().map(watch).collect()
@@ -118,7 +122,7 @@ pub(super) async fn wait_for_exit(pidfds: &[(u32, AsyncFd<OwnedFd>)]) -> u32 {
     .await
 }
 
-pub(super) async fn wait_for_ring(ring: Option<&AsyncFd<Ring>>) {
+pub(super) async fn wait_for_ring<T: AsRawFd>(ring: Option<&AsyncFd<T>>) {
     match ring {
         Some(ring) => match ring.readable().await {
             // What is there is read right after; the next poll finds it empty.

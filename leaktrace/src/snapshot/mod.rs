@@ -3,7 +3,10 @@
 //! What comes before a [`Snapshot`] needs root and BPF; what comes after it is pure. A snapshot
 //! holds no handle, makes no judgement and knows no format.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use leaktrace_common::{
     AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, MapCall, StackEnd, StackMode,
@@ -12,11 +15,13 @@ use serde::{Deserialize, Serialize};
 
 mod budget;
 mod holder;
+mod modules;
 mod names;
 mod sampled;
 
 pub use budget::{Budget, BudgetAction, BudgetStep};
 pub use holder::Holder;
+pub use modules::Module;
 pub use names::{Names, Resolved, Symbol, Unknown};
 pub use sampled::Sampled;
 
@@ -69,8 +74,10 @@ pub struct Snapshot {
     pub budget: Option<Budget>,
     /// Whether single blocks were read: without it ages, holders and blocks are unknown.
     pub blocks_read: bool,
-    /// Kernel modules that were loaded at an earlier snapshot, or at the start, and are not now.
-    pub gone_modules: BTreeSet<String>,
+    /// Every load of a kernel module that was seen; frames refer to them by index.
+    pub modules: Vec<Arc<Module>>,
+    /// Those that have been unloaded since.
+    pub gone_modules: BTreeSet<u32>,
     /// Objects in use in each slab cache now, less those at the start, by the kernel's own count;
     /// empty where it does not tell, and but in kernel mode.
     pub cache_growth: BTreeMap<String, i64>,
@@ -129,6 +136,8 @@ pub struct Site {
     pub space: u32,
     /// Slab cache, if known.
     pub cache: Option<String>,
+    /// The stack by which that cache was made, if that was seen.
+    pub cache_made: Option<StackRef>,
     /// The allocator function that was called, for [`Kind::Malloc`].
     pub function: Option<AllocFunction>,
     /// How the memory was mapped and what for, for [`Kind::Mmap`].
@@ -239,8 +248,13 @@ pub struct Frame {
 /// Where a frame lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Place {
-    /// Kernel text.
+    /// Kernel text, or code made at run time there.
     Kernel,
+    /// In a kernel module.
+    Module {
+        /// Index into [`Snapshot::modules`].
+        load: u32,
+    },
     /// In a mapped file.
     Object {
         /// Index into [`Snapshot::objects`].
@@ -347,6 +361,7 @@ impl Loss {
             && self.count(LossReason::UnknownReturn) == 0
             && self.count(LossReason::SkippedReturn) == 0
             && self.count(LossReason::EventsFull) == 0
+            && self.count(LossReason::ModuleEventsFull) == 0
             && self.recursion_misses.is_empty()
             && self.unseen.is_empty()
     }

@@ -48,6 +48,8 @@ pub enum Unknown {
     Anonymous,
     /// In no known mapping.
     Unmapped,
+    /// In the kernel, in code that has been unloaded; the module, if it is known.
+    Unloaded(Option<String>),
     /// The kernel hides its addresses (`kernel.kptr_restrict`).
     KernelHidden,
     /// The object could not be read: path and cause.
@@ -59,6 +61,7 @@ impl Unknown {
     pub fn object(&self) -> Option<&str> {
         match self {
             Self::NoSymbol(path) | Self::Unreadable(path, _) => Some(path),
+            Self::Unloaded(object) => object.as_deref(),
             Self::KernelHidden => Some("vmlinux"),
             Self::Anonymous | Self::Unmapped => None,
         }
@@ -70,6 +73,7 @@ impl Unknown {
             Self::NoSymbol(_) => "no symbol there".into(),
             Self::Anonymous => "code made at run time, no perf map".into(),
             Self::Unmapped => "in no known mapping".into(),
+            Self::Unloaded(_) => "code that has been unloaded".into(),
             Self::KernelHidden => "kernel addresses are hidden (kernel.kptr_restrict)".into(),
             Self::Unreadable(_, cause) => format!("the file cannot be read: {cause}"),
         }

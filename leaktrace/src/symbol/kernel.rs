@@ -1,11 +1,12 @@
-//! Names of kernel functions, and the module that each belongs to, from /proc/kallsyms.
+//! Names of kernel functions: those of the kernel proper and of code made at run time from
+//! /proc/kallsyms, those of modules from the snapshot, which has them from the time of their load.
 //!
 //! blazesym reads kallsyms as well, but once for its whole life, with data symbols among the
-//! functions, without their modules and without an end to the last one (0.2.7): a module that is
-//! loaded later would get its neighbour's names, and an address behind everything a name at all.
+//! functions, without their modules and without an end to the last one (0.2.7): code that has gone
+//! would get its neighbour's names, and an address behind everything a name at all.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, BufRead as _, BufReader},
     path::PathBuf,
 };
@@ -13,25 +14,29 @@ use std::{
 use blazesym::symbolize::Symbolizer as Blazesym;
 
 use super::kernel_lines::{KernelLines, LANDMARK};
-use crate::snapshot::{Frame, Resolved, Symbol, Unknown};
+use crate::{
+    host::bpf_code,
+    snapshot::{Frame, Place, Resolved, Snapshot, Symbol, Unknown},
+};
 
 /// What lies in the kernel proper.
 const VMLINUX: &str = "vmlinux";
 
-/// kallsyms tells where functions begin and not where they end. The last one of a module ends
-/// within this many bytes, or the address is nobody's.
-const LAST_FUNCTION_BYTES: u64 = 64 << 10;
+/// What kallsyms gives as a module and is none: code made at run time (kernel/kallsyms.c, 6.1 and
+/// 6.18).
+const MADE: [&str; 3] = ["[bpf]", "[__builtin__ftrace]", "[__builtin__kprobes]"];
 
-/// The running kernel's functions; read when first needed, and again when they change.
+/// Trampolines and copied instructions take a page at most (arch/x86/net/bpf_jit_comp.c,
+/// kernel/kprobes.c, 6.1 and 6.18). BPF programs may be longer, and tell how long.
+const MADE_BYTES: u64 = 4096;
+
+/// The running kernel's functions; read when first needed, and again for code made since.
 #[derive(Debug)]
 pub(super) struct Kernel {
     kallsyms: PathBuf,
-    modules: PathBuf,
-    /// The list of modules at the time of reading; one comes or goes: read again.
-    modules_then: Option<Vec<u8>>,
-    functions: io::Result<Functions>,
-    /// Those of modules that have gone.
-    gone: Functions,
+    /// Where BPF programs lie.
+    programs: fn() -> Vec<(u64, u64)>,
+    functions: Option<io::Result<Functions>>,
     lines: KernelLines,
     /// Address of [`LANDMARK`].
     landmark: Option<u64>,
@@ -43,8 +48,8 @@ struct Functions {
     entries: Vec<Entry>,
     /// The names, one behind the other.
     names: String,
-    /// `vmlinux`, then the modules in brackets.
-    objects: Vec<String>,
+    /// BPF programs, from and to, by address.
+    programs: Vec<(u64, u64)>,
     /// Whether there are functions, but all of them at address 0.
     are_hidden: bool,
 }
@@ -55,7 +60,8 @@ struct Entry {
     address: u64,
     /// Among names of one address the lowest is the one to show.
     rank: u8,
-    object: u16,
+    /// 0: the kernel proper; else one of [`MADE`], from 1 on.
+    object: u8,
     name_bytes: u16,
     name_start: u32,
 }
@@ -63,87 +69,90 @@ struct Entry {
 impl Kernel {
     /// The running kernel; `folders` hold debug information besides where packages put it.
     pub(super) fn running(folders: &[PathBuf]) -> Self {
-        let lines = KernelLines::new(folders);
-        Self::new("/proc/kallsyms".into(), "/proc/modules".into(), lines)
+        Self::new("/proc/kallsyms".into(), bpf_code::ranges, KernelLines::new(folders))
     }
 
-    fn new(kallsyms: PathBuf, modules: PathBuf, lines: KernelLines) -> Self {
-        Self {
-            lines,
-            landmark: None,
-            kallsyms,
-            modules,
-            modules_then: None,
-            functions: Ok(Functions::default()),
-            gone: Functions::default(),
-        }
+    fn new(kallsyms: PathBuf, programs: fn() -> Vec<(u64, u64)>, lines: KernelLines) -> Self {
+        Self { kallsyms, programs, functions: None, lines, landmark: None }
     }
 
-    /// Reads the functions if modules have come or gone since; gives whether it did.
-    pub(super) fn refresh(&mut self) -> bool {
-        // A kernel without loadable modules has no such file.
-        let modules_now = fs::read(&self.modules).unwrap_or_default();
-        let has_changed = self.modules_then.as_ref() != Some(&modules_now);
-        if has_changed {
-            let functions = Functions::read(&self.kallsyms);
-            if let (Ok(old), Ok(new)) = (&self.functions, &functions) {
-                self.gone.take_in(old, |object| !new.objects.iter().any(|known| known == object));
-            }
-            self.landmark = functions.as_ref().ok().and_then(|known| known.address(LANDMARK));
-            self.functions = functions;
-            self.lines.note_modules(&String::from_utf8_lossy(&modules_now));
-            self.modules_then = Some(modules_now);
-        }
-        has_changed
+    fn read(&mut self) {
+        let functions = Functions::read(&self.kallsyms, self.programs);
+        self.landmark = functions.as_ref().ok().and_then(|known| known.address(LANDMARK));
+        self.functions = Some(functions);
     }
 
     /// Names kernel frames.
     pub(super) fn resolve(
         &mut self,
         blazesym: &Blazesym,
+        snapshot: &Snapshot,
         frames: &[Frame],
     ) -> Vec<(Frame, Resolved)> {
-        let is_fresh = self.refresh();
-        // BPF programs and trampolines come and go without a change in the list of modules.
-        let may_be_newer = |functions: &Functions| {
-            let proper = |frame: &Frame| {
-                functions.find(call_of(frame)).is_some_and(|(entry, _)| entry.object == 0)
-            };
-            !frames.iter().all(|frame| proper(frame) || self.is_in_module(functions, frame))
+        // BPF programs and trampolines come and go.
+        let is_made = |functions: &Functions, frame: &Frame| {
+            let known = functions.find(call_of(frame));
+            frame.place == Place::Kernel && known.is_none_or(|symbol| symbol.object != VMLINUX)
         };
-        if !is_fresh && self.functions.as_ref().is_ok_and(may_be_newer) {
-            self.functions = Functions::read(&self.kallsyms);
+        let may_be_newer = match &self.functions {
+            None => true,
+            Some(Err(_)) => false,
+            Some(Ok(functions)) => frames.iter().any(|frame| is_made(functions, frame)),
+        };
+        if may_be_newer {
+            self.read();
         }
-        frames.iter().map(|frame| (*frame, self.name(blazesym, call_of(frame)))).collect()
+        let name = |frame: &Frame| {
+            let found = match frame.place {
+                Place::Module { load } => self.in_module(snapshot, load, call_of(frame)),
+                _ => self.name(blazesym, call_of(frame)),
+            };
+            (*frame, found)
+        };
+        frames.iter().map(name).collect()
     }
 
-    /// Whether a frame lies in a module of the list, whose functions stay as they are.
-    fn is_in_module(&self, functions: &Functions, frame: &Frame) -> bool {
-        let Some((_, symbol)) = functions.find(call_of(frame)) else { return false };
-        let name = symbol.object.trim_matches(['[', ']']);
-        self.modules_then.as_ref().is_some_and(|modules| {
-            modules.split(|byte| *byte == b'\n').any(|line| {
-                line.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' '))
-            })
-        })
+    fn in_module(&mut self, snapshot: &Snapshot, load: u32, address: u64) -> Resolved {
+        let Some(module) = snapshot.modules.get(load as usize) else {
+            return Resolved::Unknown(Unknown::Unloaded(None));
+        };
+        let object = format!("[{}]", module.name);
+        let Some((begins, name)) = module.function(address) else {
+            // The code of its init comes second, and goes when that has run.
+            let of_init =
+                !module.text.first().is_some_and(|(start, end)| (*start..*end).contains(&address));
+            let has_gone = of_init || snapshot.gone_modules.contains(&load);
+            return Resolved::Unknown(match has_gone {
+                true => Unknown::Unloaded(Some(object)),
+                false => Unknown::NoSymbol(object),
+            });
+        };
+        let (name, offset) = (name.to_owned(), address - begins);
+        let symbol = Symbol { name, offset, object, file: None, line: None, inlined: false };
+        Resolved::Known(self.lines.in_module(symbol, module, snapshot.modules.len(), address))
     }
 
     fn name(&mut self, blazesym: &Blazesym, address: u64) -> Resolved {
-        match &self.functions {
-            Err(error) => Resolved::Unknown(Unknown::Unreadable(VMLINUX.into(), error.to_string())),
-            Ok(functions) if functions.are_hidden => Resolved::Unknown(Unknown::KernelHidden),
-            Ok(functions) => {
-                // Where a module has gone, its neighbour's last function does not reach.
-                let found = [functions.find(address), self.gone.find(address)];
-                let nearest = found.into_iter().flatten().max_by_key(|(entry, _)| entry.address);
-                let Some((_, symbol)) = nearest else {
-                    return Resolved::Unknown(Unknown::NoSymbol(VMLINUX.into()));
-                };
-                Resolved::Known(match symbol.object == VMLINUX {
-                    true => self.lines.in_vmlinux(blazesym, symbol, address, self.landmark),
-                    false => self.lines.in_module(symbol, address),
-                })
+        let functions = match &self.functions {
+            Some(Ok(functions)) => functions,
+            Some(Err(error)) => {
+                let cause = error.to_string();
+                return Resolved::Unknown(Unknown::Unreadable(VMLINUX.into(), cause));
             }
+            None => return Resolved::Unknown(Unknown::NoSymbol(VMLINUX.into())),
+        };
+        if functions.are_hidden {
+            return Resolved::Unknown(Unknown::KernelHidden);
+        }
+        match functions.find(address) {
+            Some(symbol) if symbol.object == VMLINUX => {
+                Resolved::Known(self.lines.in_vmlinux(blazesym, symbol, address, self.landmark))
+            }
+            Some(symbol) => Resolved::Known(vec![symbol]),
+            None if functions.is_behind_kernel(address) => {
+                Resolved::Unknown(Unknown::Unloaded(None))
+            }
+            None => Resolved::Unknown(Unknown::NoSymbol(VMLINUX.into())),
         }
     }
 }
@@ -154,8 +163,8 @@ fn call_of(frame: &Frame) -> u64 {
 }
 
 impl Functions {
-    fn read(path: &PathBuf) -> io::Result<Self> {
-        let mut functions = Self { objects: vec![VMLINUX.to_owned()], ..Self::default() };
+    fn read(path: &PathBuf, programs: fn() -> Vec<(u64, u64)>) -> io::Result<Self> {
+        let mut functions = Self::default();
         let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
         let mut line = String::new();
         while reader.read_line(&mut line)? != 0 {
@@ -165,39 +174,26 @@ impl Functions {
         functions.entries.sort_unstable_by_key(|entry| (entry.address, entry.rank));
         functions.entries.dedup_by_key(|entry| entry.address);
         functions.are_hidden &= functions.entries.is_empty();
+        if functions.entries.iter().any(|entry| entry.object != 0) {
+            functions.programs = programs();
+            functions.programs.sort_unstable();
+        }
         Ok(functions)
     }
 
-    /// Adds the functions of those objects of another table that `wanted` accepts.
-    fn take_in(&mut self, other: &Self, wanted: impl Fn(&str) -> bool) {
-        for entry in &other.entries {
-            let start = entry.name_start as usize;
-            let name = other.names.get(start..start + usize::from(entry.name_bytes));
-            let object = other.objects.get(usize::from(entry.object));
-            let (Some(name), Some(object)) = (name, object.filter(|object| wanted(object))) else {
-                continue;
-            };
-            let (Ok(name_start), Some(object)) =
-                (u32::try_from(self.names.len()), self.object(object))
-            else {
-                return;
-            };
-            self.names.push_str(name);
-            self.entries.push(Entry { object, name_start, ..*entry });
-        }
-        // A module that takes the place of an older one hides it.
-        self.entries.sort_by_key(|entry| entry.address);
-        self.entries.reverse();
-        self.entries.dedup_by_key(|entry| entry.address);
-        self.entries.reverse();
-    }
-
-    /// Takes `address type name [module]`; data, and what is no such line, is passed over.
+    /// Takes `address type name [module]`; data, modules, and what is no such line, is passed over.
     fn add(&mut self, line: &str) {
         let mut parts = line.split_ascii_whitespace();
         let (Some(address), Some(kind), Some(name)) = (parts.next(), parts.next(), parts.next())
         else {
             return;
+        };
+        let object = match parts.next() {
+            None => 0,
+            Some(module) => match MADE.iter().zip(1..).find(|(made, _)| **made == module) {
+                Some((_, number)) => number,
+                None => return,
+            },
         };
         let rank = match kind {
             // Of several names the global one is the kernel's own; linker scripts name the
@@ -214,55 +210,60 @@ impl Functions {
             return;
         }
         let Ok(name_start) = u32::try_from(self.names.len()) else { return };
-        let (Some(object), Ok(name_bytes)) =
-            (self.object(parts.next().unwrap_or(VMLINUX)), u16::try_from(name.len()))
-        else {
-            return;
-        };
+        let Ok(name_bytes) = u16::try_from(name.len()) else { return };
         self.names.push_str(name);
         self.entries.push(Entry { address, rank, object, name_bytes, name_start });
     }
 
-    /// Number of an object; symbols of one module follow one another.
-    fn object(&mut self, name: &str) -> Option<u16> {
-        let known = self.objects.iter().rposition(|object| object == name);
-        let index = known.unwrap_or_else(|| {
-            self.objects.push(name.to_owned());
-            self.objects.len() - 1
-        });
-        u16::try_from(index).ok()
+    fn name(&self, entry: &Entry) -> Option<&str> {
+        let start = entry.name_start as usize;
+        self.names.get(start..start + usize::from(entry.name_bytes))
     }
 
     /// Where the kernel's own function of this name lies.
     fn address(&self, name: &str) -> Option<u64> {
-        let found = self.entries.iter().find(|entry| {
-            let start = entry.name_start as usize;
-            entry.object == 0
-                && self.names.get(start..start + usize::from(entry.name_bytes)) == Some(name)
-        });
-        found.map(|entry| entry.address)
+        let is_it = |entry: &&Entry| entry.object == 0 && self.name(entry) == Some(name);
+        self.entries.iter().find(is_it).map(|entry| entry.address)
     }
 
-    fn find(&self, address: u64) -> Option<(Entry, Symbol)> {
+    /// Whether an address lies behind all functions of the kernel proper: where modules lie, and
+    /// code made at run time.
+    fn is_behind_kernel(&self, address: u64) -> bool {
+        let last = self.entries.iter().rev().find(|entry| entry.object == 0);
+        // A call that nobody told comes back to 0.
+        address != u64::MAX && last.is_some_and(|last| address >= last.address)
+    }
+
+    fn find(&self, address: u64) -> Option<Symbol> {
         let next = self.entries.partition_point(|entry| entry.address <= address);
         let entry = *self.entries.get(next.checked_sub(1)?)?;
-        let is_last = self.entries.get(next).is_none_or(|next| next.object != entry.object);
         let offset = address - entry.address;
-        let start = entry.name_start as usize;
-        let name = self.names.get(start..start + usize::from(entry.name_bytes))?;
-        // Behind the end of the kernel's text comes nothing that can be called.
-        if is_last && offset >= LAST_FUNCTION_BYTES || matches!(name, "_etext" | "_einittext") {
-            return None;
-        }
-        let symbol = Symbol {
+        let name = self.name(&entry)?;
+        let is_in = match entry.object {
+            // Behind the end of the kernel's text comes nothing that can be called.
+            0 => !matches!(name, "_etext" | "_einittext"),
+            _ => {
+                let program = self.programs.binary_search_by_key(&entry.address, |(at, _)| *at);
+                match program.ok().and_then(|at| self.programs.get(at)) {
+                    Some((_, end)) => address < *end,
+                    // Gone between the two looks, and nothing tells how long it was.
+                    None if name.starts_with("bpf_prog_") => false,
+                    None => offset < MADE_BYTES,
+                }
+            }
+        };
+        let object = match usize::from(entry.object).checked_sub(1) {
+            None => VMLINUX,
+            Some(made) => MADE.get(made)?,
+        };
+        is_in.then(|| Symbol {
             name: name.to_owned(),
             offset,
-            object: self.objects.get(usize::from(entry.object))?.clone(),
+            object: object.to_owned(),
             file: None,
             line: None,
             inlined: false,
-        };
-        Some((entry, symbol))
+        })
     }
 }
 
@@ -274,8 +275,10 @@ fn is_of_linker(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, sync::Arc};
+
     use super::*;
-    use crate::snapshot::Place;
+    use crate::snapshot::Module;
 
     const KALLSYMS: &str = "\
 0000000000000000 A fixed_percpu_data
@@ -286,33 +289,45 @@ ffffffff81000100 d data_in_between
 ffffffff81000200 T second
 ffffffff81001000 T _etext
 ffffffffc0100000 t drv_open\t[drv]
-ffffffffc0100040 t drv_close\t[drv]
 ffffffffc0200000 t bpf_prog_1\t[bpf]
+ffffffffc0201000 t bpf_trampoline_1\t[bpf]
+ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
 ";
+
+    fn programs() -> Vec<(u64, u64)> {
+        vec![(0xffff_ffff_c020_0000, 0xffff_ffff_c020_0100)]
+    }
 
     struct Host {
         directory: tempfile::TempDir,
         kernel: Kernel,
+        snapshot: Snapshot,
     }
 
     impl Host {
         fn new(kallsyms: &str) -> Self {
             let directory = tempfile::tempdir().unwrap();
-            let path = |name| directory.path().join(name);
-            let kernel = Kernel::new(path("kallsyms"), path("modules"), KernelLines::new(&[]));
-            let host = Self { directory, kernel };
-            host.write("kallsyms", kallsyms);
+            let path = directory.path().join("kallsyms");
+            let kernel = Kernel::new(path, programs, KernelLines::new(&[]));
+            let snapshot = super::super::tests::snapshot(Vec::new(), Vec::new());
+            let host = Self { directory, kernel, snapshot };
+            host.write(kallsyms);
             host
         }
 
-        fn write(&self, file: &str, text: &str) {
-            fs::write(self.directory.path().join(file), text).unwrap();
+        fn write(&self, text: &str) {
+            fs::write(self.directory.path().join("kallsyms"), text).unwrap();
         }
 
         /// The name of what calls and comes back to `address`, as a person reads it.
         fn ask(&mut self, address: u64) -> String {
-            let frame = Frame { address, place: Place::Kernel };
-            match self.kernel.resolve(&Blazesym::new(), &[frame]).pop().unwrap().1 {
+            self.ask_in(address, Place::Kernel)
+        }
+
+        fn ask_in(&mut self, address: u64, place: Place) -> String {
+            let frame = Frame { address, place };
+            let found = self.kernel.resolve(&Blazesym::new(), &self.snapshot, &[frame]);
+            match &found.first().unwrap().1 {
                 Resolved::Known(symbols) => symbols
                     .iter()
                     .map(|symbol| format!("{}+{} {}", symbol.name, symbol.offset, symbol.object))
@@ -321,6 +336,9 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
             }
         }
     }
+
+    const NONE: &str = "no symbol there";
+    const GONE: &str = "code that has been unloaded";
 
     #[test]
     fn the_call_is_named_and_not_what_follows_it() {
@@ -334,35 +352,52 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
     #[test]
     fn an_address_outside_all_functions_has_no_name() {
         let mut host = Host::new(KALLSYMS);
-        let none = "no symbol there";
-        assert_eq!(host.ask(0xffff_ffff_8100_0000), none);
-        assert_eq!(host.ask(0xffff_ffff_8100_2000), none);
-        assert_eq!(host.ask(0xffff_ffff_c018_0000), none);
-        assert_eq!(host.ask(0), none);
+        assert_eq!(host.ask(0xffff_ffff_8100_0000), NONE);
+        assert_eq!(host.ask(0), NONE);
+        assert_eq!(host.ask(0xffff_ffff_8100_2000), GONE);
+        assert_eq!(host.ask(0xffff_ffff_c018_0000), GONE);
     }
 
+    /// Nothing there has the name of what lies before it.
     #[test]
-    fn functions_of_modules_say_so() {
+    fn code_made_at_run_time_has_its_bounds() {
         let mut host = Host::new(KALLSYMS);
-        assert_eq!(host.ask(0xffff_ffff_c010_0011), "drv_open+16 [drv]");
-        assert_eq!(host.ask(0xffff_ffff_c010_0051), "drv_close+16 [drv]");
         assert_eq!(host.ask(0xffff_ffff_c020_0011), "bpf_prog_1+16 [bpf]");
+        assert_eq!(host.ask(0xffff_ffff_c020_0101), GONE);
+        assert_eq!(host.ask(0xffff_ffff_c020_1011), "bpf_trampoline_1+16 [bpf]");
+        assert_eq!(host.ask(0xffff_ffff_c020_2001), GONE);
+        assert_eq!(host.ask(0xffff_ffff_c030_0011), "ftrace_trampoline+16 [__builtin__ftrace]");
+        assert_eq!(host.ask(0xffff_ffff_c030_1001), GONE);
     }
 
-    /// A module that was loaded after the first look gets its own names.
     #[test]
-    fn modules_that_come_later_are_seen() {
+    fn code_made_later_is_seen() {
+        let mut host = Host::new(&KALLSYMS.replace("bpf_prog_1", "bpf_other"));
+        assert_eq!(host.ask(0xffff_ffff_c040_0011), GONE);
+        host.write(&format!("{KALLSYMS}ffffffffc0400000 t bpf_trampoline_2\t[bpf]\n"));
+        assert_eq!(host.ask(0xffff_ffff_c040_0011), "bpf_trampoline_2+16 [bpf]");
+    }
+
+    /// By the load that a frame lies in, whatever lies there now.
+    #[test]
+    fn each_load_of_a_module_has_its_own_names() {
         let mut host = Host::new(KALLSYMS);
-        host.write("modules", "drv 4096 0 - Live 0xffffffffc0100000\n");
-        assert_eq!(host.ask(0xffff_ffff_c010_0051), "drv_close+16 [drv]");
-        let later = format!("{KALLSYMS}ffffffffc0101000 t other_open\t[other]\n");
-        host.write("kallsyms", &later);
-        // Nothing tells of a change yet, and `drv` is in the list.
-        assert_eq!(host.ask(0xffff_ffff_c010_1011), "drv_close+4048 [drv]");
-        host.write("modules", "other 1 0 - Live 0x0\ndrv 4096 0 - Live 0xffffffffc0100000\n");
-        assert_eq!(host.ask(0xffff_ffff_c010_1011), "other_open+16 [other]");
-        host.write("kallsyms", &format!("{later}ffffffffc0200100 t bpf_prog_2\t[bpf]\n"));
-        assert_eq!(host.ask(0xffff_ffff_c020_0111), "bpf_prog_2+16 [bpf]");
+        let base = 0xffff_ffff_c010_0000;
+        let load = |name: &str, function: &str| {
+            let functions =
+                if function.is_empty() { vec![] } else { vec![(base, function.into())] };
+            let text = vec![(base, base + 0x100), (base + 0x1000, base + 0x1100)];
+            Arc::new(Module { name: name.into(), text, functions, ..Module::default() })
+        };
+        host.snapshot.modules =
+            vec![load("drv", "drv_open"), load("other", "other_open"), load("short", "")];
+        host.snapshot.gone_modules = [0, 2].into();
+        let mut ask = |address, load| host.ask_in(address, Place::Module { load });
+        assert_eq!(ask(base + 0x11, 0), "drv_open+16 [drv]");
+        assert_eq!(ask(base + 0x11, 1), "other_open+16 [other]");
+        assert_eq!(ask(base + 0x11, 2), GONE);
+        // The code of its init.
+        assert_eq!(ask(base + 0x1011, 1), GONE);
     }
 
     /// With kernel.kptr_restrict every address reads as 0.
@@ -386,11 +421,13 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
     fn the_running_kernel_is_read() {
         let text = fs::read_to_string("/proc/kallsyms").unwrap();
         let mut kernel = Kernel::running(&[]);
+        let snapshot = super::super::tests::snapshot(Vec::new(), Vec::new());
         for wanted in ["kfree", "vfs_read", "do_exit"] {
             let line = text.lines().find(|line| line.ends_with(&format!(" T {wanted}"))).unwrap();
             let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
             let frame = Frame { address: address + 5, place: Place::Kernel };
-            let (_, resolved) = kernel.resolve(&Blazesym::new(), &[frame]).pop().unwrap();
+            let (_, resolved) =
+                kernel.resolve(&Blazesym::new(), &snapshot, &[frame]).pop().unwrap();
             if address == 0 {
                 assert_eq!(resolved, Resolved::Unknown(Unknown::KernelHidden));
                 continue;
@@ -402,23 +439,5 @@ ffffffffc0200000 t bpf_prog_1\t[bpf]
                 (wanted, 4, VMLINUX)
             );
         }
-    }
-
-    /// A name that nobody asked for while its module was there; no neighbour takes its place.
-    #[test]
-    fn a_module_that_has_gone_keeps_its_names() {
-        let mut host = Host::new(KALLSYMS);
-        host.write("modules", "drv 1 0 - Live 0xffffffffc0100000\n");
-        host.kernel.refresh();
-        let without: String = KALLSYMS
-            .lines()
-            .filter(|line| !line.contains("[drv]"))
-            .map(|l| format!("{l}\n"))
-            .collect();
-        let neighbour = "ffffffffc00ff000 t near_open\t[near]\n";
-        host.write("kallsyms", &(without + neighbour));
-        host.write("modules", "near 1 0 - Live 0xffffffffc00ff000\n");
-        assert_eq!(host.ask(0xffff_ffff_c010_0045), "drv_close+4 [drv]");
-        assert_eq!(host.ask(0xffff_ffff_c00f_f005), "near_open+4 [near]");
     }
 }

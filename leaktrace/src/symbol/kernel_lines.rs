@@ -1,11 +1,7 @@
 //! File, line and inlined functions of kernel frames, where debug information of the running kernel
 //! and of the loaded modules is at hand.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs::File, path::PathBuf, sync::Arc};
 
 use blazesym::symbolize::{
     Input, Symbolized, Symbolizer as Blazesym,
@@ -19,7 +15,7 @@ use super::{
 };
 use crate::{
     host::debug_files,
-    snapshot::{Resolved, Symbol},
+    snapshot::{Module, Resolved, Symbol},
 };
 
 /// A function that every kernel exports, and none has twice: it tells how far the kernel was moved
@@ -34,10 +30,10 @@ pub(super) struct KernelLines {
     folders: Vec<PathBuf>,
     release: String,
     vmlinux: Option<Option<Vmlinux>>,
-    /// Of each module all that were loaded by its name, the latest last.
-    modules: HashMap<String, Vec<Module>>,
-    /// Files of modules, by the modules' names.
-    files: Option<HashMap<String, Vec<PathBuf>>>,
+    /// Of each load of a module that was asked for: its lines, if there are any.
+    modules: Vec<(Arc<Module>, Option<ModuleLines>)>,
+    /// Files of modules, by the modules' names; and how many loads there were when they were listed.
+    files: Option<(usize, HashMap<String, Vec<PathBuf>>)>,
 }
 
 /// The kernel's file.
@@ -46,17 +42,6 @@ struct Vmlinux {
     path: PathBuf,
     /// Address of [`LANDMARK`] in it.
     landmark: u64,
-}
-
-/// A module as it was loaded.
-#[derive(Debug)]
-struct Module {
-    /// Its line in the list of modules.
-    entry: String,
-    build_id: Vec<u8>,
-    /// Addresses of its code, by section.
-    sections: HashMap<String, u64>,
-    lines: Option<Option<ModuleLines>>,
 }
 
 impl KernelLines {
@@ -70,55 +55,41 @@ impl KernelLines {
             folders: folders.to_vec(),
             release,
             vmlinux: None,
-            modules: HashMap::new(),
+            modules: Vec::new(),
             files: None,
         }
     }
 
-    /// Notes where the modules of the list (/proc/modules) lie, which nobody tells once they have
-    /// gone.
-    pub(super) fn note_modules(&mut self, list: &str) {
-        for line in list.lines() {
-            let name = line.split(' ').next().unwrap_or_default();
-            // Name and address: the number of its users changes.
-            let address = line.split(' ').nth(5).unwrap_or_default();
-            let entry = format!("{name} {address}");
-            let loaded = self.modules.get(name).and_then(|loaded| loaded.last());
-            if loaded.is_some_and(|module| module.entry == entry) {
-                continue;
-            }
-            if let Some(module) = read_module(&self.sysfs.join("module").join(name), entry) {
-                self.modules.entry(name.to_owned()).or_default().push(module);
-                // It may have been built since.
-                self.files = None;
-            }
-        }
-    }
-
     /// The functions at an address of a module, inlined ones first; `symbol` is what is known
-    /// without debug information.
-    pub(super) fn in_module(&mut self, symbol: Symbol, address: u64) -> Vec<Symbol> {
-        let name = symbol.object.trim_matches(['[', ']']).to_owned();
-        let Some(loaded) = self.modules.get_mut(&name) else { return vec![symbol] };
-        for module in loaded.iter_mut().rev() {
-            if module.lines.is_none() {
-                let files = self
-                    .files
-                    .get_or_insert_with(|| debug_files::modules(&self.folders, &self.release));
-                let named = files.get(&name).into_iter().flatten().cloned();
-                let mut files = debug_files::by_id(&self.folders, &module.build_id).chain(named);
-                let lines = files.find_map(|path| {
-                    ModuleLines::read(&path, &module.build_id, &module.sections).ok().flatten()
-                });
-                module.lines = Some(lines);
+    /// without debug information, and `loads` how many loads of modules have been seen.
+    pub(super) fn in_module(
+        &mut self,
+        symbol: Symbol,
+        module: &Arc<Module>,
+        loads: usize,
+        address: u64,
+    ) -> Vec<Symbol> {
+        let Some(build_id) = &module.build_id else { return vec![symbol] };
+        // Kept alive by the key, so that no other module can have its address.
+        let known = self.modules.iter().position(|(known, _)| Arc::ptr_eq(known, module));
+        let index = known.unwrap_or_else(|| {
+            // One that has come since may have been built since.
+            if self.files.as_ref().is_none_or(|(listed, _)| *listed != loads) {
+                self.files = Some((loads, debug_files::modules(&self.folders, &self.release)));
             }
-            let lines = module.lines.as_ref().and_then(Option::as_ref);
-            let found = lines.map(|lines| lines.find(address)).unwrap_or_default();
-            if !found.is_empty() {
-                return with_lines(symbol, found);
-            }
-        }
-        vec![symbol]
+            let files = self.files.as_ref().map(|(_, files)| files);
+            let files = files.and_then(|files| files.get(&module.name));
+            let named = files.into_iter().flatten().cloned();
+            let mut files = debug_files::by_id(&self.folders, build_id).chain(named);
+            let lines = files.find_map(|path| {
+                ModuleLines::read(&path, build_id, &module.sections).ok().flatten()
+            });
+            self.modules.push((Arc::clone(module), lines));
+            self.modules.len() - 1
+        });
+        let lines = self.modules.get(index).and_then(|(_, lines)| lines.as_ref());
+        let found = lines.map(|lines| lines.find(address)).unwrap_or_default();
+        if found.is_empty() { vec![symbol] } else { with_lines(symbol, found) }
     }
 
     /// The functions at an address of the kernel proper; `landmark` is where [`LANDMARK`] lies in
@@ -166,24 +137,6 @@ fn with_lines(symbol: Symbol, mut lines: Vec<Line>) -> Vec<Symbol> {
     symbols
 }
 
-/// Reads where a module lies from its folder in sysfs; nothing if it has no build ID.
-fn read_module(folder: &Path, entry: String) -> Option<Module> {
-    let build_id = debug_files::build_id(&fs::read(folder.join("notes/.note.gnu.build-id")).ok()?)?;
-    let sections = fs::read_dir(folder.join("sections"))
-        .ok()?
-        .flatten()
-        .filter_map(|section| {
-            let name = section.file_name().into_string().ok()?;
-            // Code alone: nothing else is in a stack.
-            let address =
-                name.contains("text").then(|| fs::read_to_string(section.path()))?.ok()?;
-            let address = u64::from_str_radix(address.trim().trim_start_matches("0x"), 16).ok()?;
-            Some((name, address))
-        })
-        .collect();
-    Some(Module { entry, build_id, sections, lines: None })
-}
-
 /// Finds the landmark in the kernel's file.
 fn read_vmlinux(path: PathBuf) -> Option<Vmlinux> {
     let cache = ReadCache::new(File::open(&path).ok()?);
@@ -195,11 +148,12 @@ fn read_vmlinux(path: PathBuf) -> Option<Vmlinux> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{fs, process::Command};
 
     use object::ObjectSection as _;
 
     use super::*;
+    use crate::host::module_code;
 
     /// `helper` is put into `caller`, on line 5 of which it is called.
     const SOURCE: &str = "\
@@ -304,25 +258,32 @@ void _start(void) { kfree(caller(1)); }
         host.caller + call + 4
     }
 
+    /// The module of the host as it is loaded now.
+    fn loaded(host: &Host) -> Arc<Module> {
+        let folder = host.directory.path().join("sys/module");
+        let (sections, build_id) = module_code::sections(&folder, "drv");
+        Arc::new(Module { name: "drv".into(), build_id, sections, ..Module::default() })
+    }
+
     #[test]
-    fn a_module_has_lines_where_it_was_loaded_and_after_it_has_gone() {
+    fn each_load_of_a_module_has_its_lines() {
         let host = Host::new("below/drv.ko", &["-r"]);
         host.section(".text", "0xffffffffc0100000");
         host.section(".text.unlikely", "0xffffffffc0200000");
         let address = 0xffff_ffff_c020_0000 + call_in(&host, "below/drv.ko", ".text.unlikely");
-        let mut lines = host.lines();
-        assert_eq!(shown(&lines.in_module(symbol("[drv]"), address)), NOT_FOUND);
-        lines.note_modules("drv 16384 0 - Live 0xffffffffc0100000\n");
-        lines.note_modules("");
-        assert_eq!(shown(&lines.in_module(symbol("[drv]"), address)), FOUND);
-        assert_eq!(shown(&lines.in_module(symbol("[drv]"), address + 0x10_0000)), NOT_FOUND);
-
+        let first = loaded(&host);
         // Loaded again elsewhere: frames of both times have lines.
         host.section(".text.unlikely", "0xffffffffc0600000");
-        lines.note_modules("drv 16384 2 - Live 0xffffffffc0500000 (OE)\n");
-        assert_eq!(shown(&lines.in_module(symbol("[drv]"), address)), FOUND);
-        let now = address + 0x40_0000;
-        assert_eq!(shown(&lines.in_module(symbol("[drv]"), now)), FOUND);
+        let second = loaded(&host);
+        let mut lines = host.lines();
+        let mut ask = |module: &Arc<Module>, address| {
+            shown(&lines.in_module(symbol("[drv]"), module, 2, address))
+        };
+        assert_eq!(ask(&first, address), FOUND);
+        assert_eq!(ask(&first, address + 0x10_0000), NOT_FOUND);
+        assert_eq!(ask(&second, address + 0x40_0000), FOUND);
+        assert_eq!(ask(&second, address), NOT_FOUND);
+        assert_eq!(ask(&Arc::default(), address), NOT_FOUND);
     }
 
     #[test]
@@ -350,9 +311,9 @@ void _start(void) { kfree(caller(1)); }
         *other.last_mut().unwrap() ^= 1;
         fs::write(&notes, other).unwrap();
         let mut lines = host.lines();
-        lines.note_modules("drv 16384 0 - Live 0xffffffffc0100000\n");
         let address = 0xffff_ffff_c020_0000 + call_in(&host, "drv.ko", ".text.unlikely");
-        assert_eq!(shown(&lines.in_module(symbol("[drv]"), address)), NOT_FOUND);
+        let module = loaded(&host);
+        assert_eq!(shown(&lines.in_module(symbol("[drv]"), &module, 1, address)), NOT_FOUND);
 
         let host = Host::new("vmlinux", &["-no-pie", "-static"]);
         let notes = host.directory.path().join("sys/kernel/notes");

@@ -49,12 +49,6 @@ impl Symbolizer {
         }
     }
 
-    /// Reads the kernel's functions, so that modules that are unloaded before the first snapshot
-    /// have their names.
-    pub fn read_kernel(&mut self) {
-        self.kernel.refresh();
-    }
-
     /// Names every frame of the snapshot that `names` does not hold yet.
     pub fn resolve(&mut self, snapshot: &Snapshot, names: &mut Names) {
         let mut missing: HashSet<Frame> = HashSet::new();
@@ -66,7 +60,7 @@ impl Symbolizer {
         let mut objects: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
         for frame in missing {
             match frame.place {
-                Place::Kernel => kernel.push(frame),
+                Place::Kernel | Place::Module { .. } => kernel.push(frame),
                 Place::Object { object, file_offset } => {
                     objects.entry(object).or_default().push((frame, file_offset));
                 }
@@ -81,7 +75,7 @@ impl Symbolizer {
             }
         }
         if !kernel.is_empty() {
-            names.frames.extend(self.kernel.resolve(&self.blazesym, &kernel));
+            names.frames.extend(self.kernel.resolve(&self.blazesym, snapshot, &kernel));
         }
         for (index, frames) in objects {
             if let Some(object) = snapshot.objects.get(index as usize) {
@@ -146,7 +140,7 @@ mod tests {
         std::hint::black_box(line!())
     }
 
-    fn snapshot(frames: Vec<Frame>, objects: Vec<Object>) -> Snapshot {
+    pub(super) fn snapshot(frames: Vec<Frame>, objects: Vec<Object>) -> Snapshot {
         let _ = LIFETIME_BUCKETS;
         Snapshot {
             unix_ms: 0,
@@ -166,6 +160,7 @@ mod tests {
             sample_bytes: 0,
             budget: None,
             blocks_read: false,
+            modules: Vec::new(),
             gone_modules: std::collections::BTreeSet::new(),
             cache_growth: std::collections::BTreeMap::new(),
             cache_aliases: std::collections::BTreeMap::new(),
