@@ -41,7 +41,7 @@ mod unwind;
 mod user;
 
 pub use alloc::{
-    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
+    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE, VmallocCall,
 };
 pub use config::{
     CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, PAGE_OWNERS, RcuLayout, StackMode,
@@ -70,7 +70,7 @@ mod pod {
 
     use super::{
         AllocKey, Bucket, CacheName, Config, InFlight, Outstanding, SiteKey, SiteRecord,
-        StackRecord, Target, TextMap, TextMapping,
+        StackRecord, Target, TextMap, TextMapping, VmallocCall,
     };
 
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
@@ -98,4 +98,6 @@ mod pod {
     unsafe impl Pod for TextMap {}
     // SAFETY: as above.
     unsafe impl Pod for TextMapping {}
+    // SAFETY: as above.
+    unsafe impl Pod for VmallocCall {}
 }

@@ -138,6 +138,7 @@ impl Collector {
                 id: site.id(),
                 kind: Kind::Mmap,
                 space: site.space,
+                is_page_array: false,
                 cache: None,
                 function: None,
                 mapping: Some(Mapping { call: site.call, role }),

@@ -21,7 +21,7 @@ use std::{
 
 use leaktrace_common::{
     AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteRecord,
-    StackEnd, StackId, StackMode,
+    StackEnd, StackId, StackMode, VmallocCall,
 };
 
 use self::{
@@ -31,9 +31,13 @@ use self::{
 use crate::{
     bpf::Maps,
     error::Error,
-    host::{objects::ObjectTable, slabinfo},
+    host::{
+        objects::ObjectTable,
+        slabinfo::{self, Usage},
+    },
     snapshot::{
-        Amount, Block, Frame, Holder, Loss, Mode, Object, Place, Site, Snapshot, Stack, StackRef,
+        Amount, Blind, Block, CacheGrowth, Frame, Holder, Loss, Mode, Object, Place, Site,
+        Snapshot, Stack, StackRef,
     },
 };
 
@@ -43,6 +47,9 @@ const CHEAP_BLOCKS: u64 = 50_000;
 const BLOCKS_SHOWN: usize = 10_000;
 /// Processes named as holders of one site.
 const HOLDERS_SHOWN: usize = 32;
+
+/// After this time without a return, a call of vmalloc has returned unseen.
+const LONGEST_VMALLOC_NS: u64 = 10_000_000_000;
 
 /// What a snapshot is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +92,9 @@ pub struct Collector {
     /// Whether allocations of processes may be sampled.
     is_sampled: bool,
     /// Objects in use by slab cache when the probes went on.
-    slabs: Option<BTreeMap<String, i64>>,
+    slabs: Option<BTreeMap<String, Usage>>,
+    /// What the probes do not see; the session's to set.
+    pub blind: Blind,
 }
 
 /// What does not change during a session.
@@ -132,6 +141,7 @@ impl Collector {
             user_kinds: options.user_kinds,
             is_sampled: options.is_sampled,
             slabs: None,
+            blind: Blind::default(),
         }
     }
 
@@ -139,7 +149,7 @@ impl Collector {
     pub fn start(&mut self) {
         self.started = Instant::now();
         if self.mode == Mode::Kernel {
-            self.slabs = slabinfo::active_objects();
+            self.slabs = slabinfo::usage();
         }
     }
 
@@ -155,14 +165,16 @@ impl Collector {
     }
 
     /// By how much each slab cache has grown since the start, by the kernel's own count.
-    fn cache_growth(&self) -> BTreeMap<String, i64> {
-        let (Some(then), Some(now)) = (&self.slabs, slabinfo::active_objects()) else {
+    fn cache_growth(&self) -> BTreeMap<String, CacheGrowth> {
+        let (Some(then), Some(now)) = (&self.slabs, slabinfo::usage()) else {
             return BTreeMap::new();
         };
         now.into_iter()
-            .map(|(cache, objects)| {
-                let before = then.get(&cache).copied().unwrap_or(0);
-                (cache, objects - before)
+            .map(|(cache, usage)| {
+                let before = then.get(&cache).map_or(0, |usage| usage.in_use);
+                let growth =
+                    CacheGrowth { objects: usage.in_use - before, at_hand: usage.at_hand() };
+                (cache, growth)
             })
             .collect()
     }
@@ -289,6 +301,7 @@ impl Collector {
                 Kind::KmemCache => self.maps.cache_name(key.detail),
                 Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages | Kind::Mmap => None,
             },
+            is_page_array: kind == Kind::Vmalloc && key.detail == VmallocCall::PAGE_ARRAY,
             function: match kind {
                 Kind::Malloc => AllocFunction::of_cookie(key.detail),
                 _ => None,
@@ -391,14 +404,19 @@ impl Collector {
         unseen: &[String],
         stacks_truncated: u64,
     ) -> Loss {
-        let lost_mappings = |reason| match reason {
+        let more = |reason| match reason {
             LossReason::OutstandingFull => self.lost_mappings(),
+            // The program counts one when its thread comes again, which it may never.
+            LossReason::SkippedReturn if self.mode == Mode::Kernel => {
+                let before_ns = monotonic_ns().saturating_sub(LONGEST_VMALLOC_NS);
+                self.maps.unreturned_vmallocs(before_ns)
+            }
             _ => 0,
         };
         let reasons = LossReason::ALL
             .into_iter()
             .filter(|reason| self.unfiltered || *reason != LossReason::UntrackedFree)
-            .map(|reason| (reason, self.maps.loss(reason) + lost_mappings(reason)))
+            .map(|reason| (reason, self.maps.loss(reason) + more(reason)))
             .filter(|(_, count)| *count > 0)
             .collect();
         Loss {
@@ -406,6 +424,7 @@ impl Collector {
             recursion_misses,
             stacks_truncated,
             unseen: unseen.to_vec(),
+            blind: self.blind,
             filtered: !self.unfiltered,
         }
     }

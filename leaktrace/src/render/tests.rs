@@ -49,6 +49,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         kind,
         space: 0,
         cache: None,
+        is_page_array: false,
         function: None,
         mapping: None,
         call_site,

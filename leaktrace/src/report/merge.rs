@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
-use super::{Doubt, Owner, Totals, owner};
+use super::{Doubt, Keeper, Owner, Totals, kept, owner};
 use crate::snapshot::{
     Block, Frame, Holder, Mapping, Names, Process, Resolved, Site, Snapshot, StackRef, Unknown,
 };
@@ -24,6 +24,11 @@ pub struct Row {
     pub owner: Option<Owner>,
     /// Whether that module was unloaded: what is outstanding then is a certain leak.
     pub module_gone: bool,
+    /// The allocator that took it for itself, if one did.
+    pub keeper: Option<Keeper>,
+    /// Whether some of it may have been freed unseen: its cache is one whose objects are freed in bulk,
+    /// which this kernel does not let be seen.
+    pub is_upper_bound: bool,
     /// Set where its slab cache did not grow as its blocks did.
     pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
@@ -96,6 +101,7 @@ struct Identity {
     stack: Vec<FrameIdentity>,
     end: Option<StackEnd>,
     stack_taken: bool,
+    keeper: Option<Keeper>,
 }
 
 /// A frame without its address where it has a name: the same line of code may be reached from
@@ -188,6 +194,18 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             stack.drain(..own);
         }
     }
+    let is_of_process = site.kind.is_of_process();
+    let owner = if is_of_process { None } else { owner::find(&stack) };
+    let blind = snapshot.loss.blind;
+    let keeper =
+        kept::keeper(site.kind, site.is_page_array, &stack, owner.as_ref(), !blind.skb_cache);
+    if site.kind == Kind::Vmalloc {
+        // The caller is the call site, whatever probes told of it.
+        let own = stack.iter().take_while(|frame| owner::is_allocator(frame)).count();
+        if own < stack.len() {
+            stack.drain(..own);
+        }
+    }
     let stack_taken = site.stack != StackRef::NotTaken;
     let truncated = match known {
         Some(stack) => stack.end.reason(),
@@ -204,18 +222,22 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         stack: identified.clone(),
         end: known.map(|stack| stack.end),
         stack_taken,
+        keeper,
     };
     let module = stack
         .iter()
         .find_map(|frame| {
             frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
         })
-        .filter(|_| !site.kind.is_of_process());
+        .filter(|_| !is_of_process);
     let row = Row {
         id: site.id,
         kind: site.kind,
         cache: site.cache.clone(),
-        owner: if site.kind.is_of_process() { None } else { owner::find(&stack) },
+        owner,
+        keeper,
+        is_upper_bound: blind.bulk_frees
+            && site.cache.as_deref().is_some_and(|cache| FREED_IN_BULK.contains(&cache)),
         doubt: None,
         module_gone: module.as_ref().is_some_and(|name| snapshot.gone_modules.contains(name)),
         module,
@@ -239,6 +261,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         space: site.space,
         // Where the kernel does not tell the call, stacks tell call sites apart.
         call_site: match site.call_site.address {
+            0 if site.kind == Kind::Vmalloc => identified.into_iter().take(1).collect(),
             0 => identified,
             _ => resolve(&site.call_site, names).iter().map(identify).collect(),
         },
@@ -246,10 +269,17 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
     (row, identity)
 }
 
+/// Slab caches whose objects are freed in bulk while they live on: lib/maple_tree.c (to 6.17),
+/// net/core/skbuff.c, 5.15 to 6.18.
+const FREED_IN_BULK: [&str; 4] =
+    ["maple_node", "skbuff_head_cache", "skbuff_cache", "skbuff_fclone_cache"];
+
 /// Whether a kernel frame belongs to a BPF program or to what runs it at a tracepoint.
 fn is_tracing(frame: &FrameView) -> bool {
     frame.symbol.as_deref().is_some_and(|symbol| {
-        ["bpf_prog_", "bpf_trace_run", "__bpf_trace_"].iter().any(|own| symbol.starts_with(own))
+        ["bpf_prog_", "bpf_trampoline_", "bpf_trace_run", "__bpf_trace_"]
+            .iter()
+            .any(|own| symbol.starts_with(own))
     })
 }
 

@@ -174,6 +174,8 @@ impl Session {
             cache_size_arg: layout.slab.cache_size.unwrap_or(0),
             rcu: layout.rcu.unwrap_or_default(),
             rcu_call_offset: u32::from(layout.rcu_call_offset),
+            skb_get_result: layout.skb_cache.map_or(0, |cache| cache.get_arguments),
+            skb_cache_at: layout.skb_cache.map_or(0, |cache| cache.cache_at),
             percpu_size_arg: layout.percpu_size.unwrap_or(0),
             possible_cpus: crate::bpf::object::possible_cpus(),
             all_pages: u32::from(all_pages),
@@ -210,7 +212,9 @@ impl Session {
         let unfiltered = *filters == KernelFilters::default() && takes_all(spec);
         let mut collector =
             collector(maps, spec, Mode::Kernel, unfiltered, kmalloc_names, Vec::new());
-        let unseen = kernel::attach(&mut loaded, kinds, &config, &layout)?;
+        let kernel::Attached { unseen, blind } =
+            kernel::attach(&mut loaded, kinds, &config, &layout)?;
+        collector.blind = blind;
         collector.start();
         note_memory(map_bytes, spec, note);
         let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
