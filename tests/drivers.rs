@@ -4,6 +4,9 @@
 //! Each driver counts by function what it allocates and frees; the report has to have the same six
 //! figures under the same function of the same module, and nothing else outstanding of that module.
 
+#[path = "drivers/entries.rs"]
+mod entries;
+
 use std::fs::{self, File};
 
 use leaktrace_tests::{

@@ -43,6 +43,48 @@ pub struct Outstanding {
     pub detail: u32,
 }
 
+/// A call of vmalloc that has not returned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmallocCall {
+    /// What it asks for, and when; its site is [`Self::NOT_WANTED`] if it is let through.
+    pub block: Outstanding,
+    /// Where its return address lies: what its return is known by.
+    pub stack_pointer: u64,
+    /// The caller as it was told.
+    pub caller: u64,
+}
+
+impl VmallocCall {
+    /// The site of a call that a filter leaves out. It is followed, as it may call vmalloc itself.
+    pub const NOT_WANTED: u32 = u32::MAX;
+    /// The [`crate::SiteKey::detail`] of the arrays of pages that vmalloc gets from itself for more
+    /// than 512 pages (`__vmalloc_area_node`, mm/vmalloc.c, 5.15 to 6.18): no caller's.
+    pub const PAGE_ARRAY: u64 = 1;
+    /// Calls inside each other that are told apart: an array of pages has one of its own from
+    /// 1 GiB on, and that from 512 GiB on.
+    pub const MAX_DEPTH: u32 = 4;
+
+    /// Whether a call made inside this one is for the array of its pages: 8 bytes for each page
+    /// of its area, which may have been rounded to huge pages (`VM_ALLOW_HUGE_VMAP`).
+    #[inline(always)]
+    pub const fn is_for(&self, inner_bytes: u64, caller: u64, stack_pointer: u64) -> bool {
+        const PAGE: u64 = 4096;
+        const HUGE_PAGE: u64 = 2 << 20;
+        let area_bytes = inner_bytes / 8 * PAGE;
+        let asked = self.block.size_bytes;
+        stack_pointer < self.stack_pointer
+            && caller == self.caller
+            && (area_bytes == rounded(asked, PAGE) || area_bytes == rounded(asked, HUGE_PAGE))
+    }
+}
+
+/// Rounds up to a power of two.
+#[inline(always)]
+const fn rounded(bytes: u64, to: u64) -> u64 {
+    bytes.wrapping_add(to - 1) & !(to - 1)
+}
+
 /// Blocks in one [`Bucket`].
 pub const BUCKET_SLOTS: u32 = 8;
 
@@ -126,7 +168,7 @@ impl BlockWord {
 }
 
 const _: () = assert!(size_of::<AllocKey>() == 16 && size_of::<Outstanding>() == 24);
-const _: () = assert!(size_of::<Bucket>() == 256);
+const _: () = assert!(size_of::<Bucket>() == 256 && size_of::<VmallocCall>() == 40);
 
 #[cfg(test)]
 mod tests {
@@ -144,6 +186,19 @@ mod tests {
         ] {
             assert_eq!(BlockWord::key(BlockWord::of(key)), key);
         }
+    }
+
+    #[test]
+    fn the_array_of_a_call_s_pages_is_known_by_its_size() {
+        let block = Outstanding { size_bytes: 5 << 20, timestamp_ns: 0, site: 0, detail: 0 };
+        let call = VmallocCall { block, stack_pointer: 800, caller: 7 };
+        assert!(call.is_for(1280 * 8, 7, 400));
+        // Huge pages: 6 MiB.
+        assert!(call.is_for(1536 * 8, 7, 400));
+        assert!(!call.is_for(1281 * 8, 7, 400));
+        // Another caller's, and one that is made after a return that was not seen.
+        assert!(!call.is_for(1280 * 8, 8, 400));
+        assert!(!call.is_for(1280 * 8, 7, 800));
     }
 
     #[test]

@@ -44,7 +44,7 @@ mod unwind;
 mod user;
 
 pub use alloc::{
-    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE,
+    AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE, VmallocCall,
 };
 pub use config::{
     CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS, RcuLayout,
@@ -78,7 +78,7 @@ mod pod {
 
     use super::{
         AllocKey, Bucket, CacheName, Config, EndedProcess, InFlight, Outstanding, SiteKey,
-        SiteRecord, StackRecord, Target, TextMap, TextMapping, TextRange,
+        SiteRecord, StackRecord, Target, TextMap, TextMapping, TextRange, VmallocCall,
     };
 
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
@@ -110,4 +110,6 @@ mod pod {
     unsafe impl Pod for TextMap {}
     // SAFETY: as above.
     unsafe impl Pod for TextMapping {}
+    // SAFETY: as above.
+    unsafe impl Pod for VmallocCall {}
 }

@@ -157,7 +157,7 @@ pub(crate) fn site_verdict(base: u32, kind: Kind, detail: u64, call_site: u64) -
 }
 
 #[inline(always)]
-fn wants_cache(kind: Kind, detail: u64) -> bool {
+pub(crate) fn wants_cache(kind: Kind, detail: u64) -> bool {
     if config!(filter_caches) == 0 {
         return true;
     }

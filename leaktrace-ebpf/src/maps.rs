@@ -12,7 +12,7 @@ use leaktrace_common::{
     Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, GFP_TESTS, GfpTest, InFlight,
     LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS,
     PAGE_REGIONS_COUNT, PARTS, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord,
-    TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
+    TEXT_RANGES, Target, TextMap, TextMapping, TextRange, VmallocCall,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -62,6 +62,8 @@ pub(crate) static CONFIG: Config = Config {
     signal_exec_offset: 0,
     sampling: 0,
     count_calls: 0,
+    skb_get_result: 0,
+    skb_cache_at: 0,
     rcu: RcuLayout {
         work_function: 0,
         monitor_function: 0,
@@ -206,9 +208,9 @@ pub(crate) static FILTER_KMALLOC: HashMap<u64, u32> = HashMap::with_max_entries(
 #[map]
 pub(crate) static PAGE_REGIONS: Array<PageRegion> = Array::with_max_entries(PAGE_REGIONS_COUNT, 0);
 
-/// The vmalloc in flight by thread; written by its entry and its return.
+/// Calls of vmalloc in flight, by thread and depth; written by their entry and their return.
 #[map]
-pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, Outstanding> = HashMap::with_max_entries(4096, 0);
+pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, VmallocCall> = HashMap::with_max_entries(4096, 0);
 
 /// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU.
 #[map]

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Programs that take kernel stacks; each has a scratch slot of its own.
-pub(crate) const KERNEL_SLOTS: u32 = 7;
+pub(crate) const KERNEL_SLOTS: u32 = 10;
 
 /// `-EEXIST`
 pub(crate) const EEXIST: i32 = -17;

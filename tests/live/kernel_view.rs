@@ -212,3 +212,64 @@ fn a_control_group_holds_those_below_it_and_no_others() {
     drop(pipes);
     program.end_after("closed");
 }
+
+/// Objects of a slab cache in use, by the kernel.
+fn in_use(cache: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/slabinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(cache));
+    let count = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    count.unwrap_or_else(|| panic!("no {cache} in /proc/slabinfo"))
+}
+
+/// The kernel allocates them in bulk: they are counted, or, where that cannot be seen, the report says
+/// that their cache has grown.
+#[test]
+fn requests_of_io_uring_are_not_passed_over() {
+    const CACHE: &str = "io_kiocb";
+    let mut program = Leaker::start("uring", &[]);
+    let traced = Traced::start(&["kernel", "--interval", "1h"]);
+    let before = in_use(CACHE);
+    let requests = number(&program.advance("holding").line, "requests");
+    let grown = in_use(CACHE) - before;
+    assert!(grown + 100 > requests, "the kernel keeps a few ready: {grown} of {requests}");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    program.end_after("closed");
+    let seen = report.sum(|site| site.cache() == CACHE).outstanding_count;
+    let loss = &report.value["loss"];
+    let untold = loss["untold_growth"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told = untold.iter().find(|cache| cache["cache"] == CACHE);
+    match told {
+        // A ring takes them by eight.
+        None => assert!((requests..requests + 8).contains(&seen), "{}", report.outline()),
+        Some(told) => {
+            assert_eq!((seen, &loss["complete"]), (0, &Value::Bool(false)), "{loss}");
+            assert!(number(told, "growth").abs_diff(grown) < 100, "{told}: {grown}");
+        }
+    }
+}
+
+/// What the allocators take for themselves, and what may have been freed unseen, is not ranked among
+/// the callers' call sites.
+#[test]
+fn what_allocators_keep_and_upper_bounds_are_apart() {
+    let (report, _) = trace_objects(&["--stacks", "all", "--top", "100000"]);
+    let keepers = ["alloc_slab_obj_exts", "memcg_alloc_slab_cgroups", "memcg_list_lru_alloc"];
+    let first =
+        |site: &Site<'_>| site.symbols().first().map_or(String::new(), |name| (*name).into());
+    let sites = report.sites();
+    let ranked: Vec<String> =
+        sites.iter().map(first).filter(|name| keepers.contains(&name.as_str())).collect();
+    assert!(ranked.is_empty(), "{ranked:?}");
+    // Where some are, none but such comes after the first of them, as far as it holds anything.
+    let mut held = sites.iter().filter(|site| number(site.value, "outstanding_count") > 0);
+    let is_bound = |site: &&Site<'_>| site.value["upper_bound"] == true;
+    held.by_ref().find(is_bound);
+    assert!(held.all(|site| is_bound(&site)), "{}", report.outline());
+    let blind = report.value["loss"]["unseen"].as_array().is_some_and(|unseen| {
+        unseen.iter().any(|what| text(what).starts_with("kmem_cache_free_bulk"))
+    });
+    for site in sites.iter().filter(|site| site.cache() == "maple_node") {
+        assert_eq!(is_bound(&site), blind, "{}", site.value);
+    }
+}

@@ -101,6 +101,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "reused", source: "reused.c", flags: &[] },
     Recipe { name: "sampling", source: "sampling.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
+    Recipe { name: "uring", source: "uring.c", flags: &[] },
 ];
 
 const LIBRARIES: &[Recipe] = &[

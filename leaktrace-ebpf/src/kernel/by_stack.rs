@@ -1,7 +1,7 @@
 //! Allocations whose tracepoint does not tell the call: there is always a stack, and the filters
 //! look at that.
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::RawTracePointContext};
+use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns, programs::RawTracePointContext};
 use leaktrace_common::{AllocKey, Kind, Outstanding, PAGE_OWNERS};
 
 use super::slab::{Allocation, key_of};
@@ -24,12 +24,7 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
         return false;
     }
     let Some(tgid) = filter::wanted_tgid(ctx, slot) else { return false };
-    let has_stack = stack::read_kernel(ctx, slot);
-    if has_stack && leaktrace_wants_frames(slot, allocation.kind as u32) == 0 {
-        return false;
-    }
-    let stack = stack::name_kernel(slot, has_stack);
-    let Some(site) = ledger::site_index(&key_of(allocation, stack)) else { return false };
+    let Some(site) = site_of(ctx, slot, allocation, || ()) else { return false };
     let block = Outstanding {
         size_bytes: allocation.size_bytes,
         // SAFETY: the helper has no preconditions.
@@ -38,6 +33,23 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
         detail: tgid,
     };
     ledger::on_alloc(AllocKey::new(allocation.space, allocation.address), block)
+}
+
+/// The site of an allocation, if its stack is asked for; `is_new` is called first where it has not
+/// been seen before.
+#[inline(always)]
+pub(super) fn site_of<C: EbpfContext>(
+    ctx: &C,
+    slot: u32,
+    allocation: &Allocation,
+    is_new: impl FnOnce(),
+) -> Option<u32> {
+    let has_stack = stack::read_kernel(ctx, slot);
+    if has_stack && leaktrace_wants_frames(slot, allocation.kind as u32) == 0 {
+        return None;
+    }
+    let stack = stack::name_kernel(slot, has_stack);
+    ledger::site_index_or(&key_of(allocation, stack), is_new)
 }
 
 /// Whether the stack in a scratch slot is asked for: pages are not where they belong to another

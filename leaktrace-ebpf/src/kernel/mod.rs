@@ -1,6 +1,7 @@
 //! Kernel allocations.
 
 mod bulk;
+mod bulk_alloc;
 mod by_stack;
 mod ended;
 pub(crate) mod module;

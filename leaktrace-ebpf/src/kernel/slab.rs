@@ -175,7 +175,7 @@ fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
 
 /// `object_size` of a `struct kmem_cache`.
 #[inline(always)]
-fn object_size(cache: u64) -> u64 {
+pub(super) fn object_size(cache: u64) -> u64 {
     let at = cache.wrapping_add(u64::from(config!(cache_object_size_offset)));
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(at as *const u32) }.map_or(0, u64::from)
@@ -284,7 +284,7 @@ fn with_stack<C: EbpfContext>(
 
 /// Stores a cache's name when its call site is new.
 #[inline(always)]
-fn learn_cache_name(cache: u64) {
+pub(super) fn learn_cache_name(cache: u64) {
     if cache == 0 || CACHES.get_ptr(cache).is_some() {
         return;
     }

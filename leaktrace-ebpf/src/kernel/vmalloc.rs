@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::{fentry, kprobe, kretprobe, raw_tracepoint},
     programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding};
+use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, VmallocCall};
 
 use super::{
     by_stack,
@@ -32,16 +32,33 @@ const GUARD_BYTES: u64 = 4096;
 const CALLER_AT: u64 = 24;
 
 /// Entry of `__vmalloc_node_range`.
+///
+/// It calls itself for the array of its pages, so a thread may be in several of its calls. The
+/// filters look at the outer one alone: the size and the flags of an inner one are not the caller's.
 #[kprobe]
 pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs; the helper checks the address.
-    let (size_bytes, gfp, caller) = unsafe {
+    let (stack_pointer, size_bytes, gfp, caller) = unsafe {
         let regs = &*ctx.regs;
         let caller = bpf_probe_read_kernel(regs.rsp.wrapping_add(CALLER_AT) as *const u64);
-        (regs.rdi, regs.r8, caller.unwrap_or(0))
+        (regs.rsp, regs.rdi, regs.r8, caller.unwrap_or(0))
     };
-    if !filter::wants_gfp(gfp as u32) {
-        return 0;
+    let thread = bpf_get_current_pid_tgid();
+    let mut depth = 0;
+    let mut is_wanted = filter::wants_gfp(gfp as u32) && filter::wants_size(size_bytes);
+    while depth < VmallocCall::MAX_DEPTH - 1 {
+        // SAFETY: read at once; only this thread writes the slot.
+        let Some(outer) = (unsafe { VMALLOC_IN_FLIGHT.get(slot_of(thread, depth)) }) else { break };
+        if !outer.is_for(size_bytes, caller, stack_pointer) {
+            // The kernel had no room to watch its return (kretprobes have so many), or refused
+            // the program.
+            if outer.block.site != VmallocCall::NOT_WANTED {
+                loss::count(LossReason::SkippedReturn);
+            }
+            break;
+        }
+        is_wanted = outer.block.site != VmallocCall::NOT_WANTED;
+        depth += 1;
     }
     let allocation = Allocation {
         kind: Kind::Vmalloc,
@@ -49,41 +66,62 @@ pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
         address: 0,
         space: KERNEL_SPACE,
         size_bytes,
+        detail: if depth > 0 { VmallocCall::PAGE_ARRAY } else { 0 },
+    };
+    let mut block = Outstanding {
+        size_bytes,
+        // SAFETY: the helper has no preconditions.
+        timestamp_ns: unsafe { bpf_ktime_get_ns() },
+        site: VmallocCall::NOT_WANTED,
         detail: 0,
     };
-    let Some(tgid) = filter::wanted_tgid(&ctx, 5) else { return 0 };
-    if !filter::wants_size(size_bytes) {
-        return 0;
+    if is_wanted
+        && let Some(tgid) = filter::wanted_tgid(&ctx, 5)
+        && let Some(site) = site_of(&ctx, 5, &allocation)
+    {
+        block.site = site;
+        block.detail = tgid;
     }
-    let Some(site) = site_of(&ctx, 5, &allocation) else { return 0 };
-    let block = Outstanding { size_bytes, timestamp_ns: 0, site, detail: tgid };
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: the value is not looked at, only its presence.
-    if unsafe { VMALLOC_IN_FLIGHT.get(thread) }.is_some() {
-        // The kernel had no room to watch the return of the thread's last call.
-        loss::count(LossReason::SkippedReturn);
-    }
-    if VMALLOC_IN_FLIGHT.insert(thread, block, u64::from(BPF_ANY)).is_err() {
+    let call = VmallocCall { block, stack_pointer, caller };
+    let inserted = VMALLOC_IN_FLIGHT.insert(slot_of(thread, depth), call, u64::from(BPF_ANY));
+    if inserted.is_err() && block.site != VmallocCall::NOT_WANTED {
         loss::count(LossReason::InFlightFull);
     }
     0
 }
 
-/// Return of `__vmalloc_node_range`.
+/// Return of `__vmalloc_node_range`: of the call whose return address lay just below the stack
+/// pointer of now (`arch_rethook_trampoline_callback`, arch/x86/kernel/rethook.c, 6.1 to 6.18).
 #[kretprobe]
 pub(crate) fn lt_vmalloc_return(ctx: RetProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
-    // SAFETY: copied at once.
-    let Some(mut block) = (unsafe { VMALLOC_IN_FLIGHT.get(thread) }).copied() else { return 0 };
-    // One that is gone needs no removal.
-    let _ = VMALLOC_IN_FLIGHT.remove(thread);
-    // SAFETY: the context is a live pt_regs; the helper has no preconditions.
-    let (address, now_ns) = unsafe { ((*ctx.regs).rax, bpf_ktime_get_ns()) };
-    if address != 0 {
-        block.timestamp_ns = now_ns;
-        ledger::on_alloc(AllocKey::new(KERNEL_SPACE, address), block);
+    // SAFETY: the context is a live pt_regs.
+    let (address, stack_pointer) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rsp) };
+    for depth in 0..VmallocCall::MAX_DEPTH {
+        let slot = slot_of(thread, depth);
+        // SAFETY: copied at once.
+        let Some(call) = (unsafe { VMALLOC_IN_FLIGHT.get(slot) }).copied() else { continue };
+        if call.stack_pointer.wrapping_add(8) != stack_pointer {
+            continue;
+        }
+        // One that is gone needs no removal.
+        let _ = VMALLOC_IN_FLIGHT.remove(slot);
+        let mut block = call.block;
+        if address != 0 && block.site != VmallocCall::NOT_WANTED {
+            // SAFETY: the helper has no preconditions.
+            block.timestamp_ns = unsafe { bpf_ktime_get_ns() };
+            ledger::on_alloc(AllocKey::new(KERNEL_SPACE, address), block);
+        }
+        break;
     }
     0
+}
+
+/// The slot of a thread's call inside so many others. Threads are below 2^22 (`PID_MAX_LIMIT`,
+/// include/linux/threads.h), so the highest bits of their number are free.
+#[inline(always)]
+fn slot_of(thread: u64, depth: u32) -> u64 {
+    thread | u64::from(depth) << 56
 }
 
 /// `vfree(const void *addr)`

@@ -7,11 +7,12 @@ use leaktrace_common::{Config, TextRange};
 use crate::{
     bpf::{
         Loaded,
-        object::{FunctionProgram, KernelProgram},
+        object::{FunctionProgram, KernelProgram, TypedProgram},
     },
     error::Error,
     host::layout::{KernelLayout, Modules},
     session::spec::KernelKind,
+    snapshot::Blind,
 };
 
 /// Pairs of programs on one tracepoint: what one of them was refused, the other has seen.
@@ -36,8 +37,16 @@ pub fn unhealed(mut misses: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     misses
 }
 
-/// Attaches to the allocators asked for; the probes stay while `loaded` lives. Gives what they
-/// cannot see, for the report's `unseen`.
+/// What the probes cannot see.
+#[derive(Debug, Default)]
+pub struct Attached {
+    /// For the report's `unseen`.
+    pub unseen: Vec<String>,
+    /// Of that, what changes the meaning of figures.
+    pub blind: Blind,
+}
+
+/// Attaches to the allocators asked for; the probes stay while `loaded` lives.
 ///
 /// # Errors
 ///
@@ -48,20 +57,23 @@ pub fn attach(
     kinds: &[KernelKind],
     config: &Config,
     layout: &KernelLayout,
-) -> Result<Vec<String>, Error> {
+) -> Result<Attached, Error> {
     let btf = aya::Btf::from_sys_fs().ok();
-    let mut unseen = Vec::new();
+    let mut attached = Attached::default();
+    let unseen = &mut attached.unseen;
     for kind in kinds {
         match kind {
-            KernelKind::Slab => attach_slab(loaded, config, layout, btf.as_ref(), &mut unseen)?,
-            KernelKind::Vmalloc => {
-                attach_vmalloc(loaded, config, layout, btf.as_ref(), &mut unseen);
+            KernelKind::Slab => {
+                attached.blind = attach_slab(loaded, config, layout, btf.as_ref(), unseen)?;
             }
-            KernelKind::Percpu => attach_percpu(loaded, config, layout, &mut unseen),
-            KernelKind::Pages => attach_pages(loaded, config, layout, &mut unseen),
+            KernelKind::Vmalloc => {
+                attach_vmalloc(loaded, config, layout, btf.as_ref(), unseen);
+            }
+            KernelKind::Percpu => attach_percpu(loaded, config, layout, unseen),
+            KernelKind::Pages => attach_pages(loaded, config, layout, unseen),
         }
     }
-    Ok(unseen)
+    Ok(attached)
 }
 
 /// Names of processes that end from here on; where the kernel does not tell them, or refuses the
@@ -106,7 +118,8 @@ fn attach_slab(
     layout: &KernelLayout,
     btf: Option<&aya::Btf>,
     unseen: &mut Vec<String>,
-) -> Result<(), Error> {
+) -> Result<Blind, Error> {
+    let mut blind = Blind::default();
     let known_shape = matches!(config.kmalloc_size_arg, 2 | 3)
         && matches!((config.cache_arg, config.cache_size_arg), (0, 2) | (2, 0) | (2, 3));
     if !known_shape {
@@ -119,6 +132,7 @@ fn attach_slab(
     let still = "objects freed through it still look outstanding";
     if let Err(refusal) = loaded.attach_function(FunctionProgram::FreeBulk, btf) {
         unseen.push(format!("kmem_cache_free_bulk: {refusal}; {still}"));
+        blind.bulk_frees = true;
     }
     if let Err(refusal) = loaded.attach_function(FunctionProgram::RcuCall, btf) {
         // The next best: when the kernel's own work items pass what was gathered.
@@ -146,7 +160,41 @@ fn attach_slab(
             loaded.attach_tracepoint(program)?;
         }
     }
-    Ok(())
+    if let Err(refusal) = attach_skb_cache(loaded, layout, btf) {
+        // Without it, what is there in bulk shows as its own, up to 64 a CPU.
+        blind.skb_cache = true;
+        unseen.push(format!(
+            "heads of packets that a CPU keeps (napi_skb_cache_get): {refusal}; they show as \
+             outstanding where the cache was filled"
+        ));
+    }
+    let bulk = match layout.alloc_bulk {
+        None => Err("it has arguments that leaktrace does not know".to_owned()),
+        Some(function) => loaded.attach_typed(TypedProgram::AllocBulk, function, btf),
+    };
+    if let Err(refusal) = bulk {
+        blind.bulk_allocations = true;
+        unseen.push(format!(
+            "kmem_cache_alloc_bulk: {refusal}; objects allocated through it are in no figure \
+             (requests of io_uring, packets of network drivers, nodes of maple trees)"
+        ));
+    }
+    Ok(blind)
+}
+
+/// The heads of packets that each CPU keeps. What puts them there first: one that is taken and whose
+/// end is not seen would look like a leak.
+fn attach_skb_cache(
+    loaded: &mut Loaded,
+    layout: &KernelLayout,
+    btf: Option<&aya::Btf>,
+) -> Result<(), String> {
+    let cache = layout.skb_cache.ok_or("it is not there in a form that leaktrace knows")?;
+    loaded.attach_typed(TypedProgram::SkbPut, "napi_skb_cache_put", btf)?;
+    if cache.has_bulk {
+        loaded.attach_typed(TypedProgram::SkbGetBulk, "napi_skb_cache_get_bulk", btf)?;
+    }
+    loaded.attach_typed(TypedProgram::SkbGet, "napi_skb_cache_get", btf)
 }
 
 /// Percpu memory; what cannot be seen goes to `unseen`.

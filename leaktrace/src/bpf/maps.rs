@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use leaktrace_common::{
     AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, LossReason, MODULE_NAME_BYTES,
     Outstanding, SiteKey, SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping,
-    TextRange,
+    TextRange, VmallocCall,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -23,6 +23,7 @@ pub struct Maps {
     pub(super) overflow_fd: OwnedFd,
     pub(super) stacks: HashMap<MapData, u64, StackRecord>,
     caches: HashMap<MapData, u64, CacheName>,
+    vmalloc_in_flight: HashMap<MapData, u64, VmallocCall>,
     loss: PerCpuArray<MapData, u64>,
     pub(super) cursors: MappedArray<u64>,
     pub(super) recent_stacks: MappedArray<u64>,
@@ -69,6 +70,7 @@ impl Loaded {
             overflow_fd,
             stacks: self.typed("STACKS")?,
             caches: self.typed("CACHES")?,
+            vmalloc_in_flight: self.typed("VMALLOC_IN_FLIGHT")?,
             loss: self.typed("LOSS")?,
             cursors: MappedArray::new("CURSORS", self.take("CURSORS")?)?,
             recent_stacks: MappedArray::new("RECENT_STACKS", self.take("RECENT_STACKS")?)?,
@@ -165,6 +167,15 @@ impl Maps {
     /// The sum of one loss counter over all CPUs.
     pub fn loss(&self, reason: LossReason) -> u64 {
         self.loss.get(&(reason as u32), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// Calls of vmalloc that began before `before_ns` and have not returned, as far as was seen.
+    pub fn unreturned_vmallocs(&self, before_ns: u64) -> u64 {
+        let calls = self.vmalloc_in_flight.iter().filter_map(Result::ok);
+        let is_lost = |call: &VmallocCall| {
+            call.block.site != VmallocCall::NOT_WANTED && call.block.timestamp_ns < before_ns
+        };
+        calls.filter(|(_, call)| is_lost(call)).count() as u64
     }
 
     /// The sampling interval of processes in bytes; 0 if every allocation is recorded.

@@ -11,7 +11,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::Map,
     programs::{
-        FEntry, KProbe, ProgramError, RawTracePoint, UProbe,
+        FEntry, FExit, KProbe, ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
@@ -233,6 +233,31 @@ pub enum FunctionProgram {
     VfreeAtomic,
 }
 
+/// A program at the return of a kernel function, or at the entry of one, where nothing but fexit and
+/// fentry will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TypedProgram {
+    /// `kmem_cache_alloc_bulk`
+    AllocBulk,
+    /// `napi_skb_cache_get`
+    SkbGet,
+    /// `napi_skb_cache_get_bulk`
+    SkbGetBulk,
+    /// `napi_skb_cache_put`
+    SkbPut,
+}
+
+impl TypedProgram {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::AllocBulk => "lt_alloc_bulk",
+            Self::SkbGet => "lt_skb_get",
+            Self::SkbGetBulk => "lt_skb_get_bulk",
+            Self::SkbPut => "lt_skb_put",
+        }
+    }
+}
+
 impl FunctionProgram {
     /// Names of the fentry and of the kprobe program in the object, and of the function.
     const fn names(self) -> (&'static str, &'static str, &'static str) {
@@ -297,6 +322,42 @@ impl Loaded {
         };
         self.attach_kprobe(kprobe, function)
             .map_err(|error| format!("{refusal}, kprobe: {}", root_cause(&error)))
+    }
+
+    /// Loads a program and attaches it to a kernel function by fentry or fexit alone, until `self`
+    /// is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Why the kernel refuses it, in one line.
+    pub fn attach_typed(
+        &mut self,
+        program: TypedProgram,
+        function: &str,
+        btf: Option<&aya::Btf>,
+    ) -> Result<(), String> {
+        let Some(btf) = btf else { return Err("fexit: the kernel has no BTF".into()) };
+        match program {
+            TypedProgram::SkbPut => self
+                .attach_fentry(program.name(), function, btf)
+                .map_err(|error| format!("fentry: {}", root_cause(&error))),
+            _ => self
+                .attach_fexit(program.name(), function, btf)
+                .map_err(|error| format!("fexit: {}", root_cause(&error))),
+        }
+    }
+
+    fn attach_fexit(
+        &mut self,
+        name: &str,
+        function: &str,
+        btf: &aya::Btf,
+    ) -> Result<(), ProgramError> {
+        let program: &mut FExit =
+            self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load(function, btf)?;
+        program.attach()?;
+        Ok(())
     }
 
     /// Loads the two programs of vmalloc's entry and return and attaches them by kprobe.

@@ -138,6 +138,7 @@ impl Collector {
                 id: site.id(),
                 kind: Kind::Mmap,
                 space: site.space,
+                is_page_array: false,
                 cache: None,
                 cache_made: None,
                 function: None,

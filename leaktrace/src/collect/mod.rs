@@ -24,7 +24,7 @@ use std::{
 
 use leaktrace_common::{
     AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, PERCPU_SPACE, SiteKey,
-    SiteRecord, StackEnd, StackId, StackMode, TextRange,
+    SiteRecord, StackEnd, StackId, StackMode, TextRange, VmallocCall,
 };
 
 use self::{
@@ -40,9 +40,14 @@ use self::{
 use crate::{
     bpf::Maps,
     error::Error,
-    host::{objects::ObjectTable, slabinfo, slabs},
+    host::{
+        objects::ObjectTable,
+        slabinfo::{self, Usage},
+        slabs,
+    },
     snapshot::{
-        Amount, Block, Frame, Holder, Loss, Mode, Object, Place, Site, Snapshot, Stack, StackRef,
+        Amount, Blind, Block, CacheGrowth, Frame, Holder, Loss, Mode, Object, Place, Site,
+        Snapshot, Stack, StackRef,
     },
 };
 
@@ -52,6 +57,9 @@ const CHEAP_BLOCKS: u64 = 50_000;
 const BLOCKS_SHOWN: usize = 10_000;
 /// Processes named as holders of one site.
 const HOLDERS_SHOWN: usize = 32;
+
+/// After this time without a return, a call of vmalloc has returned unseen.
+const LONGEST_VMALLOC_NS: u64 = 10_000_000_000;
 
 /// What a snapshot is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +109,9 @@ pub struct Collector {
     /// Names of processes that hold kernel memory.
     process_names: ProcessNames,
     /// Objects in use by slab cache when the probes went on.
-    slabs: Option<BTreeMap<String, i64>>,
+    slabs: Option<BTreeMap<String, Usage>>,
+    /// What the probes do not see; the session's to set.
+    pub blind: Blind,
 }
 
 /// What does not change during a session.
@@ -151,6 +161,7 @@ impl Collector {
             is_sampled: options.is_sampled,
             process_names: ProcessNames::default(),
             slabs: None,
+            blind: Blind::default(),
         }
     }
 
@@ -163,7 +174,7 @@ impl Collector {
     pub fn start(&mut self) {
         self.started = Instant::now();
         if self.mode == Mode::Kernel {
-            self.slabs = slabinfo::active_objects();
+            self.slabs = slabinfo::usage();
         }
     }
 
@@ -191,14 +202,16 @@ impl Collector {
     }
 
     /// By how much each slab cache has grown since the start, by the kernel's own count.
-    fn cache_growth(&self) -> BTreeMap<String, i64> {
-        let (Some(then), Some(now)) = (&self.slabs, slabinfo::active_objects()) else {
+    fn cache_growth(&self) -> BTreeMap<String, CacheGrowth> {
+        let (Some(then), Some(now)) = (&self.slabs, slabinfo::usage()) else {
             return BTreeMap::new();
         };
         now.into_iter()
-            .map(|(cache, objects)| {
-                let before = then.get(&cache).copied().unwrap_or(0);
-                (cache, objects - before)
+            .map(|(cache, usage)| {
+                let before = then.get(&cache).map_or(0, |usage| usage.in_use);
+                let growth =
+                    CacheGrowth { objects: usage.in_use - before, at_hand: usage.at_hand() };
+                (cache, growth)
             })
             .collect()
     }
@@ -340,6 +353,7 @@ impl Collector {
                 Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages | Kind::Mmap => None,
             },
             cache_made,
+            is_page_array: kind == Kind::Vmalloc && key.detail == VmallocCall::PAGE_ARRAY,
             function: match kind {
                 Kind::Malloc => AllocFunction::of_cookie(key.detail),
                 _ => None,
@@ -493,14 +507,19 @@ impl Collector {
         unseen: &[String],
         stacks_truncated: u64,
     ) -> Loss {
-        let lost_mappings = |reason| match reason {
+        let more = |reason| match reason {
             LossReason::OutstandingFull => self.lost_mappings(),
+            // The program counts one when its thread comes again, which it may never.
+            LossReason::SkippedReturn if self.mode == Mode::Kernel => {
+                let before_ns = monotonic_ns().saturating_sub(LONGEST_VMALLOC_NS);
+                self.maps.unreturned_vmallocs(before_ns)
+            }
             _ => 0,
         };
         let reasons = LossReason::ALL
             .into_iter()
             .filter(|reason| self.unfiltered || *reason != LossReason::UntrackedFree)
-            .map(|reason| (reason, self.maps.loss(reason) + lost_mappings(reason)))
+            .map(|reason| (reason, self.maps.loss(reason) + more(reason)))
             .filter(|(_, count)| *count > 0)
             .collect();
         Loss {
@@ -508,6 +527,7 @@ impl Collector {
             recursion_misses,
             stacks_truncated,
             unseen: unseen.iter().cloned().chain(self.modules.unseen()).collect(),
+            blind: self.blind,
             filtered: !self.unfiltered,
         }
     }

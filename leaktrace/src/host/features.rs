@@ -148,7 +148,7 @@ pub fn probe() -> HostFacts {
         fentry: attempts::fentry(),
         has_kprobe: pmu("kprobe"),
         records: Records::open(Whose::All).into(),
-        has_slabinfo: super::slabinfo::active_objects().is_some(),
+        has_slabinfo: super::slabinfo::usage().is_some(),
         capabilities: capabilities(&read("/proc/self/status").unwrap_or_default()),
         lockdown: read("/sys/kernel/security/lockdown").and_then(|text| lockdown_mode(&text)),
         kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),

@@ -49,6 +49,10 @@ pub struct KernelLayout {
     pub text: Option<TextRange>,
     /// Where `struct module` says what is followed of modules.
     pub module: Modules,
+    /// The function that allocates slab objects in bulk, if its arguments are known.
+    pub alloc_bulk: Option<&'static str>,
+    /// The cache of packets' heads, if this kernel has it in a way we know.
+    pub skb_cache: Option<SkbCache>,
 }
 
 /// What is known of modules that come and go.
@@ -75,6 +79,17 @@ pub struct NameLayout {
     pub signal_offset: u32,
     /// Offset of `live` in `struct signal_struct`.
     pub live_offset: u32,
+}
+
+/// The heads of packets' buffers that each CPU keeps: see leaktrace-ebpf's `bulk_alloc` module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkbCache {
+    /// Where the address of their slab cache lies.
+    pub cache_at: u64,
+    /// Arguments of `napi_skb_cache_get`.
+    pub get_arguments: u64,
+    /// Whether many can be taken at once.
+    pub has_bulk: bool,
 }
 
 /// Positions of arguments, counted as a raw tracepoint program counts them.
@@ -210,6 +225,8 @@ impl KernelLayout {
             names: name_layout(&btf),
             text: kernel_text(),
             module: module_layout(&btf),
+            alloc_bulk: alloc_bulk_function(|name| btf.function(name)),
+            skb_cache: skb_cache(&btf),
             rcu_call_offset: btf
                 .function("kvfree_call_rcu")
                 .is_some_and(|params| rcu_call_offset(&params)),
@@ -361,6 +378,30 @@ fn name_layout(btf: &Btf) -> Option<NameLayout> {
     })
 }
 
+/// The function that allocates slab objects in bulk: s, flags, size, p (mm/slub.c, 5.15 to 6.18).
+fn alloc_bulk_function(params_of: impl Fn(&str) -> Option<Vec<Param>>) -> Option<&'static str> {
+    ["kmem_cache_alloc_bulk_noprof", "kmem_cache_alloc_bulk"]
+        .into_iter()
+        .find(|name| params_of(name).is_some_and(|params| params.len() == 4))
+}
+
+/// Where the cache of packets' heads is: net/core/skbuff.c, 5.15 to 6.18; from 6.9 on its address
+/// lies among others (include/net/hotdata.h).
+fn skb_cache(btf: &Btf) -> Option<SkbCache> {
+    let get_arguments = btf.function("napi_skb_cache_get")?.len() as u64;
+    if get_arguments > 1 || btf.function("napi_skb_cache_put")?.len() != 1 {
+        return None;
+    }
+    let names = ["net_hotdata", "skbuff_head_cache", "skbuff_cache"];
+    let addresses = kallsyms::addresses(&names);
+    let cache_at = match (addresses.first()?, btf.member_offset("net_hotdata", "skbuff_cache")) {
+        (Some(address), Some(offset)) => Some(address + u64::from(offset)),
+        _ => addresses.iter().skip(1).find_map(|address| *address),
+    };
+    let has_bulk = btf.function("napi_skb_cache_get_bulk").is_some_and(|params| params.len() == 2);
+    Some(SkbCache { cache_at: cache_at?, get_arguments, has_bulk })
+}
+
 /// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.
 fn rcu_layout(btf: &Btf) -> Option<RcuLayout> {
     btf.tracepoint("workqueue_execute_start")?;
@@ -458,6 +499,18 @@ mod tests {
         let noprof = "__vmalloc_node_range_noprof";
         assert_eq!(of(noprof, nine()), Some(noprof));
         assert_eq!(of(noprof, params("ccg")), None);
+    }
+
+    #[test]
+    fn bulk_allocation_has_two_names() {
+        let of = |known: &'static str, shape: &'static str| {
+            alloc_bulk_function(|name| (name == known).then(|| params(shape)))
+        };
+        // 5.15 to 6.9, and from 6.10 on.
+        assert_eq!(of("kmem_cache_alloc_bulk", "sgzp"), Some("kmem_cache_alloc_bulk"));
+        let noprof = "kmem_cache_alloc_bulk_noprof";
+        assert_eq!(of(noprof, "sgzp"), Some(noprof));
+        assert_eq!(of(noprof, "sgz"), None);
     }
 
     #[test]

@@ -2,19 +2,53 @@
 
 use std::{collections::BTreeMap, fs};
 
-/// Objects in use by slab cache; nothing where the kernel does not tell. Objects that a CPU keeps
-/// for its next allocations count as in use (mm/slub.c, 6.1 and 6.18), some hundred a cache.
-pub fn active_objects() -> Option<BTreeMap<String, i64>> {
+/// What it says of one cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Objects in use, and those that a CPU keeps for its next allocations, which count as in use
+    /// (get_slabinfo(), mm/slub.c, 5.15 to 6.18).
+    pub in_use: i64,
+    /// Objects there is room for.
+    room: i64,
+    /// Objects in one slab.
+    in_slab: i64,
+}
+
+/// Objects that a CPU may keep in partly used slabs (slub_set_cpu_partial(), mm/slub.c, 5.16 to 6.18:
+/// 120 of the smallest, in slabs that may be half full).
+const IN_PARTIAL_SLABS: i64 = 240;
+/// Objects in the sheaves of a CPU and its share of those in the node (mm/slub.c, from 6.18:
+/// two sheaves, one for RCU, and ten full ones a node; of up to 64 objects).
+const IN_SHEAVES: i64 = 256;
+/// What no small machine goes below.
+const LEAST: i64 = 1024;
+
+impl Usage {
+    /// Objects that may be counted as in use though nobody has them. In long lists of slabs the kernel
+    /// counts some and estimates the rest (count_partial_free_approx(), mm/slub.c, from 6.10), so in
+    /// a large cache that is a share of it.
+    pub fn at_hand(&self) -> i64 {
+        let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len() as i64);
+        let by_cpu = IN_PARTIAL_SLABS + IN_SHEAVES + 2 * self.in_slab;
+        (cpus * by_cpu).max(self.room / 32).max(LEAST)
+    }
+}
+
+/// Each slab cache; nothing where the kernel does not tell.
+pub fn usage() -> Option<BTreeMap<String, Usage>> {
     Some(parse(&fs::read_to_string("/proc/slabinfo").ok()?))
 }
 
-/// `name <active_objs> <num_objs> ...` after two lines of headings.
-fn parse(text: &str) -> BTreeMap<String, i64> {
+/// `name <active_objs> <num_objs> <objsize> <objperslab> ...` after two lines of headings.
+fn parse(text: &str) -> BTreeMap<String, Usage> {
     text.lines()
         .skip(2)
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
-            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+            let name = words.next()?.to_owned();
+            let mut number = || words.next()?.parse().ok();
+            let (in_use, room, _, in_slab) = (number()?, number()?, number()?, number()?);
+            Some((name, Usage { in_use, room, in_slab }))
         })
         .collect()
 }
@@ -24,10 +58,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_column_counts() {
+    fn the_columns_of_slabinfo() {
         let text = "slabinfo - version: 2.1\n\
                     # name <active_objs> <num_objs> <objsize>\n\
                     dentry 12180 12222 192 21 1 : tunables 0 0 0 : slabdata 582 582 0\n";
-        assert_eq!(parse(text), BTreeMap::from([("dentry".to_owned(), 12180)]));
+        let usage = Usage { in_use: 12180, room: 12222, in_slab: 21 };
+        assert_eq!(parse(text), BTreeMap::from([("dentry".to_owned(), usage)]));
+    }
+
+    #[test]
+    fn what_cpus_keep_at_hand_is_a_share_of_a_large_cache() {
+        let usage = |room| Usage { in_use: room, room, in_slab: 21 };
+        assert!(usage(100).at_hand() >= LEAST);
+        assert!(usage(1_000_000_000).at_hand() >= 31_250_000);
     }
 }

@@ -25,7 +25,7 @@ pub struct CacheNames {
 impl CacheNames {
     /// Reads them; empty where the kernel does not tell.
     pub fn read() -> Self {
-        let caches = slabinfo::active_objects().unwrap_or_default().into_keys().collect();
+        let caches = slabinfo::usage().unwrap_or_default().into_keys().collect();
         Self::of(caches, links())
     }
 

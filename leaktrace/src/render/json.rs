@@ -12,7 +12,7 @@ use leaktrace_common::LossReason;
 use serde::Serialize;
 
 use crate::{
-    report::{FrameView, Line, Part, Report, Row, Table, Unloaded},
+    report::{FrameView, Line, Part, Report, Row, Table, Unloaded, Untold},
     snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
 };
 
@@ -40,6 +40,8 @@ struct WireReport<'a> {
     totals: WireTotals,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held: Vec<WireHeld>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<WireKept>,
     loss: WireLoss<'a>,
     limits: WireLimits,
     sites_total: usize,
@@ -132,6 +134,20 @@ struct WireHeld {
 }
 
 #[derive(Serialize)]
+struct WireKept {
+    keeper: &'static str,
+    #[serde(flatten)]
+    totals: WireTotals,
+}
+
+#[derive(Serialize)]
+struct WireUntold<'a> {
+    cache: &'a str,
+    growth: u64,
+    outstanding: u64,
+}
+
+#[derive(Serialize)]
 struct WireLoss<'a> {
     complete: bool,
     missed_allocs: u64,
@@ -141,6 +157,8 @@ struct WireLoss<'a> {
     stacks_lost: u64,
     stacks_truncated: u64,
     unseen: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    untold_growth: Vec<WireUntold<'a>>,
     reasons: BTreeMap<String, u64>,
     recursion_misses: &'a BTreeMap<String, u64>,
 }
@@ -192,6 +210,8 @@ struct WireSite<'a> {
     verdict: Option<WireVerdict>,
     #[serde(skip_serializing_if = "Option::is_none")]
     doubt: Option<WireDoubt>,
+    #[serde(skip_serializing_if = "is_false")]
+    upper_bound: bool,
     stack: Vec<WireFrame<'a>>,
     truncated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -282,6 +302,11 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             .iter()
             .map(|held| WireHeld { role: held.role.name(), totals: totals(&held.totals) })
             .collect(),
+        kept: report
+            .kept
+            .iter()
+            .map(|kept| WireKept { keeper: kept.keeper.name(), totals: totals(&kept.totals) })
+            .collect(),
         loss: WireLoss {
             complete: report.trust.complete,
             missed_allocs: loss.missed_allocs(),
@@ -290,6 +315,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             stacks_lost: loss.stacks_lost(),
             stacks_truncated: loss.stacks_truncated,
             unseen: &loss.unseen,
+            untold_growth: report.trust.untold.iter().map(untold).collect(),
             reasons: loss
                 .reasons
                 .iter()
@@ -321,6 +347,10 @@ fn totals(totals: &crate::report::Totals) -> WireTotals {
         outstanding_bytes_error: totals.sampled.and_then(Sampled::bytes_error),
         outstanding_count_error: totals.sampled.and_then(Sampled::count_error),
     }
+}
+
+fn untold(untold: &Untold) -> WireUntold<'_> {
+    WireUntold { cache: &untold.cache, growth: untold.growth, outstanding: untold.outstanding }
 }
 
 fn budget(budget: &Budget) -> WireBudget {
@@ -414,6 +444,7 @@ fn site(row: &Row) -> WireSite<'_> {
             cache_outstanding: doubt.outstanding,
             cache_growth: doubt.growth,
         }),
+        upper_bound: row.is_upper_bound,
         stack: row.stack.iter().map(frame).collect(),
         truncated: row.truncated.is_some(),
         truncated_reason: row.truncated,

@@ -50,6 +50,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         space: 0,
         cache: None,
         cache_made: None,
+        is_page_array: false,
         function: None,
         mapping: None,
         call_site,
@@ -133,6 +134,7 @@ fn kernel() -> (Snapshot, Names) {
         recursion_misses: [("lt_kfree".to_owned(), 2)].into(),
         stacks_truncated: 0,
         unseen: vec!["kmem_cache_free_bulk: no tracepoint fires".into()],
+        blind: crate::snapshot::Blind::default(),
         filtered: false,
     };
     let mut names = Names::default();

@@ -6,7 +6,7 @@ use leaktrace_common::Kind;
 
 use super::{TextStyle, escape::escape, table};
 use crate::{
-    report::{FrameView, Group, Owner, Part, Report, Row, Totals, Unloaded},
+    report::{FrameView, Group, Keeper, Owner, Part, Report, Row, Totals, Unloaded},
     snapshot::{Amount, Mode, Role, Sampled},
     units::{format_bytes, format_count, format_ms, format_ppm},
 };
@@ -39,6 +39,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
         None => groups(report, &shown, out, style)?,
     }
     held(report, out)?;
+    kept(report, out)?;
     writeln!(out)?;
     trust(report, out, style)?;
     writeln!(out)
@@ -158,6 +159,14 @@ fn write_group(
     let common = common_module(group);
     if let Some(unloaded) = common {
         writeln!(out, "      {}", left_by(unloaded))?;
+    }
+    if let (true, Some(cache)) = (first.is_upper_bound, &first.cache) {
+        let cache = escape(cache);
+        writeln!(
+            out,
+            "      upper bound: objects of {cache} that are freed in bulk still count, as this kernel \
+             does not let that be seen"
+        )?;
     }
     if let (Some(doubt), Some(cache)) = (first.doubt, &first.cache) {
         let grown = match doubt.growth {
@@ -444,6 +453,27 @@ fn held(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         let noun = if count == 1 { "mapping" } else { "mappings" };
         let (bytes, count) = (format_bytes(bytes), format_count(count));
         writeln!(out, "  {bytes} in {count} {noun} {what}")?;
+    }
+    Ok(())
+}
+
+/// What allocators keep for themselves, a line for each.
+fn kept(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let shown = report.kept.iter().filter(|kept| kept.totals.outstanding.count > 0);
+    for (index, kept) in shown.enumerate() {
+        if index == 0 {
+            writeln!(out, "\nkept by the kernel's allocators, and in no figure above:")?;
+        }
+        let what = match kept.keeper {
+            Keeper::SlabMetadata => {
+                "for slabs: whom each object is charged to, and lists of objects"
+            }
+            Keeper::ListLru => "for lists of control groups (list_lru)",
+            Keeper::Vmalloc => "by vmalloc: areas that it frees later, and arrays of pages",
+            Keeper::SkbCache => "as heads of packets that CPUs have at hand",
+            Keeper::Percpu => "for chunks of percpu memory",
+        };
+        writeln!(out, "  {} {what}", figure(&kept.totals, kept.totals.outstanding))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
-use super::{Doubt, Owner, Totals, owner};
+use super::{Doubt, Keeper, Owner, Totals, kept, owner};
 use crate::snapshot::{
     Block, Frame, Holder, Mapping, Names, Place, Process, Resolved, Site, Snapshot, StackRef,
     Unknown,
@@ -27,6 +27,11 @@ pub struct Row {
     pub owner: Option<Owner>,
     /// What a module that has been unloaded has to do with it.
     pub unloaded: Option<Unloaded>,
+    /// The allocator that took it for itself, if one did.
+    pub keeper: Option<Keeper>,
+    /// Whether some of it may have been freed unseen: its cache is one whose objects are freed in bulk,
+    /// which this kernel does not let be seen.
+    pub is_upper_bound: bool,
     /// Set where its slab cache did not grow as its blocks did.
     pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
@@ -121,6 +126,7 @@ struct Identity {
     stack: Vec<FrameIdentity>,
     end: Option<StackEnd>,
     stack_taken: bool,
+    keeper: Option<Keeper>,
 }
 
 /// A frame without its address where it has a name: the same line of code may be reached from
@@ -204,8 +210,20 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             stack.drain(..own);
         }
     }
-    if !site.kind.is_of_process() && !stack.iter().all(is_trampoline) {
+    let is_of_process = site.kind.is_of_process();
+    if !is_of_process && !stack.iter().all(is_trampoline) {
         stack.retain(|frame| !is_trampoline(frame));
+    }
+    let owner = if is_of_process { None } else { owner::find(&stack) };
+    let blind = snapshot.loss.blind;
+    let keeper =
+        kept::keeper(site.kind, site.is_page_array, &stack, owner.as_ref(), !blind.skb_cache);
+    if site.kind == Kind::Vmalloc {
+        // The caller is the call site, whatever probes told of it.
+        let own = stack.iter().take_while(|frame| owner::is_allocator(frame)).count();
+        if own < stack.len() {
+            stack.drain(..own);
+        }
     }
     let stack_taken = site.stack != StackRef::NotTaken;
     let truncated = match known {
@@ -223,14 +241,14 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         stack: identified.clone(),
         end: known.map(|stack| stack.end),
         stack_taken,
+        keeper,
     };
     let module = stack
         .iter()
         .find_map(|frame| {
             frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
         })
-        .filter(|_| !site.kind.is_of_process());
-    let owner = if site.kind.is_of_process() { None } else { owner::find(&stack) };
+        .filter(|_| !is_of_process);
     let row = Row {
         id: site.id,
         unloaded: unloaded(site, &stack, owner.as_ref(), snapshot, names),
@@ -243,6 +261,9 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             .unwrap_or_default(),
         cache: site.cache.clone(),
         owner,
+        keeper,
+        is_upper_bound: blind.bulk_frees
+            && site.cache.as_deref().is_some_and(|cache| FREED_IN_BULK.contains(&cache)),
         doubt: None,
         module,
         function: site.function,
@@ -265,6 +286,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         space: site.space,
         // Where the kernel does not tell the call, stacks tell call sites apart.
         call_site: match site.call_site.address {
+            0 if site.kind == Kind::Vmalloc => identified.into_iter().take(1).collect(),
             0 => identified,
             _ => resolve(&site.call_site, names).iter().map(identify).collect(),
         },
@@ -317,6 +339,11 @@ fn starts_with_one(frame: &FrameView, names: &[&str]) -> bool {
     let symbol = frame.symbol.as_deref();
     symbol.is_some_and(|symbol| names.iter().any(|name| symbol.starts_with(name)))
 }
+
+/// Slab caches whose objects are freed in bulk while they live on: lib/maple_tree.c (to 6.17),
+/// net/core/skbuff.c, 5.15 to 6.18.
+const FREED_IN_BULK: [&str; 4] =
+    ["maple_node", "skbuff_head_cache", "skbuff_cache", "skbuff_fclone_cache"];
 
 fn identify(frame: &FrameView) -> FrameIdentity {
     match &frame.symbol {

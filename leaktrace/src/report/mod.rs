@@ -2,6 +2,7 @@
 //!
 //! Knows no format, and makes no judgement.
 
+mod kept;
 mod merge;
 mod owner;
 mod reconcile;
@@ -10,12 +11,14 @@ mod trust;
 
 use leaktrace_common::{Kind, StackMode};
 
+pub use kept::{Keeper, Kept};
 pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
-pub use reconcile::Doubt;
+pub use reconcile::{Doubt, Untold};
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
 
+use self::reconcile::Reconciled;
 use crate::{
     session::spec::{Sort, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
@@ -46,6 +49,8 @@ pub struct Report {
     pub totals: Totals,
     /// Mappings that are no leaks of their own, by what they are for; in no other figure.
     pub held: Vec<Held>,
+    /// What allocators of the kernel keep for themselves; in no other figure.
+    pub kept: Vec<Kept>,
     /// The call sites shown, in order: those with nothing outstanding come last.
     pub groups: Vec<Group>,
     /// Call sites with outstanding blocks, shown or not.
@@ -98,8 +103,9 @@ pub struct Group {
 
 /// Builds the report of a snapshot.
 pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
-    let doubts = reconcile::doubts(snapshot);
-    let (held, mut rows) = set_aside(merge::rows(snapshot, names));
+    let Reconciled { doubts, untold } = reconcile::reconcile(snapshot);
+    let (held, rows) = set_aside(merge::rows(snapshot, names));
+    let (kept, mut rows) = set_kept_aside(rows);
     for row in &mut rows {
         row.doubt = row.cache.as_ref().and_then(|cache| doubts.get(cache)).copied();
     }
@@ -124,10 +130,11 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         user_kinds: snapshot.user_kinds.clone(),
         totals,
         held,
+        kept,
         groups,
         groups_total,
         table,
-        trust: trust::trust(snapshot, &totals, &doubts),
+        trust: trust::trust(snapshot, &totals, &doubts, untold),
         max_outstanding: snapshot.max_outstanding,
         sample_bytes: snapshot.sample_bytes,
         budget: snapshot.budget.clone(),
@@ -157,6 +164,20 @@ fn set_aside(rows: Vec<Row>) -> (Vec<Held>, Vec<Row>) {
         }
     }
     (held.into_iter().map(|(role, totals)| Held { role, totals }).collect(), others)
+}
+
+/// Takes out what allocators keep for themselves.
+fn set_kept_aside(rows: Vec<Row>) -> (Vec<Kept>, Vec<Row>) {
+    let (kept, others): (Vec<Row>, Vec<Row>) =
+        rows.into_iter().partition(|row| row.keeper.is_some());
+    let of = |keeper: Keeper| {
+        let mut rows = kept.iter().filter(|row| row.keeper == Some(keeper)).peekable();
+        rows.peek()?;
+        let mut totals = Totals::default();
+        rows.for_each(|row| totals.add(&row.totals));
+        Some(Kept { keeper, totals })
+    };
+    (Keeper::ALL.into_iter().filter_map(of).collect(), others)
 }
 
 /// Joins the rows of one call site, unless each row has its full stack anyway.
@@ -204,7 +225,8 @@ fn sort(groups: &mut [Group], by: Sort) {
             // Unknown ages come last.
             Sort::Age => group.oldest_ms.map_or(0, |age| age + 1),
         };
+        let is_upper_bound = group.rows.iter().any(|row| row.is_upper_bound);
         // Blocks of no bytes are outstanding too: malloc(0) can leak.
-        (count == 0, Reverse(first), Reverse(bytes), id(group))
+        (count == 0, is_upper_bound, Reverse(first), Reverse(bytes), id(group))
     });
 }

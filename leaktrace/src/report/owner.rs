@@ -19,7 +19,7 @@ pub struct Owner {
 
 /// Beginnings of names, without leading underscores, of allocators and their helpers: functions of
 /// the kernel proper, as a module may give its own such names.
-const HELPERS: [&str; 74] = [
+const HELPERS: [&str; 75] = [
     // mm/slub.c, mm/slab_common.c, mm/util.c, include/linux/slab.h
     "kmalloc",
     "kzalloc",
@@ -89,6 +89,7 @@ const HELPERS: [&str; 74] = [
     "napi_alloc_skb",
     "build_skb",
     "napi_build_skb",
+    "napi_skb_cache_get",
     "skb_clone",
     "skb_copy",
     "pskb_",
@@ -125,6 +126,25 @@ pub(super) fn find(stack: &[FrameView]) -> Option<Owner> {
         return Some(Owner { symbol: frame.symbol.clone(), module, load: frame.load });
     }
     None
+}
+
+/// Whether a frame is one of the functions through which vmalloc is called (mm/vmalloc.c, mm/util.c,
+/// mm/slub.c).
+pub(super) fn is_allocator(frame: &FrameView) -> bool {
+    const FUNCTIONS: [&str; 9] = [
+        "vmalloc",
+        "vzalloc",
+        "vrealloc",
+        "kvmalloc",
+        "kvzalloc",
+        "kvrealloc",
+        "alloc_vmap_area",
+        "get_vm_area",
+        "vmap",
+    ];
+    let symbol = frame.symbol.as_deref().map(|symbol| symbol.trim_start_matches('_'));
+    frame.object.as_deref() == Some("vmlinux")
+        && symbol.is_some_and(|name| FUNCTIONS.iter().any(|own| name.starts_with(own)))
 }
 
 fn is_helper(symbol: &str) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use leaktrace_common::LossReason;
 
-use super::{Doubt, Totals};
+use super::{Doubt, Totals, Untold};
 use crate::{
     snapshot::{BudgetAction, Loss, Mode, Snapshot},
     units::{format_bytes, format_count, format_ms, format_ppm},
@@ -21,12 +21,15 @@ pub struct Trust {
     pub notes: Vec<String>,
     /// The figures behind the sentences.
     pub loss: Loss,
+    /// Slab caches that grew by more than what was seen.
+    pub untold: Vec<Untold>,
 }
 
 pub(super) fn trust(
     snapshot: &Snapshot,
     totals: &Totals,
     doubts: &BTreeMap<String, Doubt>,
+    untold: Vec<Untold>,
 ) -> Trust {
     let (loss, mode) = (&snapshot.loss, snapshot.mode);
     let mut missed: Vec<String> = Vec::new();
@@ -54,6 +57,14 @@ pub(super) fn trust(
         ));
     }
     missed.extend(loss.unseen.iter().map(|what| format!("not seen: {what}")));
+    missed.extend(untold.iter().map(|Untold { cache, growth, outstanding }| {
+        format!(
+            "slab cache {cache} grew by {} objects, by /proc/slabinfo, of which {} are \
+             outstanding here: the others were allocated in a way that no probe saw",
+            format_count(*growth),
+            format_count(*outstanding)
+        )
+    }));
     if !doubts.is_empty() {
         let caches: Vec<&str> = doubts.keys().map(String::as_str).collect();
         notes.push(format!(
@@ -76,7 +87,13 @@ pub(super) fn trust(
             format_count(loss.stacks_truncated)
         ));
     }
-    Trust { complete: loss.is_complete(), missed, notes, loss: loss.clone() }
+    Trust {
+        complete: loss.is_complete() && untold.is_empty(),
+        missed,
+        notes,
+        loss: loss.clone(),
+        untold,
+    }
 }
 
 /// What estimates come from, and why.

@@ -188,6 +188,8 @@ impl Session {
             cache_size_arg: layout.slab.cache_size.unwrap_or(0),
             rcu: layout.rcu.unwrap_or_default(),
             rcu_call_offset: u32::from(layout.rcu_call_offset),
+            skb_get_result: layout.skb_cache.map_or(0, |cache| cache.get_arguments),
+            skb_cache_at: layout.skb_cache.map_or(0, |cache| cache.cache_at),
             percpu_size_arg: layout.percpu_size.unwrap_or(0),
             possible_cpus: crate::bpf::object::possible_cpus(),
             all_pages: u32::from(all_pages),
@@ -236,7 +238,9 @@ impl Session {
             collector(maps, spec, Mode::Kernel, unfiltered, kmalloc_names, Vec::new());
         // Names first: of a process whose allocations are seen the end is seen as well.
         kernel::attach_names(&mut loaded, &layout);
-        unseen.extend(kernel::attach(&mut loaded, kinds, &config, &layout)?);
+        let attached = kernel::attach(&mut loaded, kinds, &config, &layout)?;
+        unseen.extend(attached.unseen);
+        collector.blind = attached.blind;
         collector.follow_modules(config.kernel_text);
         let modules = wait::modules(&collector)?;
         collector.start();

@@ -80,12 +80,21 @@ pub struct Snapshot {
     pub gone_modules: BTreeSet<u32>,
     /// Objects in use in each slab cache now, less those at the start, by the kernel's own count;
     /// empty where it does not tell, and but in kernel mode.
-    pub cache_growth: BTreeMap<String, i64>,
+    pub cache_growth: BTreeMap<String, CacheGrowth>,
     /// Other names of slab caches that share one (mm/slab_common.c merges those of a size): each cache
     /// by the name that its blocks have.
     pub cache_aliases: BTreeMap<String, Vec<String>>,
     /// With `--older`: outstanding figures count only blocks at least this old.
     pub older_ms: u64,
+}
+
+/// How a slab cache has changed since the start, by the kernel's own count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheGrowth {
+    /// Objects in use now, less those at the start.
+    pub objects: i64,
+    /// Objects that may be counted as in use though nobody has them: what CPUs keep at hand.
+    pub at_hand: i64,
 }
 
 /// A number of blocks and the bytes asked for by them.
@@ -138,6 +147,8 @@ pub struct Site {
     pub cache: Option<String>,
     /// The stack by which that cache was made, if that was seen.
     pub cache_made: Option<StackRef>,
+    /// Memory that vmalloc got for arrays of its own pages: no caller's.
+    pub is_page_array: bool,
     /// The allocator function that was called, for [`Kind::Malloc`].
     pub function: Option<AllocFunction>,
     /// How the memory was mapped and what for, for [`Kind::Mmap`].
@@ -298,6 +309,17 @@ pub struct Process {
     pub allocator: String,
 }
 
+/// Probes that this kernel does not permit, and without which figures mean less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Blind {
+    /// Objects that `kmem_cache_alloc_bulk` gives.
+    pub bulk_allocations: bool,
+    /// Objects that `kmem_cache_free_bulk` takes.
+    pub bulk_frees: bool,
+    /// Who takes heads of packets out of the cache that a CPU keeps.
+    pub skb_cache: bool,
+}
+
 /// What is known to be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
@@ -310,6 +332,8 @@ pub struct Loss {
     pub stacks_truncated: u64,
     /// What could not be hooked, each with its reason.
     pub unseen: Vec<String>,
+    /// Of that, what changes the meaning of figures.
+    pub blind: Blind,
     /// Whether a filter leaves out allocations: frees of unknown blocks then mean nothing and
     /// are not among the reasons.
     pub filtered: bool,

@@ -17,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("cli", &["session::spec"]),
     ("host", &[]),
     ("bpf", &["host"]),
-    ("attach", &["host", "bpf", "session::spec"]),
+    ("attach", &["host", "bpf", "session::spec", "snapshot"]),
     ("unwind", &["host", "bpf", "session::spec"]),
     ("collect", &["host", "bpf", "snapshot", "unwind"]),
     ("session", &["host", "bpf", "attach", "unwind", "collect", "snapshot", "session::spec"]),

@@ -1,0 +1,153 @@
+//! Allocations that no kmem tracepoint tells: `kmem_cache_alloc_bulk`, and the heads of packets'
+//! buffers that each CPU keeps. By fexit, which has arguments and result together.
+//!
+//! | function | arguments | result |
+//! |---|---|---|
+//! | `kmem_cache_alloc_bulk` (mm/slub.c; `_noprof` from 6.10) | s, flags, size, p | objects in p |
+//! | `napi_skb_cache_get` (net/core/skbuff.c, from 5.13) | none; alloc from 6.15 | the head |
+//! | `napi_skb_cache_get_bulk` (from 6.15) | skbs, n | heads in skbs |
+//! | `napi_skb_cache_put` | skb | |
+//!
+//! A head in that cache is nobody's, though no free is told when it goes there: it belongs to who
+//! takes it out, until it is put back. The cache fills itself in bulk.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    macros::{fentry, fexit},
+    programs::{FEntryContext, FExitContext},
+};
+use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding};
+
+use super::{
+    bulk::{leaktrace_free_all, leaktrace_free_one},
+    by_stack,
+    slab::{Allocation, learn_cache_name, object_size},
+};
+use crate::{filter, ledger, loss, maps::config};
+
+/// Pointers in one call of [`leaktrace_record_all`].
+const MAX_POINTERS: u64 = 512;
+/// Such calls for one allocation.
+const MAX_PARTS: u64 = 16;
+
+#[fexit(function = "kmem_cache_alloc_bulk")]
+pub(crate) fn lt_alloc_bulk(ctx: FExitContext) -> i32 {
+    let (cache, gfp) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1));
+    let (pointers, count) = (ctx.arg::<u64>(3), ctx.arg::<u64>(4) as i32);
+    if count > 0 && filter::wants_gfp(gfp as u32) {
+        record(&ctx, 7, cache, pointers, count as u64);
+    }
+    0
+}
+
+#[fexit(function = "napi_skb_cache_get")]
+pub(crate) fn lt_skb_get(ctx: FExitContext) -> i32 {
+    let skb = if config!(skb_get_result) == 1 { ctx.arg::<u64>(1) } else { ctx.arg::<u64>(0) };
+    if skb != 0 {
+        leaktrace_free_one(skb);
+        if let Some((size_bytes, site, tgid)) = site_of(&ctx, 8, skb_cache()) {
+            leaktrace_record_one(skb, size_bytes, site, tgid);
+        }
+    }
+    0
+}
+
+#[fexit(function = "napi_skb_cache_get_bulk")]
+pub(crate) fn lt_skb_get_bulk(ctx: FExitContext) -> i32 {
+    let (pointers, count) = (ctx.arg::<u64>(0), ctx.arg::<u64>(2) as u32);
+    if count > 0 {
+        // It asks for 64 at most (NAPI_SKB_CACHE_SIZE, net/core/skbuff.c).
+        leaktrace_free_all(pointers, u64::from(count));
+        record(&ctx, 9, skb_cache(), pointers, u64::from(count));
+    }
+    0
+}
+
+#[fentry(function = "napi_skb_cache_put")]
+pub(crate) fn lt_skb_put(ctx: FEntryContext) -> i32 {
+    leaktrace_free_one(ctx.arg::<u64>(0));
+    0
+}
+
+/// The cache of packets' heads; 0 if it cannot be read.
+#[inline(always)]
+fn skb_cache() -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(config!(skb_cache_at) as *const u64) }.unwrap_or(0)
+}
+
+/// Records `count` objects of one cache.
+#[inline(always)]
+fn record<C: EbpfContext>(ctx: &C, slot: u32, cache: u64, pointers: u64, count: u64) {
+    let Some((size_bytes, site, tgid)) = site_of(ctx, slot, cache) else { return };
+    let who = u64::from(site) | u64::from(tgid) << 32;
+    for part in 0..MAX_PARTS {
+        let done = part * MAX_POINTERS;
+        if done >= count {
+            return;
+        }
+        leaktrace_record_all(pointers.wrapping_add(done * 8), count - done, size_bytes, who);
+    }
+    if count > MAX_PARTS * MAX_POINTERS {
+        loss::count(LossReason::OutstandingRefused);
+    }
+}
+
+/// Size, site and process of what the running function gave, if it is asked for.
+#[inline(always)]
+fn site_of<C: EbpfContext>(ctx: &C, slot: u32, cache: u64) -> Option<(u64, u32, u32)> {
+    let size_bytes = object_size(cache);
+    if cache == 0 || !filter::wants_size(size_bytes) || !filter::wants_cache(Kind::KmemCache, cache)
+    {
+        return None;
+    }
+    let tgid = filter::wanted_tgid(ctx, slot)?;
+    let allocation = Allocation {
+        kind: Kind::KmemCache,
+        call_site: 0,
+        address: 0,
+        space: KERNEL_SPACE,
+        size_bytes,
+        detail: cache,
+    };
+    let site = by_stack::site_of(ctx, slot, &allocation, || learn_cache_name(cache))?;
+    Some((size_bytes, site, tgid))
+}
+
+/// Records the first [`MAX_POINTERS`] of `count` objects; `who` has the site in its low half and the
+/// process in its high one. Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_record_all(
+    pointers: u64,
+    count: u64,
+    size_bytes: u64,
+    who: u64,
+) -> u32 {
+    for index in 0..MAX_POINTERS {
+        if index >= count {
+            break;
+        }
+        let at = pointers.wrapping_add(index * 8) as *const u64;
+        // SAFETY: the helper checks the address.
+        if let Ok(address) = unsafe { bpf_probe_read_kernel(at) } {
+            leaktrace_record_one(address, size_bytes, who as u32, (who >> 32) as u32);
+        }
+    }
+    0
+}
+
+/// Records one object. Global as [`leaktrace_record_all`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_record_one(address: u64, size_bytes: u64, site: u32, tgid: u32) -> u32 {
+    let block = Outstanding {
+        size_bytes,
+        // SAFETY: the helper has no preconditions.
+        timestamp_ns: unsafe { bpf_ktime_get_ns() },
+        site,
+        detail: tgid,
+    };
+    u32::from(ledger::on_alloc(AllocKey::new(KERNEL_SPACE, address), block))
+}
