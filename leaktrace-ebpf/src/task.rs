@@ -24,15 +24,6 @@ pub(crate) fn comm(task: u64) -> Option<[u8; 16]> {
     unsafe { bpf_probe_read_kernel((task + u64::from(config!(task_comm_offset))) as *const _).ok() }
 }
 
-/// When a task began.
-#[inline(always)]
-pub(crate) fn start_ns(task: u64) -> Option<u64> {
-    // SAFETY: as above.
-    unsafe {
-        bpf_probe_read_kernel((task + u64::from(config!(task_start_offset))) as *const _).ok()
-    }
-}
-
 /// Whether the running thread, which is ending, is the last one of its process: it counts itself out
 /// before the tracepoint (do_exit, kernel/exit.c, 6.1 and 6.18).
 #[inline(always)]

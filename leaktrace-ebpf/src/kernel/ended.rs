@@ -3,7 +3,7 @@
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
@@ -11,7 +11,7 @@ use leaktrace_common::{ENDED_SLOTS, EndedProcess};
 
 use crate::{
     atomic,
-    maps::{CURSORS, ENDED},
+    maps::{CURSORS, ENDED, config},
     task,
 };
 
@@ -24,15 +24,14 @@ const CURSOR: u32 = 4;
 pub(crate) fn lt_ended(_ctx: RawTracePointContext) -> i32 {
     if task::is_last()
         && let Some(leader) = task::leader()
-        && let (Some(comm), Some(start_ns)) = (task::comm(leader), task::start_ns(leader))
     {
-        remember(comm, start_ns);
+        remember(leader);
     }
     0
 }
 
 #[inline(always)]
-fn remember(comm: [u8; 16], start_ns: u64) {
+fn remember(leader: u64) {
     let Some(cursor) = CURSORS.get_ptr_mut(CURSOR) else { return };
     // SAFETY: a live map value.
     let number = unsafe { atomic::fetch_add(cursor, 1) };
@@ -43,9 +42,13 @@ fn remember(comm: [u8; 16], start_ns: u64) {
     unsafe {
         (&raw mut (*slot).sequence).write_volatile(0);
         compiler_fence(Ordering::SeqCst);
-        (*slot).start_ns = start_ns;
+        // Read into the map: what is copied by the stack has LLVM read parts of it that were not
+        // written, which kernels before 6.3 refuse.
+        let start_at = leader + u64::from(config!(task_start_offset));
+        bpf_probe_read_kernel((&raw mut (*slot).start_ns).cast(), 8, start_at as *const _);
+        let comm_at = leader + u64::from(config!(task_comm_offset));
+        bpf_probe_read_kernel((&raw mut (*slot).comm).cast(), 16, comm_at as *const _);
         (*slot).end_ns = bpf_ktime_get_ns();
-        (*slot).comm = comm;
         (*slot).tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         compiler_fence(Ordering::SeqCst);
         (&raw mut (*slot).sequence).write_volatile(number + 1);

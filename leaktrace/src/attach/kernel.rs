@@ -76,12 +76,16 @@ pub fn attach(
     Ok(attached)
 }
 
-/// Names of processes that end from here on; where the kernel does not tell them, or refuses the
-/// program, such processes have none.
-pub fn attach_names(loaded: &mut Loaded, layout: &KernelLayout) {
-    if layout.names.is_some() {
-        let _ = loaded.attach_tracepoint(KernelProgram::Ended);
+/// Names of processes that end from here on.
+///
+/// # Errors
+///
+/// Why such processes have none, in one line: it takes nothing away from the figures.
+pub fn attach_names(loaded: &mut Loaded, layout: &KernelLayout) -> Result<(), String> {
+    if layout.names.is_none() {
+        return Err("this kernel's struct task_struct is not laid out as leaktrace knows it".into());
     }
+    loaded.attach_tracepoint(KernelProgram::Ended).map_err(|error| error.to_string())
 }
 
 /// Modules that come and go from here on; to be called before anything is allocated, so that no

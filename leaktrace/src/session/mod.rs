@@ -237,7 +237,9 @@ impl Session {
         let mut collector =
             collector(maps, spec, Mode::Kernel, unfiltered, kmalloc_names, Vec::new());
         // Names first: of a process whose allocations are seen the end is seen as well.
-        kernel::attach_names(&mut loaded, &layout);
+        if let Err(cause) = kernel::attach_names(&mut loaded, &layout) {
+            note(&format!("processes that end will have no names: {cause}"));
+        }
         let attached = kernel::attach(&mut loaded, kinds, &config, &layout)?;
         unseen.extend(attached.unseen);
         collector.blind = attached.blind;
