@@ -131,6 +131,7 @@ fn kernel() -> (Snapshot, Names) {
         stacks_truncated: 0,
         unseen: vec!["kmem_cache_free_bulk: no tracepoint fires".into()],
         filtered: false,
+        blind: crate::snapshot::Blind::default(),
     };
     let mut names = Names::default();
     for (frame, name, object) in
