@@ -253,7 +253,7 @@ fn requests_of_io_uring_are_not_passed_over() {
 /// the callers' call sites.
 #[test]
 fn what_allocators_keep_and_upper_bounds_are_apart() {
-    let (report, _) = trace_objects(&["--stacks", "all", "--top", "100000"]);
+    let (report, _) = trace_objects(&["--stacks", "all"]);
     let keepers = ["alloc_slab_obj_exts", "memcg_alloc_slab_cgroups", "memcg_list_lru_alloc"];
     let first =
         |site: &Site<'_>| site.symbols().first().map_or(String::new(), |name| (*name).into());

@@ -34,6 +34,9 @@ const AT_HAND: i64 = 256;
 /// `kfree_rcu`, and it gathers for some jiffies, and then waits for a grace period
 /// (schedule_delayed_monitor_work(), kernel/rcu/tree.c, 6.4 to 6.14).
 const WAITING_FOR_RCU: u64 = 20_000;
+/// Caches that leaktrace fills itself, whose own allocations are not tracked: it reads files of each
+/// holder below /proc, and the kernel keeps their inodes. None of them is ever filled in bulk.
+const FILLED_BY_US: [&str; 3] = ["proc_inode_cache", "dentry", "lsm_inode_cache"];
 /// Sizes at the end of the names of kmalloc's caches.
 const SIZES: [&str; 13] =
     ["8", "16", "32", "64", "96", "128", "192", "256", "512", "1k", "2k", "4k", "8k"];
@@ -91,6 +94,9 @@ fn compare(
 fn untold(tracked: &BTreeMap<&str, Tracked>, grown: &BTreeMap<String, CacheGrowth>) -> Vec<Untold> {
     let mut sums: BTreeMap<String, (Tracked, CacheGrowth)> = BTreeMap::new();
     for (cache, growth) in grown {
+        if FILLED_BY_US.contains(&cache.as_str()) {
+            continue;
+        }
         let (_, sum) = sums.entry(class(cache)).or_default();
         sum.objects += growth.objects;
         sum.at_hand += growth.at_hand;
