@@ -11,7 +11,7 @@ use aya_ebpf::{
 use leaktrace_common::{
     Bucket, CGROUPS, CacheName, CgroupTest, Config, GFP_TESTS, GfpTest, InFlight, LossReason,
     MAX_PROCESSES, Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey,
-    SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
+    SiteRecord, StackRecord, TEXT_RANGES, TOLD_TWICE, Target, TextMap, TextMapping, TextRange,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -71,6 +71,7 @@ pub(crate) static CONFIG: Config = Config {
     text: [TextRange::EMPTY; TEXT_RANGES],
     cgroups: [CgroupTest::NONE; CGROUPS],
     page_owners: [TextRange::EMPTY; PAGE_OWNERS],
+    told_twice: [TextRange::EMPTY; TOLD_TWICE],
 };
 
 /// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.
