@@ -118,6 +118,8 @@ pub struct Config {
     pub cgroups: [CgroupTest; CGROUPS],
     /// Functions of the kernel's other allocators, whose pages count as theirs.
     pub page_owners: [TextRange; PAGE_OWNERS],
+    /// Functions of kmalloc that tell a large block as their own before it is told as the caller's.
+    pub told_twice: [TextRange; TOLD_TWICE],
 }
 
 /// Bits of [`Config::follow`].
@@ -140,6 +142,8 @@ pub const MODULES_MOST: usize = 12;
 pub const CGROUPS: usize = 4;
 /// Ranges in [`Config::page_owners`].
 pub const PAGE_OWNERS: usize = 24;
+/// Ranges in [`Config::told_twice`].
+pub const TOLD_TWICE: usize = 8;
 
 /// Holds for GFP flags that have this value under this mask.
 #[repr(C)]
@@ -228,5 +232,5 @@ const _: () = assert!(
             + size_of::<TextRange>()
             + size_of::<crate::ModuleLayout>()
             + GFP_TESTS * 8
-            + (CGROUPS + PAGE_OWNERS) * 16
+            + (CGROUPS + PAGE_OWNERS + TOLD_TWICE) * 16
 );

@@ -234,6 +234,24 @@ fn count_alloc(block: &Outstanding) {
     }
 }
 
+/// Takes back that a block was counted as allocated: what it is comes with another event.
+#[inline(always)]
+pub(crate) fn uncount_alloc(block: &Outstanding) {
+    let Some(record) = SITES.get_ptr_mut(block.site) else { return };
+    // SAFETY: a live map value; the counters are atomic, and the block was added to them.
+    unsafe {
+        atomic::add(&raw mut (*record).allocated_count, 1u64.wrapping_neg());
+        atomic::add(&raw mut (*record).allocated_bytes, block.size_bytes.wrapping_neg());
+    }
+}
+
+/// The return address of a site's call.
+#[inline(always)]
+pub(crate) fn call_site(site: u32) -> u64 {
+    // SAFETY: a live map value, whose key does not change once it is published.
+    SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).key.call_site })
+}
+
 /// Counts a block as freed at its site.
 #[inline(always)]
 pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {

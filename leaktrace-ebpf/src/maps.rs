@@ -12,7 +12,7 @@ use leaktrace_common::{
     Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, GFP_TESTS, GfpTest, InFlight,
     LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS,
     PAGE_REGIONS_COUNT, PARTS, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord,
-    TEXT_RANGES, Target, TextMap, TextMapping, TextRange, VmallocCall,
+    TEXT_RANGES, TOLD_TWICE, Target, TextMap, TextMapping, TextRange, VmallocCall,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -86,6 +86,7 @@ pub(crate) static CONFIG: Config = Config {
     gfp: [GfpTest::NEVER; GFP_TESTS],
     cgroups: [CgroupTest::NONE; CGROUPS],
     page_owners: [TextRange::EMPTY; PAGE_OWNERS],
+    told_twice: [TextRange::EMPTY; TOLD_TWICE],
 };
 
 /// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.

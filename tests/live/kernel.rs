@@ -4,6 +4,8 @@
 //! same in 6.1 and 6.18: a pipe its `pipe_inode_info`, its ring of buffers, an inode, a dentry and
 //! two files; an eventfd or timerfd its context, a dentry and a file.
 
+use std::os::fd::AsRawFd as _;
+
 use leaktrace_tests::{
     LATE, SOON,
     leaker::Leaker,
@@ -330,6 +332,39 @@ fn pages_in_pipes_are_counted_until_they_are_closed() {
     traced.wait_report("the pages are freed", SOON, |report| held(report) == 0);
     let ended = traced.interrupt();
     assert_eq!(ended.final_report().loss("missed_frees"), 0);
+}
+
+/// From 6.11 on kmalloc tells a block that is larger than its caches twice: a pipe of 1 MiB has 256
+/// buffers of 40 bytes (pipe_resize_ring, fs/pipe.c).
+#[test]
+fn a_large_block_that_is_told_twice_is_one() {
+    const PIPES: u64 = 200;
+    const RING_BYTES: u64 = 256 * 40;
+    let pid = std::process::id();
+    let mut traced = Traced::start(&["kernel", "-p", &pid.to_string(), "-i", "500ms"]);
+    let rings = |report: &Report| {
+        report.sum(|site| site.kind() == "kmalloc" && site.symbols().contains(&"pipe_resize_ring"))
+    };
+    let pipes: Vec<_> = (0..PIPES)
+        .map(|_| {
+            let (reader, writer) = std::io::pipe().unwrap();
+            // SAFETY: the descriptor is open.
+            let bytes = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
+            assert_eq!(bytes, 1 << 20, "{}", std::io::Error::last_os_error());
+            (reader, writer)
+        })
+        .collect();
+    let held = traced
+        .wait_report("the rings are held", SOON, |report| rings(report).outstanding_count == PIPES);
+    let held = rings(&held);
+    assert_eq!(held.outstanding_bytes, PIPES * RING_BYTES);
+    assert_eq!((held.allocated_count, held.freed_count), (PIPES, 0));
+    drop(pipes);
+    traced.wait_report("the rings are freed", SOON, |report| rings(report).outstanding_count == 0);
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_eq!(rings(report).allocated_count, PIPES, "{}", report.outline());
+    assert_eq!(report.loss("missed_frees"), 0);
 }
 
 /// Another tracer's program on the tracepoint adds frames of its own, which are nobody's.

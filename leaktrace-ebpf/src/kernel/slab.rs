@@ -23,18 +23,22 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteVerdict, StackId,
+    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteVerdict,
+    StackId, TOLD_TWICE,
 };
 
 use super::{by_stack, module};
 use crate::{
     filter, ledger, loss,
-    maps::{CACHES, HANDLED, config},
+    maps::{CACHES, CONFIG, HANDLED, config},
     stack,
 };
 
 /// `kmalloc(0)` gives `ZERO_SIZE_PTR`, which is 16; it and NULL are no allocations.
 const ZERO_SIZE_PTR: u64 = 16;
+
+/// From here on kmalloc takes pages (`KMALLOC_MAX_CACHE_SIZE`, include/linux/slab.h, 5.15 to 7.2).
+const LARGEST_OBJECT: u64 = 8192;
 
 /// An allocation as its tracepoint tells it.
 pub(super) struct Allocation {
@@ -131,6 +135,9 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
     if !filter::wants_gfp(gfp as u32) {
         return 0;
     }
+    if object_bytes > LARGEST_OBJECT {
+        leaktrace_take_first(arg!(ctx, 1), size_bytes);
+    }
     let cache_flags = gfp as u32 & config!(gfp_cache_mask);
     allocated(
         ctx,
@@ -144,6 +151,26 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
             detail: u64::from(cache_flags) << 32 | object_bytes & 0xffff_ffff,
         },
     )
+}
+
+/// Takes out a large block that kmalloc has told as its own, since it is about to be told as its
+/// caller's: from 6.11 on `__do_kmalloc_node` calls a function that tells it first, and then tells
+/// it itself (mm/slub.c, 6.11 to 7.2). Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_take_first(address: u64, size_bytes: u64) -> u32 {
+    let key = AllocKey::new(KERNEL_SPACE, address);
+    let Some(first) = ledger::take(key) else { return 0 };
+    let ranges = (&raw const CONFIG.told_twice).cast();
+    let is_first = first.size_bytes == size_bytes
+        && filter::is_in_one(ranges, TOLD_TWICE, ledger::call_site(first.site)) != 0;
+    if is_first {
+        ledger::uncount_alloc(&first);
+    } else {
+        // SAFETY: the helper has no preconditions.
+        ledger::count_missed_free(&first, unsafe { bpf_ktime_get_ns() });
+    }
+    u32::from(is_first)
 }
 
 #[inline(always)]

@@ -136,7 +136,6 @@ fn kernel() -> (Snapshot, Names) {
         unseen: vec!["kmem_cache_free_bulk: no tracepoint fires".into()],
         blind: crate::snapshot::Blind::default(),
         filtered: false,
-        blind: crate::snapshot::Blind::default(),
     };
     let mut names = Names::default();
     for (frame, name, object) in

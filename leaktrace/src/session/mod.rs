@@ -208,6 +208,7 @@ impl Session {
             ..config(spec)
         };
         let mut config = filters::constants(filters, config)?;
+        config.told_twice = page_owners::told_twice();
         if kinds.contains(&KernelKind::Pages) {
             config.page_owners = page_owners::ranges().unwrap_or_default();
         }
