@@ -102,6 +102,11 @@ pub struct Config {
     pub sampling: u32,
     /// 1: hits of probes in processes are counted in `CALLS`.
     pub count_calls: u32,
+    /// 1 or 2: raw tracepoint programs can be preempted, and those that then would be missed have a
+    /// second program; 2: they make the [`crate::KernelCall`]s that switch preemption off.
+    pub preemptible: u32,
+    /// Never anything but 0: see `own_stack` of leaktrace-ebpf.
+    pub tail_calls: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
     /// The kernel's own text, from its first address to its last one.
@@ -114,6 +119,8 @@ pub struct Config {
     pub cgroups: [CgroupTest; CGROUPS],
     /// Functions of the kernel's other allocators, whose pages count as theirs.
     pub page_owners: [TextRange; PAGE_OWNERS],
+    /// Functions of kmalloc that tell a large block as their own before it is told as the caller's.
+    pub told_twice: [TextRange; TOLD_TWICE],
 }
 
 /// Bits of [`Config::follow`].
@@ -136,6 +143,8 @@ pub const MODULES_MOST: usize = 12;
 pub const CGROUPS: usize = 4;
 /// Ranges in [`Config::page_owners`].
 pub const PAGE_OWNERS: usize = 24;
+/// Ranges in [`Config::told_twice`].
+pub const TOLD_TWICE: usize = 8;
 
 /// Holds for GFP flags that have this value under this mask.
 #[repr(C)]
@@ -219,10 +228,10 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 6 * 8
-            + 36 * 4
+            + 38 * 4
             + size_of::<RcuLayout>()
             + size_of::<TextRange>()
             + size_of::<crate::ModuleLayout>()
             + GFP_TESTS * 8
-            + (CGROUPS + PAGE_OWNERS) * 16
+            + (CGROUPS + PAGE_OWNERS + TOLD_TWICE) * 16
 );

@@ -4,6 +4,8 @@
 //! same in 6.1 and 6.18: a pipe its `pipe_inode_info`, its ring of buffers, an inode, a dentry and
 //! two files; an eventfd or timerfd its context, a dentry and a file.
 
+use std::os::fd::AsRawFd as _;
+
 use leaktrace_tests::{
     LATE, SOON,
     leaker::Leaker,
@@ -122,6 +124,30 @@ fn sees_kfree_rcu(report: &Report) -> bool {
     let refused = unseen.contains("kvfree_call_rcu") || unseen.contains("kfree_rcu");
     assert!(!refused || report.value["loss"]["complete"] == false, "{}", report.value["loss"]);
     !refused
+}
+
+/// From 7.0 on a kernel that is built with preemption preempts the programs of tracepoints: events
+/// of the other threads are refused to a program that is stopped in its middle, and each program's
+/// second has them. Before that no program can be preempted.
+#[test]
+fn objects_of_threads_that_create_them_at_once_on_one_cpu_are_exact() {
+    let mut before = Leaker::start("kobjects", &["one-cpu"]);
+    let mut leaker = Leaker::start("kobjects", &["one-cpu"]);
+    let traced = Traced::start(&["kernel", "--stacks", "all", "-i", "1h"]);
+    before.advance("holding");
+    before.advance("closed");
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_held_by_creator(report, leaker.pid());
+    assert_held_by_call_site(report, leaker.pid());
+    assert_nothing_missed(report);
+    // All but what kfree_rcu frees, where that cannot be seen.
+    assert_eq!(held_below(report, before.pid(), PIPE, PIPE_INFO), 0, "{}", report.value["loss"]);
+    assert_eq!(held_below(report, before.pid(), EVENTFD, EVENTFD), 0, "{}", report.value["loss"]);
+    before.end();
+    leaker.advance("closed");
+    leaker.end();
 }
 
 #[test]
@@ -326,6 +352,39 @@ fn pages_in_pipes_are_counted_until_they_are_closed() {
     traced.wait_report("the pages are freed", SOON, |report| held(report) == 0);
     let ended = traced.interrupt();
     assert_eq!(ended.final_report().loss("missed_frees"), 0);
+}
+
+/// From 6.11 on kmalloc tells a block that is larger than its caches twice: a pipe of 1 MiB has 256
+/// buffers of 40 bytes (pipe_resize_ring, fs/pipe.c).
+#[test]
+fn a_large_block_that_is_told_twice_is_one() {
+    const PIPES: u64 = 200;
+    const RING_BYTES: u64 = 256 * 40;
+    let pid = std::process::id();
+    let mut traced = Traced::start(&["kernel", "-p", &pid.to_string(), "-i", "500ms"]);
+    let rings = |report: &Report| {
+        report.sum(|site| site.kind() == "kmalloc" && site.symbols().contains(&"pipe_resize_ring"))
+    };
+    let pipes: Vec<_> = (0..PIPES)
+        .map(|_| {
+            let (reader, writer) = std::io::pipe().unwrap();
+            // SAFETY: the descriptor is open.
+            let bytes = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
+            assert_eq!(bytes, 1 << 20, "{}", std::io::Error::last_os_error());
+            (reader, writer)
+        })
+        .collect();
+    let held = traced
+        .wait_report("the rings are held", SOON, |report| rings(report).outstanding_count == PIPES);
+    let held = rings(&held);
+    assert_eq!(held.outstanding_bytes, PIPES * RING_BYTES);
+    assert_eq!((held.allocated_count, held.freed_count), (PIPES, 0));
+    drop(pipes);
+    traced.wait_report("the rings are freed", SOON, |report| rings(report).outstanding_count == 0);
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_eq!(rings(report).allocated_count, PIPES, "{}", report.outline());
+    assert_eq!(report.loss("missed_frees"), 0);
 }
 
 /// Another tracer's program on the tracepoint adds frames of its own, which are nobody's.

@@ -1,7 +1,7 @@
 //! The kernel's allocators that take their memory from the page allocator: their pages are not
 //! counted a second time.
 
-use leaktrace_common::{PAGE_OWNERS, TextRange};
+use leaktrace_common::{PAGE_OWNERS, TOLD_TWICE, TextRange};
 
 use super::kallsyms;
 
@@ -38,6 +38,28 @@ const FUNCTIONS: [&str; 24] = [
     "vma_alloc_folio",
     "vma_alloc_folio_noprof",
 ];
+
+/// Functions of kmalloc that tell a large block as their own before it is told as the caller's,
+/// as the compiler inlines `__do_kmalloc_node` and what calls it: mm/slub.c, 6.11 to 7.2.
+const TOLD_TWICE_FUNCTIONS: [&str; TOLD_TWICE] = [
+    "__do_kmalloc_node",
+    "__kmalloc_noprof",
+    "__kmalloc_node_noprof",
+    "__kmalloc_node_track_caller_noprof",
+    "__kvmalloc_node_noprof",
+    "__do_krealloc",
+    "krealloc_noprof",
+    "krealloc_node_align_noprof",
+];
+
+/// Where those functions of this kernel lie; none before 6.10, or where /proc/kallsyms hides it.
+pub fn told_twice() -> [TextRange; TOLD_TWICE] {
+    let mut ranges = [TextRange::EMPTY; TOLD_TWICE];
+    for (range, (start, end)) in ranges.iter_mut().zip(kallsyms::ranges(&TOLD_TWICE_FUNCTIONS)) {
+        *range = TextRange { start, end };
+    }
+    ranges
+}
 
 /// Where those of this kernel lie; nothing where /proc/kallsyms hides it, and nothing if they
 /// are more than the programs look at.

@@ -206,6 +206,7 @@ impl Session {
             ..config(spec)
         };
         let mut config = filters::constants(filters, config)?;
+        config.told_twice = page_owners::told_twice();
         if kinds.contains(&KernelKind::Pages) {
             config.page_owners = page_owners::ranges().unwrap_or_default();
         }
@@ -492,7 +493,7 @@ impl Session {
         {
             processes.check(&self.rules, &mut self.loaded, &mut self.collector)?;
         }
-        let mut misses: BTreeMap<String, u64> = kernel::unhealed(self.loaded.recursion_misses());
+        let mut misses: BTreeMap<String, u64> = self.loaded.misses();
         let mut unseen = self.unseen.clone();
         unseen.extend(filters::merged_since(&self.awaited_caches));
         if let Some(processes) = &self.processes {

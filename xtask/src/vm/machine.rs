@@ -24,8 +24,9 @@ const BUSYBOX: &str = "/bin/busybox";
 /// spins, and panics when a busy host has run the emulator too little for that ("IO-APIC + timer
 /// doesn't work"). A CPU that such a host does not run for 20 seconds is no lockup of the kernel:
 /// that is one after two minutes. `preempt=full` is for 6.1 and later: before, and in real-time
-/// kernels, it is ignored.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 preempt=full no_timer_check watchdog_thresh=60";
+/// kernels, it is ignored. A kernel with an oops ends there, as nothing that follows counts.
+const CMDLINE: &str = "console=ttyS0 quiet oops=panic panic=-1 preempt=full no_timer_check \
+                       watchdog_thresh=60";
 
 /// Modules that mount this machine's files, in the order of their needs.
 const MODULES: [&str; 10] = [
