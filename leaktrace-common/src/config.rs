@@ -102,6 +102,11 @@ pub struct Config {
     pub sampling: u32,
     /// 1: hits of probes in processes are counted in `CALLS`.
     pub count_calls: u32,
+    /// 1 or 2: raw tracepoint programs can be preempted, and those that then would be missed have a
+    /// second program; 2: they make the [`crate::KernelCall`]s that switch preemption off.
+    pub preemptible: u32,
+    /// Never anything but 0: see `own_stack` of leaktrace-ebpf.
+    pub tail_calls: u32,
     /// Index of the result of `napi_skb_cache_get`, which comes behind its arguments.
     pub skb_get_result: u64,
     /// Where the address of the cache of packets' heads lies; 0 if unknown.
@@ -227,7 +232,7 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 8 * 8
-            + 36 * 4
+            + 38 * 4
             + size_of::<RcuLayout>()
             + size_of::<TextRange>()
             + size_of::<crate::ModuleLayout>()

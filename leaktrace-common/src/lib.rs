@@ -10,6 +10,7 @@
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
 //! | `RECENT_STACKS` | ids lately found in `STACKS` | BPF stack module; the loader wipes | BPF stack module |
 //! | `LOSS` | [`LossReason`] -> `u64` | BPF programs | collector |
+//! | `HEALED` | a [`Pair`] -> `u64` | BPF second programs | session |
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
 //! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |
 //! | `TARGETS` | tgid -> [`Target`] | loader, BPF process programs | BPF user programs |
@@ -17,6 +18,7 @@
 //! | `FREE_SPACES` | spaces of forgotten images | loader | loader, BPF process programs |
 //! | `SAMPLING` | the sampling interval in bytes, 0 for all | loader | BPF user programs |
 //! | `CALLS` | a [`Call`] -> hits of probes | BPF user programs | session, for `--max-overhead` |
+//! | `HANDLED` | a [`Pair`] -> the event handled last on a CPU | BPF first programs | BPF second programs |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
@@ -37,6 +39,7 @@ mod loss;
 mod mapping;
 mod modules;
 mod pages;
+mod pair;
 pub mod sampling;
 mod site;
 mod stack;
@@ -58,6 +61,7 @@ pub use modules::{
     PARTS, PARTS_OF_MODULE,
 };
 pub use pages::{MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion};
+pub use pair::{KernelCall, Pair};
 pub use site::{
     CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, Weights, lifetime_bucket,
 };

@@ -61,6 +61,9 @@ pub struct Target {
     /// 1: it is traced whatever it executes; 0: while its command or its control group is one that
     /// is asked for.
     pub stays: u32,
+    /// Address of its `struct mm_struct`, by which an exec that has been seen is known; 0 if it is
+    /// not known.
+    pub mm: u64,
 }
 
 /// The outermost allocator call of a thread that has not returned yet.
@@ -89,6 +92,9 @@ pub struct InFlight {
     pub interval: u32,
     /// The thread's last call that sampling let through, by which calls that it makes are known.
     pub skipped: SkippedCall,
+    /// Of a system call that maps memory, where raw tracepoint programs can be preempted: 1 from
+    /// its beginning being told to its return being told.
+    pub system_call: u64,
 }
 
 impl InFlight {
@@ -107,6 +113,7 @@ impl InFlight {
         old_tracked: 0,
         interval: 0,
         skipped: SkippedCall::NONE,
+        system_call: 0,
     };
 }
 
@@ -162,5 +169,5 @@ pub struct Event {
     pub time_ns: u64,
 }
 
-const _: () = assert!(size_of::<InFlight>() == 8 + 8 + 4 * 8 + 24 + 8 + 24);
-const _: () = assert!(size_of::<Target>() == 8 && size_of::<Event>() == 24);
+const _: () = assert!(size_of::<InFlight>() == 8 + 8 + 4 * 8 + 24 + 8 + 24 + 8);
+const _: () = assert!(size_of::<Target>() == 16 && size_of::<Event>() == 24);

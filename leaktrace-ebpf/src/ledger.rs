@@ -21,7 +21,8 @@ pub(crate) fn site_index(key: &SiteKey) -> Option<u32> {
 /// As [`site_index`]; `is_new` is called first where the site has not been seen before.
 ///
 /// A small table of recent answers comes before the hash map. An entry is one word, and what it
-/// leads to is compared with the whole key, so a stale one costs a look and nothing else.
+/// leads to is compared with the whole key, so a stale one, as whoever is preempted here writes it,
+/// costs a look and nothing else.
 #[inline(always)]
 pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32> {
     let mut hash = StackId::mix(key.call_site, key.detail);
@@ -219,19 +220,42 @@ pub(crate) fn put_back(key: AllocKey, block: &Outstanding) {
 #[inline(always)]
 fn count_alloc(block: &Outstanding) {
     let Some(record) = SITES.get_ptr_mut(block.site) else { return };
-    // SAFETY: a live map value; counters that add are atomic, the other two may lose a race
-    // without harm.
+    // SAFETY: a live map value; counters that add are atomic, and of two that write the time at
+    // once, either is right.
     unsafe {
         atomic::add(&raw mut (*record).allocated_count, 1);
         atomic::add(&raw mut (*record).allocated_bytes, block.size_bytes);
         if block.size_bytes > (*record).largest_bytes {
-            (*record).largest_bytes = block.size_bytes;
+            leaktrace_new_largest(block.site, block.size_bytes);
         }
         (*record).last_ns = block.timestamp_ns;
     }
     if config!(sampling) != 0 {
         leaktrace_weigh(block.site, block.size_bytes, block.detail, 0);
     }
+}
+
+/// Times that a new largest size is tried to be written against others.
+const GROWTHS: u32 = 4;
+
+/// Makes a size the largest of its site, unless a larger one is there by now: whoever is preempted
+/// before it writes must not put back a smaller one. Global and not inlined, so that the verifier
+/// checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_new_largest(site: u32, size_bytes: u64) -> u32 {
+    let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
+    for _ in 0..GROWTHS {
+        // SAFETY: a live map value, aligned.
+        unsafe {
+            let largest = &raw mut (*record).largest_bytes;
+            let known = largest.read_volatile();
+            if size_bytes <= known || atomic::exchange_if(largest, known, size_bytes) {
+                break;
+            }
+        }
+    }
+    0
 }
 
 /// Takes back that a block was counted as allocated: what it is comes with another event.

@@ -13,6 +13,7 @@ mod kernel;
 mod ledger;
 mod loss;
 mod maps;
+mod pair;
 mod stack;
 mod table;
 mod task;

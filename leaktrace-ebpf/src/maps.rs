@@ -11,7 +11,7 @@ use aya_ebpf::{
 use leaktrace_common::{
     Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, GFP_TESTS, GfpTest, InFlight,
     LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS,
-    PAGE_REGIONS_COUNT, PARTS, PageRegion, RcuLayout, SiteKey, SiteRecord, StackRecord,
+    PAGE_REGIONS_COUNT, PARTS, PageRegion, Pair, RcuLayout, SiteKey, SiteRecord, StackRecord,
     TEXT_RANGES, TOLD_TWICE, Target, TextMap, TextMapping, TextRange, VmallocCall,
 };
 
@@ -62,6 +62,8 @@ pub(crate) static CONFIG: Config = Config {
     signal_exec_offset: 0,
     sampling: 0,
     count_calls: 0,
+    preemptible: 0,
+    tail_calls: 0,
     skb_get_result: 0,
     skb_cache_at: 0,
     rcu: RcuLayout {
@@ -122,7 +124,8 @@ pub(crate) static SITE_INDEX: HashMap<SiteKey, u32> = HashMap::with_max_entries(
 /// Slots in [`RECENT_SITES`]; a power of two.
 pub(crate) const RECENT_SLOTS: u32 = 4096;
 
-/// Indices in [`SITES`] by a hash of the key, lately used; written by the ledger.
+/// Indices in [`SITES`] by a hash of the key, lately used; written by the ledger. One word each, and
+/// what it leads to is compared with the key.
 #[map]
 pub(crate) static RECENT_SITES: Array<u64> = Array::with_max_entries(RECENT_SLOTS, 0);
 
@@ -147,20 +150,26 @@ pub(crate) static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(
 pub(crate) const RECENT_STACK_SLOTS: u32 = 4096;
 
 /// Ids lately found in [`STACKS`], by themselves; written by the stack modules, and wiped by the
-/// loader after it has taken stacks out.
+/// loader after it has taken stacks out. One word each, which is looked up once more after it has
+/// been written.
 #[map]
 pub(crate) static RECENT_STACKS: Array<u64> =
     Array::with_max_entries(RECENT_STACK_SLOTS, BPF_F_MMAPABLE);
 
-/// [`LossReason`] -> count; written by all.
+/// [`LossReason`] -> count; written by all, by atomic additions, as a program can be interrupted and
+/// preempted.
 #[map]
 pub(crate) static LOSS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(LossReason::COUNT as u32, 0);
 
-/// The address whose free has been handled and not been looked at again; see
-/// [`crate::kernel`]'s second programs.
+/// [`Pair`] -> the event that its first program has handled last on this CPU, or 0; see
+/// [`crate::pair`].
 #[map]
-pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(Pair::COUNT as u32, 0);
+
+/// [`Pair`] -> events that its second program has recorded; written by second programs.
+#[map]
+pub(crate) static HEALED: Array<u64> = Array::with_max_entries(Pair::COUNT as u32, 0);
 
 /// 0: slots of [`SITES`] that were ever given out; 1: last space given to a process image for the
 /// first time, also by the loader; 2: blocks in [`OVERFLOW`]; 3: loads and unloads of modules; 4: processes in [`ENDED`], ever;
@@ -213,7 +222,8 @@ pub(crate) static PAGE_REGIONS: Array<PageRegion> = Array::with_max_entries(PAGE
 #[map]
 pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, VmallocCall> = HashMap::with_max_entries(4096, 0);
 
-/// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU.
+/// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU, see
+/// [`crate::stack::read_kernel`].
 #[map]
 pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
     PerCpuArray::with_max_entries(crate::stack::KERNEL_SLOTS, 0);
@@ -226,7 +236,8 @@ pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(MAX_
 pub(crate) const RECENT_TARGET_SLOTS: u32 = 256;
 
 /// Processes lately found in [`TARGETS`], tgid in the high half and space in the low one; written by
-/// the programs of processes, and wiped by the loader with a process that it takes out.
+/// the programs of processes, and wiped by the loader with a process that it takes out. One word
+/// each; `process::space_of` says why it is right.
 #[map]
 pub(crate) static RECENT_TARGETS: Array<u64> =
     Array::with_max_entries(RECENT_TARGET_SLOTS, BPF_F_MMAPABLE);
@@ -268,7 +279,8 @@ pub(crate) static MAPPINGS: Array<TextMapping> = Array::with_max_entries(1, BPF_
 #[map]
 pub(crate) static TEXT_MAPS: Array<TextMap> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Rules found lately, by address; written by user stack walks.
+/// Rules found lately, by address; written by user stack walks, which may tear an entry; that does
+/// not go unnoticed, see [`CachedRule`].
 #[map]
 pub(crate) static RULE_CACHE: Array<CachedRule> =
     Array::with_max_entries(crate::user::walk::CACHE_SLOTS, 0);

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Programs that take kernel stacks; each has a scratch slot of its own.
-pub(crate) const KERNEL_SLOTS: u32 = 10;
+pub(crate) const KERNEL_SLOTS: u32 = 15;
 
 /// `-EEXIST`
 pub(crate) const EEXIST: i32 = -17;
@@ -25,9 +25,10 @@ pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
 
 /// Reads the kernel stack into a scratch slot; gives whether there is one, or counts the loss.
 ///
-/// `slot` belongs to the calling program alone: the kernel does not run a raw tracepoint
-/// program while it is running on the same CPU (`__bpf_trace_run`, kernel/trace/bpf_trace.c,
-/// 6.1 and 6.18).
+/// `slot` belongs to the calling program alone, also beside a second one on the same tracepoint: the
+/// kernel does not run a raw tracepoint program while it is running on the same CPU, not even where
+/// it is preempted there, and it stays on its CPU (`__bpf_trace_run`, kernel/trace/bpf_trace.c, 6.1
+/// to 7.2). Nor does it run a kprobe's within another's (`trace_call_bpf` there).
 #[inline(always)]
 pub(crate) fn read_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else {
@@ -148,7 +149,12 @@ pub(crate) unsafe fn store_hashed(record: *mut StackRecord, hash: u64) -> u64 {
         }
         if STACKS.get_ptr(id).is_some() {
             *recent = id;
-            return id;
+            // The loader may have taken it out, and wiped the table, in between; it does so in this
+            // order.
+            if STACKS.get_ptr(id).is_some() {
+                return id;
+            }
+            *recent = 0;
         }
         match STACKS.insert(id, &*record, u64::from(BPF_NOEXIST)) {
             Ok(()) | Err(EEXIST) => id,

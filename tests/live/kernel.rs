@@ -126,6 +126,30 @@ fn sees_kfree_rcu(report: &Report) -> bool {
     !refused
 }
 
+/// From 7.0 on a kernel that is built with preemption preempts the programs of tracepoints: events
+/// of the other threads are refused to a program that is stopped in its middle, and each program's
+/// second has them. Before that no program can be preempted.
+#[test]
+fn objects_of_threads_that_create_them_at_once_on_one_cpu_are_exact() {
+    let mut before = Leaker::start("kobjects", &["one-cpu"]);
+    let mut leaker = Leaker::start("kobjects", &["one-cpu"]);
+    let traced = Traced::start(&["kernel", "--stacks", "all", "-i", "1h"]);
+    before.advance("holding");
+    before.advance("closed");
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_held_by_creator(report, leaker.pid());
+    assert_held_by_call_site(report, leaker.pid());
+    assert_nothing_missed(report);
+    // All but what kfree_rcu frees, where that cannot be seen.
+    assert_eq!(held_below(report, before.pid(), PIPE, PIPE_INFO), 0, "{}", report.value["loss"]);
+    assert_eq!(held_below(report, before.pid(), EVENTFD, EVENTFD), 0, "{}", report.value["loss"]);
+    before.end();
+    leaker.advance("closed");
+    leaker.end();
+}
+
 #[test]
 fn objects_stand_under_the_functions_that_create_them() {
     let mut leaker = Leaker::start("kobjects", &[]);

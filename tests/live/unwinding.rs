@@ -12,7 +12,7 @@ use leaktrace_tests::{
     leaker::Leaker,
     oracle::Oracle,
     program::build_library,
-    report::{Report, Site},
+    report::{Report, Site, number},
     traced::Traced,
 };
 use serde_json::Value;
@@ -233,8 +233,19 @@ fn stacks_of_python_are_those_of_gdb() {
 /// slot. A walk that finds no free slot is counted, and its block is still there.
 #[test]
 fn threads_that_allocate_at_once_have_their_own_stacks() {
-    const BLOCKS: u64 = 1000;
-    let mut leaker = Leaker::start("crowd", &["64", &BLOCKS.to_string()]);
+    check_crowd(64, 1000, &[]);
+}
+
+/// The same on one CPU, where each thread preempts the others in the middle of their programs: what
+/// the programs remember of earlier calls is written by one while another is at it.
+#[test]
+fn threads_that_allocate_at_once_on_one_cpu_have_their_own_stacks() {
+    check_crowd(16, 1000, &["one-cpu"]);
+}
+
+fn check_crowd(threads_count: usize, blocks: u64, more: &[&str]) {
+    let (count, each) = (threads_count.to_string(), blocks.to_string());
+    let mut leaker = Leaker::start("crowd", &[&[count.as_str(), &each], more].concat());
     let threads = leaker.stage().line["threads"].clone();
     let pid = leaker.pid_arg();
     let traced = Traced::start(&["user", "-p", &pid, "--interval", "1h"]);
@@ -246,7 +257,7 @@ fn threads_that_allocate_at_once_have_their_own_stacks() {
         let way = array(&thread["way"]).iter().rev().filter_map(Value::as_str).collect();
         sizes.insert(way, thread["bytes"].as_u64().unwrap_or_default());
     }
-    assert_eq!(sizes.len(), 64);
+    assert_eq!(sizes.len(), threads_count);
     let mut counts = BTreeMap::<u64, u64>::new();
     let (mut without, mut bytes_without) = (0, 0);
     for site in report.sites().into_iter().filter(|site| site.has_frame("site_crowd")) {
@@ -267,11 +278,16 @@ fn threads_that_allocate_at_once_have_their_own_stacks() {
     assert_eq!(without, report.loss("stacks_lost"), "{}", report.outline());
     let missing: Vec<(u64, u64)> = sizes
         .values()
-        .map(|size| (*size, BLOCKS.checked_sub(counts.get(size).copied().unwrap_or(0))))
+        .map(|size| (*size, blocks.checked_sub(counts.get(size).copied().unwrap_or(0))))
         .map(|(size, missing)| (size, missing.unwrap_or_else(|| panic!("{counts:?}"))))
         .collect();
     assert_eq!(missing.iter().map(|(_, count)| count).sum::<u64>(), without, "{counts:?}");
     assert_eq!(missing.iter().map(|(size, count)| size * count).sum::<u64>(), bytes_without);
+    let brief = report.sites().into_iter().filter(|site| site.has_frame("site_brief"));
+    let kept: u64 = brief.map(|site| number(site.value, "outstanding_count")).sum();
+    assert_eq!(kept, 0, "{}", report.outline());
+    assert_eq!(report.loss("missed_allocs"), 0, "{}", report.outline());
+    assert_eq!(report.loss("missed_frees"), 0, "{}", report.outline());
     leaker.end();
 }
 

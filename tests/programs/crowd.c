@@ -1,14 +1,15 @@
 /*
  * Many threads allocate at once, each below a way of its own through four
  * functions, blocks of a size of its own: a frame of another thread's stack shows
- * as a wrong name, a stack given to another thread's block as a wrong size.
+ * as a wrong name, a stack given to another thread's block as a wrong size. With a
+ * third argument all of them are on one CPU, preempt one another, and free blocks in
+ * between.
  *
  * Stages: ready, with what each thread will do, (byte: allocate) holding, (byte)
  * end without freeing.
  */
-#include "account.h"
-
-#include <pthread.h>
+#define _GNU_SOURCE
+#include "onecpu.h"
 
 #define MOST 64
 
@@ -18,12 +19,22 @@ static go *const colours[] = {red, green, blue, white};
 static const char *const names[] = {"red", "green", "blue", "white"};
 
 static unsigned long blocks_each;
+static int is_one_cpu;
 static pthread_barrier_t barrier;
 
 SITE void site_crowd(unsigned long bytes)
 {
     void *block = malloc(bytes);
     __asm__ volatile("" : "+r"(block) : : "memory");
+}
+
+SITE void site_brief(unsigned long bytes)
+{
+    void *block = malloc(bytes);
+    __asm__ volatile("" : "+r"(block) : : "memory");
+    block = realloc(block, 2 * bytes);
+    __asm__ volatile("" : "+r"(block) : : "memory");
+    free(block);
 }
 
 /* Each has a frame of its own size. */
@@ -51,15 +62,25 @@ static void *run(void *argument)
 {
     unsigned long n = (unsigned long)argument;
     pthread_barrier_wait(&barrier);
-    for (unsigned long i = 0; i < blocks_each; i++)
+    if (is_one_cpu)
+        take_priority((int)n);
+    for (unsigned long i = 0; i < blocks_each; i++) {
         red(way_of(n), length_of(n), bytes_of(n));
+        if (is_one_cpu) {
+            site_brief(bytes_of(n));
+            step_aside(n + i);
+        }
+    }
     return NULL;
 }
 
 int main(int argc, char **argv)
 {
     pthread_t threads[MOST];
-    check(argc == 3, "usage: crowd THREADS BLOCKS");
+    check(argc == 3 || argc == 4, "usage: crowd THREADS BLOCKS [one-cpu]");
+    is_one_cpu = argc == 4;
+    if (is_one_cpu)
+        stay_on_one_cpu();
     unsigned long count = strtoul(argv[1], NULL, 10);
     blocks_each = strtoul(argv[2], NULL, 10);
     check(count > 0 && count <= MOST, "THREADS is 1 to 64");

@@ -88,13 +88,18 @@ pub fn loaded_programs() -> BTreeMap<u32, String> {
 ///
 /// When not root, or when the process has ended.
 pub fn verified_instructions(pid: u32) -> Vec<(String, u64)> {
+    verified_programs(pid).into_iter().map(|(_, name, count)| (name, count)).collect()
+}
+
+/// As [`verified_instructions`], with the programs' IDs.
+pub(crate) fn verified_programs(pid: u32) -> Vec<(u32, String, u64)> {
     let mut programs = Vec::new();
     for text in descriptors(pid) {
         // Links have a `prog_id:` too, but not the other.
         let fields = (field(&text, "prog_id:"), field(&text, "verified_insns:"));
         if let (Some(id), Some(count)) = fields {
             let id = u32::try_from(id).unwrap_or_else(|error| panic!("{error}"));
-            programs.extend(program_name(id).map(|name| (name, count)));
+            programs.extend(program_name(id).map(|name| (id, name, count)));
         }
     }
     programs

@@ -24,6 +24,7 @@ pub mod busy;
 pub mod child;
 pub mod driver;
 pub mod groups;
+pub mod jited;
 pub mod kernel;
 pub mod leaker;
 pub mod maps;

@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Beside the same probes with empty programs, in the place of other tools: user workloads only.
     #[arg(long)]
     limits: bool,
+    /// Beside this leaktrace, in the place of other tools: workloads only.
+    #[arg(long, conflicts_with = "limits")]
+    beside: Option<PathBuf>,
     /// Rounds of which the medians count.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
@@ -87,7 +90,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         }
     }
     let mut figures = Vec::new();
-    if !options.limits {
+    if !options.limits && options.beside.is_none() {
         if options.wants("latency") {
             figures.extend(figures::latency(&leaktrace, rounds)?);
         }
@@ -117,12 +120,19 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
 /// One workload in all its ways, in turns.
 fn measure(workload: &Workload, options: &Options, leaktrace: &std::path::Path) -> Result<Table> {
     workload.prepare()?;
-    let ways = tracer::ways(workload.side, options.limits);
+    let ways = match options.beside {
+        Some(_) => tracer::beside(workload.side),
+        None => tracer::ways(workload.side, options.limits),
+    };
     let mut rows: Vec<Row> =
         ways.iter().map(|way| Row { way: *way, rates: Vec::new(), refusal: None }).collect();
     for _ in 0..options.rounds {
         for row in rows.iter_mut().filter(|row| row.refusal.is_none()) {
-            match row.way.rate(workload, leaktrace) {
+            let binary = match (row.way, &options.beside) {
+                (tracer::Way::Other(_), Some(other)) => other,
+                _ => leaktrace,
+            };
+            match row.way.rate(workload, binary) {
                 Ok(rate) => row.rates.push(rate),
                 // That is leaktrace's own failure, or the bench's.
                 Err(error) if !row.way.is_peer() => return Err(error),

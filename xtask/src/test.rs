@@ -199,6 +199,7 @@ const MACHINES: [(vm::Flavour, File, &[&str]); 7] = [
         File::Live,
         &[
             "at_once",
+            "preemption::",
             "verifier",
             "exact::",
             "semantics::",

@@ -36,7 +36,7 @@ pub(crate) fn lt_alloc_bulk(ctx: FExitContext) -> i32 {
     let (cache, gfp) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1));
     let (pointers, count) = (ctx.arg::<u64>(3), ctx.arg::<u64>(4) as i32);
     if count > 0 && filter::wants_gfp(gfp as u32) {
-        record(&ctx, 7, cache, pointers, count as u64);
+        record(&ctx, 12, cache, pointers, count as u64);
     }
     0
 }
@@ -46,7 +46,7 @@ pub(crate) fn lt_skb_get(ctx: FExitContext) -> i32 {
     let skb = if config!(skb_get_result) == 1 { ctx.arg::<u64>(1) } else { ctx.arg::<u64>(0) };
     if skb != 0 {
         leaktrace_free_one(skb);
-        if let Some((size_bytes, site, tgid)) = site_of(&ctx, 8, skb_cache()) {
+        if let Some((size_bytes, site, tgid)) = site_of(&ctx, 13, skb_cache()) {
             leaktrace_record_one(skb, size_bytes, site, tgid);
         }
     }
@@ -59,7 +59,7 @@ pub(crate) fn lt_skb_get_bulk(ctx: FExitContext) -> i32 {
     if count > 0 {
         // It asks for 64 at most (NAPI_SKB_CACHE_SIZE, net/core/skbuff.c).
         leaktrace_free_all(pointers, u64::from(count));
-        record(&ctx, 9, skb_cache(), pointers, u64::from(count));
+        record(&ctx, 14, skb_cache(), pointers, u64::from(count));
     }
     0
 }

@@ -18,17 +18,17 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    AllocKey, KERNEL_SPACE, Kind, LossReason, MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion,
+    AllocKey, KERNEL_SPACE, Kind, LossReason, MAX_PAGE_ORDER, PAGE_REGIONS_COUNT, PageRegion, Pair,
 };
 
 use super::{
     by_stack,
-    slab::{Allocation, arg},
+    slab::{Allocation, arg, unless_recorded},
 };
 use crate::{
     atomic, filter, ledger, loss,
     maps::{PAGE_REGIONS, config},
-    table,
+    pair, table,
 };
 
 /// Bytes of a page on the machines that leaktrace runs on.
@@ -43,21 +43,35 @@ const TRIES: u32 = 256;
 /// kmem:mm_page_alloc
 #[raw_tracepoint(tracepoint = "mm_page_alloc")]
 pub(crate) fn lt_page_alloc(ctx: RawTracePointContext) -> i32 {
-    let (page, order, gfp) = (arg!(&ctx, 0), arg!(&ctx, 1) as u32, arg!(&ctx, 2) as u32);
+    pair::first(Pair::PageAlloc, arg!(&ctx, 0), || alloc(&ctx, 6));
+    0
+}
+
+/// kmem:mm_page_alloc, a second time
+#[raw_tracepoint(tracepoint = "mm_page_alloc")]
+pub(crate) fn lt_page_alloc_2(ctx: RawTracePointContext) -> i32 {
+    let page = arg!(&ctx, 0);
+    pair::second(Pair::PageAlloc, page, || unless_recorded(page, || alloc(&ctx, 11)));
+    0
+}
+
+#[inline(always)]
+fn alloc(ctx: &RawTracePointContext, slot: u32) {
+    let (page, order, gfp) = (arg!(ctx, 0), arg!(ctx, 1) as u32, arg!(ctx, 2) as u32);
     if page == 0 || order > MAX_PAGE_ORDER || !filter::wants_gfp(gfp) {
-        return 0;
+        return;
     }
     // Pages of processes and of files can be moved, and say so.
     if config!(all_pages) == 0 && gfp & config!(gfp_movable) != 0 {
-        return 0;
+        return;
     }
     if order > 0 {
         // Before the block can be found: see `leaktrace_free_pages`.
         count_in_region(page, ONE_MORE);
     }
     let is_tracked = by_stack::allocated(
-        &ctx,
-        6,
+        ctx,
+        slot,
         &Allocation {
             kind: Kind::Pages,
             call_site: 0,
@@ -70,20 +84,23 @@ pub(crate) fn lt_page_alloc(ctx: RawTracePointContext) -> i32 {
     if order > 0 && !is_tracked {
         count_in_region(page, ONE_LESS);
     }
-    0
 }
 
 /// kmem:mm_page_free
 #[raw_tracepoint(tracepoint = "mm_page_free")]
 pub(crate) fn lt_page_free(ctx: RawTracePointContext) -> i32 {
-    leaktrace_free_pages(arg!(&ctx, 0), arg!(&ctx, 1) as u32);
+    let (page, order) = (arg!(&ctx, 0), arg!(&ctx, 1) as u32);
+    pair::first(Pair::PageFree, page, || {
+        leaktrace_free_pages(page, order);
+    });
     0
 }
 
-/// kmem:mm_page_free, a second time: see `look_again` of the slab module.
+/// kmem:mm_page_free, a second time
 #[raw_tracepoint(tracepoint = "mm_page_free")]
 pub(crate) fn lt_page_free_2(ctx: RawTracePointContext) -> i32 {
-    leaktrace_free_pages(arg!(&ctx, 0), arg!(&ctx, 1) as u32);
+    let (page, order) = (arg!(&ctx, 0), arg!(&ctx, 1) as u32);
+    pair::second(Pair::PageFree, page, || leaktrace_free_pages(page, order) != 0);
     0
 }
 

@@ -11,9 +11,10 @@ use aya_ebpf::{
     EbpfContext as _, helpers::bpf_probe_read_kernel, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
+use leaktrace_common::Pair;
 
 use super::bulk;
-use crate::maps::config;
+use crate::{maps::config, pair};
 
 /// Pages followed in one list; 128 of them hold some 64,000 objects.
 const MAX_PAGES: u32 = 128;
@@ -21,10 +22,34 @@ const MAX_PAGES: u32 = 128;
 /// workqueue:workqueue_execute_start (struct work_struct *work)
 #[raw_tracepoint(tracepoint = "workqueue_execute_start")]
 pub(crate) fn lt_rcu_work(ctx: RawTracePointContext) -> i32 {
-    // SAFETY: the tracepoint has one argument, a work item; the helpers check addresses.
-    let work = unsafe { *ctx.as_ptr().cast::<u64>() };
+    let work = work_of(&ctx);
+    pair::first(Pair::RcuWork, work, || executed(work));
+    0
+}
+
+/// workqueue:workqueue_execute_start, a second time
+#[raw_tracepoint(tracepoint = "workqueue_execute_start")]
+pub(crate) fn lt_rcu_work_2(ctx: RawTracePointContext) -> i32 {
+    let work = work_of(&ctx);
+    pair::second(Pair::RcuWork, work, || {
+        executed(work);
+        // Most work is not RCU's.
+        false
+    });
+    0
+}
+
+#[inline(always)]
+fn work_of(ctx: &RawTracePointContext) -> u64 {
+    // SAFETY: the tracepoint has one argument, a work item.
+    unsafe { *ctx.as_ptr().cast::<u64>() }
+}
+
+/// A work item is about to be executed; the helpers check addresses.
+#[inline(always)]
+fn executed(work: u64) {
     let Some(function) = read(work.wrapping_add(u64::from(config!(rcu.func_offset)))) else {
-        return 0;
+        return;
     };
     // The lists of slab objects come first in both arrays, those of vmalloc second.
     let head = if function == config!(rcu.work_function) {
@@ -33,9 +58,9 @@ pub(crate) fn lt_rcu_work(ctx: RawTracePointContext) -> i32 {
         work.wrapping_sub(u64::from(config!(rcu.monitor_offset)))
             .wrapping_add(u64::from(config!(rcu.monitor_list_offset)))
     } else {
-        return 0;
+        return;
     };
-    let Some(mut page) = read(head) else { return 0 };
+    let Some(mut page) = read(head) else { return };
     for _ in 0..MAX_PAGES {
         if page == head || page == 0 {
             break;
@@ -45,7 +70,6 @@ pub(crate) fn lt_rcu_work(ctx: RawTracePointContext) -> i32 {
         let Some(next) = read(page) else { break };
         page = next;
     }
-    0
 }
 
 /// Counts every object of one page as freed. Global and not inlined, so that the verifier

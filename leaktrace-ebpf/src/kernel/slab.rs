@@ -13,7 +13,8 @@
 //!
 //! The `*_node` variants (to 6.0) add the node at the end. The loader reads the positions from
 //! the kernel's BTF. Raw tracepoints carry the same arguments as BTF-typed ones at the same
-//! cost and under the same recursion guard, so there is one program for both.
+//! cost and under the same recursion guard, so there is one program for both; see [`crate::pair`] for
+//! what that guard refuses.
 
 use aya_ebpf::{
     EbpfContext,
@@ -23,15 +24,15 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, SiteKey, SiteVerdict,
+    AllocKey, CacheName, KERNEL_SPACE, Kind, LossReason, Outstanding, Pair, SiteKey, SiteVerdict,
     StackId, TOLD_TWICE,
 };
 
 use super::{by_stack, module};
 use crate::{
     filter, ledger, loss,
-    maps::{CACHES, CONFIG, HANDLED, config},
-    stack,
+    maps::{CACHES, CONFIG, config},
+    pair, stack,
 };
 
 /// `kmalloc(0)` gives `ZERO_SIZE_PTR`, which is 16; it and NULL are no allocations.
@@ -58,49 +59,78 @@ pub(super) struct Allocation {
 /// kmem:kmalloc
 #[raw_tracepoint(tracepoint = "kmalloc")]
 pub(crate) fn lt_kmalloc(ctx: RawTracePointContext) -> i32 {
-    kmalloc(&ctx, 0)
+    pair::first(Pair::Kmalloc, arg!(&ctx, 1), || kmalloc(&ctx, 0));
+    0
+}
+
+/// kmem:kmalloc, a second time
+#[raw_tracepoint(tracepoint = "kmalloc")]
+pub(crate) fn lt_kmalloc_2(ctx: RawTracePointContext) -> i32 {
+    let address = arg!(&ctx, 1);
+    pair::second(Pair::Kmalloc, address, || unless_recorded(address, || kmalloc(&ctx, 7)));
+    0
 }
 
 /// kmem:kmalloc_node, to 6.0
 #[raw_tracepoint(tracepoint = "kmalloc_node")]
 pub(crate) fn lt_kmalloc_node(ctx: RawTracePointContext) -> i32 {
-    kmalloc(&ctx, 1)
+    kmalloc(&ctx, 1);
+    0
 }
 
 /// kmem:kmem_cache_alloc
 #[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
 pub(crate) fn lt_cache_alloc(ctx: RawTracePointContext) -> i32 {
-    kmem_cache_alloc(&ctx, 2)
+    pair::first(Pair::CacheAlloc, arg!(&ctx, 1), || kmem_cache_alloc(&ctx, 2));
+    0
+}
+
+/// kmem:kmem_cache_alloc, a second time
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
+pub(crate) fn lt_cache_alloc_2(ctx: RawTracePointContext) -> i32 {
+    let address = arg!(&ctx, 1);
+    let run = || kmem_cache_alloc(&ctx, 8);
+    pair::second(Pair::CacheAlloc, address, || unless_recorded(address, run));
+    0
 }
 
 /// kmem:kmem_cache_alloc_node, to 6.0
 #[raw_tracepoint(tracepoint = "kmem_cache_alloc_node")]
 pub(crate) fn lt_cache_alloc_n(ctx: RawTracePointContext) -> i32 {
-    kmem_cache_alloc(&ctx, 3)
+    kmem_cache_alloc(&ctx, 3);
+    0
 }
 
 /// kmem:kfree
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn lt_kfree(ctx: RawTracePointContext) -> i32 {
-    free(&ctx)
+    let address = arg!(&ctx, 1);
+    pair::first(Pair::Kfree, address, || free(address));
+    0
 }
 
 /// kmem:kmem_cache_free
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn lt_cache_free(ctx: RawTracePointContext) -> i32 {
-    free(&ctx)
+    let address = arg!(&ctx, 1);
+    pair::first(Pair::CacheFree, address, || free(address));
+    0
 }
 
 /// kmem:kfree, a second time
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn lt_kfree_2(ctx: RawTracePointContext) -> i32 {
-    look_again(&ctx)
+    let address = arg!(&ctx, 1);
+    pair::second(Pair::Kfree, address, || look_again(address));
+    0
 }
 
 /// kmem:kmem_cache_free, a second time
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn lt_cache_free_2(ctx: RawTracePointContext) -> i32 {
-    look_again(&ctx)
+    let address = arg!(&ctx, 1);
+    pair::second(Pair::CacheFree, address, || look_again(address));
+    0
 }
 
 /// Argument `n` of a raw tracepoint.
@@ -126,14 +156,14 @@ macro_rules! arg {
 pub(super) use arg;
 
 #[inline(always)]
-fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
+fn kmalloc(ctx: &RawTracePointContext, slot: u32) {
     let (size_bytes, object_bytes, gfp) = if config!(kmalloc_size_arg) == 3 {
         (arg!(ctx, 3), arg!(ctx, 4), arg!(ctx, 5))
     } else {
         (arg!(ctx, 2), arg!(ctx, 3), arg!(ctx, 4))
     };
     if !filter::wants_gfp(gfp as u32) {
-        return 0;
+        return;
     }
     if object_bytes > LARGEST_OBJECT {
         leaktrace_take_first(arg!(ctx, 1), size_bytes);
@@ -150,7 +180,7 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
             size_bytes,
             detail: u64::from(cache_flags) << 32 | object_bytes & 0xffff_ffff,
         },
-    )
+    );
 }
 
 /// Takes out a large block that kmalloc has told as its own, since it is about to be told as its
@@ -174,7 +204,7 @@ pub extern "C" fn leaktrace_take_first(address: u64, size_bytes: u64) -> u32 {
 }
 
 #[inline(always)]
-fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
+fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) {
     let cache = if config!(cache_arg) == 2 { arg!(ctx, 2) } else { 0 };
     let (size_bytes, gfp) = if config!(cache_size_arg) == 3 {
         (arg!(ctx, 3), arg!(ctx, 5))
@@ -184,7 +214,7 @@ fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
         (0, arg!(ctx, 3))
     };
     if !filter::wants_gfp(gfp as u32) {
-        return 0;
+        return;
     }
     allocated(
         ctx,
@@ -197,7 +227,7 @@ fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) -> i32 {
             size_bytes,
             detail: cache,
         },
-    )
+    );
 }
 
 /// `object_size` of a `struct kmem_cache`.
@@ -210,19 +240,19 @@ pub(super) fn object_size(cache: u64) -> u64 {
 
 /// Records an allocation.
 #[inline(always)]
-pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> i32 {
+pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) {
     if allocation.address <= ZERO_SIZE_PTR {
-        return 0;
+        return;
     }
     if allocation.size_bytes != 0 && !filter::wants_size(allocation.size_bytes) {
-        return 0;
+        return;
     }
-    let Some(tgid) = filter::wanted_tgid(ctx, slot) else { return 0 };
-    let Some(base) = base_of(allocation) else { return 0 };
+    let Some(tgid) = filter::wanted_tgid(ctx, slot) else { return };
+    let Some(base) = base_of(allocation) else { return };
     let verdict =
         filter::site_verdict(base, allocation.kind, allocation.detail, allocation.call_site);
     if verdict == SiteVerdict::Unwanted as u32 {
-        return 0;
+        return;
     }
     let size_bytes = match allocation.size_bytes {
         size_bytes @ 1.. => size_bytes,
@@ -233,12 +263,12 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
                 known => known,
             };
             if !filter::wants_size(size_bytes) {
-                return 0;
+                return;
             }
             size_bytes
         }
     };
-    let Some(site) = with_stack(ctx, slot, allocation, base, verdict) else { return 0 };
+    let Some(site) = with_stack(ctx, slot, allocation, base, verdict) else { return };
     ledger::on_alloc(
         AllocKey::new(allocation.space, allocation.address),
         Outstanding {
@@ -249,7 +279,6 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
             detail: tgid,
         },
     );
-    0
 }
 
 /// The site of an allocation, with its stack if one is wanted.
@@ -321,48 +350,36 @@ pub(super) fn learn_cache_name(cache: u64) {
     }
 }
 
+/// Runs a second program, unless its block is in the table; gives whether it has put it there.
 #[inline(always)]
-fn free(ctx: &RawTracePointContext) -> i32 {
-    let address = arg!(ctx, 1);
-    if address > ZERO_SIZE_PTR {
-        // SAFETY: the helper has no preconditions.
-        let now_ns = unsafe { bpf_ktime_get_ns() };
-        let key = AllocKey::new(KERNEL_SPACE, address);
-        if !ledger::on_free(key, now_ns) && !filter::is_own() {
-            loss::count(LossReason::UntrackedFree);
-        }
-        if let Some(handled) = HANDLED.get_ptr_mut(0) {
-            // SAFETY: a live map value, this CPU's own.
-            unsafe { handled.write_volatile(address) };
-        }
+pub(super) fn unless_recorded(address: u64, run: impl FnOnce()) -> bool {
+    let is_recorded = || super::pages::leaktrace_size_at(address) != 0;
+    if is_recorded() {
+        return false;
     }
-    0
+    run();
+    is_recorded()
 }
 
-/// Takes out what [`free`] could not: the kernel does not run a program that is running on the
-/// same CPU, so frees in an interrupt of it are refused, some hundred in a row when they come
-/// from RCU callbacks. A second program on the tracepoint is not running then; when it is itself
-/// the one that was interrupted, the first is not.
-///
-/// Mostly the first has run just before: its mark saves the look. The mark is used up, so that
-/// none is left that a later free of the same address could meet.
 #[inline(always)]
-fn look_again(ctx: &RawTracePointContext) -> i32 {
-    let address = arg!(ctx, 1);
-    if let Some(handled) = HANDLED.get_ptr_mut(0) {
-        // SAFETY: as in `free`.
-        unsafe {
-            if handled.read_volatile() == address {
-                handled.write_volatile(0);
-                return 0;
-            }
-        }
+fn free(address: u64) {
+    if address <= ZERO_SIZE_PTR {
+        return;
     }
-    if address > ZERO_SIZE_PTR
-        && let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, address))
-    {
-        // SAFETY: the helper has no preconditions.
-        ledger::count_free(&block, unsafe { bpf_ktime_get_ns() });
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let key = AllocKey::new(KERNEL_SPACE, address);
+    if !ledger::on_free(key, now_ns) && !filter::is_own() {
+        loss::count(LossReason::UntrackedFree);
     }
-    0
+}
+
+/// Takes out what [`free`] was not run for; gives whether there was something.
+#[inline(always)]
+fn look_again(address: u64) -> bool {
+    if address <= ZERO_SIZE_PTR {
+        return false;
+    }
+    // SAFETY: the helper has no preconditions.
+    ledger::on_free(AllocKey::new(KERNEL_SPACE, address), unsafe { bpf_ktime_get_ns() })
 }

@@ -15,15 +15,16 @@ use aya_ebpf::{
     macros::{fentry, kprobe, kretprobe, raw_tracepoint},
     programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, VmallocCall};
+use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, Pair, VmallocCall};
 
 use super::{
     by_stack,
-    slab::{Allocation, arg, site_of},
+    slab::{Allocation, arg, site_of, unless_recorded},
 };
 use crate::{
     filter, ledger, loss,
     maps::{VMALLOC_IN_FLIGHT, config},
+    pair,
 };
 
 /// Guard page behind each area, which nobody asked for (`VM_NO_GUARD` areas have none).
@@ -157,30 +158,55 @@ pub(crate) fn lt_vfree_atomic_k(ctx: ProbeContext) -> u32 {
 /// vmap:alloc_vmap_area
 #[raw_tracepoint(tracepoint = "alloc_vmap_area")]
 pub(crate) fn lt_area_alloc(ctx: RawTracePointContext) -> i32 {
+    pair::first(Pair::AreaAlloc, arg!(&ctx, 0), || area_alloc(&ctx, 5));
+    0
+}
+
+/// vmap:alloc_vmap_area, a second time
+#[raw_tracepoint(tracepoint = "alloc_vmap_area")]
+pub(crate) fn lt_area_alloc_2(ctx: RawTracePointContext) -> i32 {
+    let address = arg!(&ctx, 0);
+    pair::second(Pair::AreaAlloc, address, || unless_recorded(address, || area_alloc(&ctx, 10)));
+    0
+}
+
+#[inline(always)]
+fn area_alloc(ctx: &RawTracePointContext, slot: u32) {
     // Nothing tells its GFP flags.
-    if arg!(&ctx, 5) as u32 != 0 || config!(filter_gfp) != 0 {
-        return 0;
+    if arg!(ctx, 5) as u32 != 0 || config!(filter_gfp) != 0 {
+        return;
     }
-    let size_bytes = arg!(&ctx, 1);
+    let size_bytes = arg!(ctx, 1);
     by_stack::allocated(
-        &ctx,
-        5,
+        ctx,
+        slot,
         &Allocation {
             kind: Kind::Vmalloc,
             call_site: 0,
-            address: arg!(&ctx, 0),
+            address: arg!(ctx, 0),
             space: KERNEL_SPACE,
             size_bytes: size_bytes.saturating_sub(GUARD_BYTES).max(1),
             detail: 0,
         },
     );
-    0
 }
 
 /// vmap:free_vmap_area_noflush
 #[raw_tracepoint(tracepoint = "free_vmap_area_noflush")]
 pub(crate) fn lt_area_free(ctx: RawTracePointContext) -> i32 {
-    freed(arg!(&ctx, 0));
+    let address = arg!(&ctx, 0);
+    pair::first(Pair::AreaFree, address, || freed(address));
+    0
+}
+
+/// vmap:free_vmap_area_noflush, a second time
+#[raw_tracepoint(tracepoint = "free_vmap_area_noflush")]
+pub(crate) fn lt_area_free_2(ctx: RawTracePointContext) -> i32 {
+    let address = arg!(&ctx, 0);
+    pair::second(Pair::AreaFree, address, || {
+        // SAFETY: the helper has no preconditions.
+        ledger::on_free(AllocKey::new(KERNEL_SPACE, address), unsafe { bpf_ktime_get_ns() })
+    });
     0
 }
 

@@ -23,7 +23,7 @@ use leaktrace_common::{
 };
 
 use super::{
-    process, sampling,
+    own_stack, process, sampling,
     walk::{self, Start},
 };
 use crate::{
@@ -43,6 +43,7 @@ const WATCH_RETURN: u32 = 0;
 #[unsafe(link_section = "uprobe")]
 pub(crate) extern "C" fn lt_session(ctx: *mut core::ffi::c_void) -> u32 {
     let ctx = ProbeContext::new(ctx);
+    own_stack::keep(&ctx, &own_stack::SESSION_CALLS);
     // SAFETY: the context is a live pt_regs. At the entry the instruction pointer is the
     // probe's address, at the return the caller's.
     unsafe {
@@ -57,6 +58,7 @@ pub(crate) extern "C" fn lt_session(ctx: *mut core::ffi::c_void) -> u32 {
 /// Entry alone (uprobe_multi and perf_event links).
 #[uprobe]
 pub(crate) fn lt_entry(ctx: ProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::ENTRY_CALLS);
     entry(&ctx);
     0
 }
@@ -64,6 +66,7 @@ pub(crate) fn lt_entry(ctx: ProbeContext) -> u32 {
 /// Return alone (uprobe_multi and perf_event links).
 #[uretprobe]
 pub(crate) fn lt_return(ctx: RetProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::RETURN_CALLS);
     // SAFETY: the context is a live pt_regs.
     unsafe { returned(&ctx, ctx.regs, false) };
     0
@@ -73,6 +76,7 @@ pub(crate) fn lt_return(ctx: RetProbeContext) -> u32 {
 /// [`leaktrace_common::AllocFunction::throws`].
 #[uprobe]
 pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::RETURNING_CALLS);
     sampling::count_call(Call::SteppedReturn);
     // SAFETY: the context is a live pt_regs.
     let (rsp, rax) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rax) };
@@ -91,6 +95,7 @@ pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
 /// `free`, anywhere in its prologue where the first argument is intact.
 #[uprobe]
 pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::FREE_CALLS);
     sampling::count_hit(&ctx, Call::Free, Call::SteppedFree);
     // SAFETY: the context is a live pt_regs.
     let pointer = unsafe { (*ctx.regs).rdi };
@@ -262,7 +267,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
 
 /// The slot of the running thread.
 #[inline(always)]
-fn slot(thread: u64) -> Option<*mut InFlight> {
+pub(super) fn slot(thread: u64) -> Option<*mut InFlight> {
     if let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) {
         return Some(slot);
     }
@@ -290,12 +295,13 @@ pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
 }
 
 /// A thread ends: a call of which it has not returned never will. That is a loss where it leaves
-/// `alone`, as its process lives on.
+/// `alone`, as its process lives on. Gives whether there was one.
 #[inline(always)]
-pub(super) fn abandon(thread: u64, space: u32, alone: bool) {
-    let Some(flight) = IN_FLIGHT.get_ptr_mut(thread) else { return };
+pub(super) fn abandon(thread: u64, space: u32, alone: bool) -> bool {
+    let Some(flight) = IN_FLIGHT.get_ptr_mut(thread) else { return false };
     // SAFETY: a live map value that belongs to this thread.
     unsafe {
+        let is_news = (*flight).stack_pointer != 0;
         if (*flight).stack_pointer != 0 && (*flight).space == space {
             if alone {
                 loss::count(LossReason::SkippedReturn);
@@ -303,6 +309,7 @@ pub(super) fn abandon(thread: u64, space: u32, alone: bool) {
             put_old_back(&*flight);
         }
         (*flight).stack_pointer = 0;
+        is_news
     }
 }
 

@@ -4,7 +4,8 @@
 //! fexit would cost these four alone, but the kernel runs no fexit program that has been preempted
 //! on the same CPU (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c, 6.1 and 6.18), and a
 //! mapping that is missed makes the ranges wrong; kretprobes have a bounded number of calls under
-//! way. These tracepoints run with preemption off. Ranges are the loader's work, as no map of the
+//! way. Up to 6.19 these tracepoints run with preemption off; from 7.0 on each has a second program
+//! (see [`crate::pair`]). Ranges are the loader's work, as no map of the
 //! kernel finds ranges that overlap: each call is one record in a ring.
 
 use aya_ebpf::{
@@ -14,7 +15,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use leaktrace_common::{LossReason, MapEvent, MapEventKind, MapSyscall, StackId};
+use leaktrace_common::{LossReason, MapEvent, MapEventKind, MapSyscall, Pair, StackId};
 
 use super::{
     malloc, process,
@@ -22,7 +23,8 @@ use super::{
 };
 use crate::{
     loss,
-    maps::{IN_FLIGHT, MAP_EVENTS},
+    maps::{IN_FLIGHT, MAP_EVENTS, config},
+    pair,
 };
 
 /// `MAP_FIXED` and `MAP_ANONYMOUS` (include/uapi/asm-generic/mman-common.h, 6.1 and 6.18).
@@ -42,45 +44,107 @@ pub(crate) fn lt_sys_enter(ctx: RawTracePointContext) -> i32 {
     let arguments = ctx.as_ptr().cast::<u64>();
     // SAFETY: the tracepoint has two arguments.
     let (regs, number) = unsafe { (*arguments, *arguments.add(1)) };
-    if number == MapSyscall::MUNMAP || number == MapSyscall::MREMAP {
-        entered(number, regs);
-    }
+    pair::first(Pair::SyscallEnter, bpf_get_current_pid_tgid(), || {
+        if maps_memory(number) {
+            entered(number, regs, false);
+        }
+    });
     0
+}
+
+/// raw_syscalls:sys_enter, a second time
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub(crate) fn lt_sys_enter_2(ctx: RawTracePointContext) -> i32 {
+    let arguments = ctx.as_ptr().cast::<u64>();
+    // SAFETY: as above.
+    let (regs, number) = unsafe { (*arguments, *arguments.add(1)) };
+    pair::second(Pair::SyscallEnter, bpf_get_current_pid_tgid(), || {
+        maps_memory(number) && entered(number, regs, true)
+    });
+    0
+}
+
+/// Whether a system call changes the mappings of its process.
+#[inline(always)]
+fn maps_memory(number: u64) -> bool {
+    matches!(number, MapSyscall::MMAP | MapSyscall::MUNMAP | MapSyscall::BRK | MapSyscall::MREMAP)
 }
 
 /// raw_syscalls:sys_exit(regs, ret)
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn lt_sys_exit(ctx: RawTracePointContext) -> i32 {
     let arguments = ctx.as_ptr().cast::<u64>();
-    // SAFETY: the tracepoint has two arguments; the helper checks the address.
-    unsafe {
-        let (regs, result) = (*arguments, *arguments.add(1));
-        let number_at = &raw const (*(regs as *const pt_regs)).orig_rax;
-        if let Ok(
-            number @ (MapSyscall::MMAP | MapSyscall::MUNMAP | MapSyscall::BRK | MapSyscall::MREMAP),
-        ) = bpf_probe_read_kernel(number_at)
-        {
-            returned(number, regs, result);
-        }
-    }
+    // SAFETY: the tracepoint has two arguments.
+    let (regs, result) = unsafe { (*arguments, *arguments.add(1)) };
+    pair::first(Pair::SyscallExit, bpf_get_current_pid_tgid(), || {
+        exited(regs, result, false);
+    });
     0
 }
 
-/// A call that takes memory away begins.
+/// raw_syscalls:sys_exit, a second time
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn lt_sys_exit_2(ctx: RawTracePointContext) -> i32 {
+    let arguments = ctx.as_ptr().cast::<u64>();
+    // SAFETY: as above.
+    let (regs, result) = unsafe { (*arguments, *arguments.add(1)) };
+    pair::second(Pair::SyscallExit, bpf_get_current_pid_tgid(), || exited(regs, result, true));
+    0
+}
+
+/// A system call returns; gives whether that was told. `again` as for [`is_told`].
 #[inline(always)]
-fn entered(number: u64, regs: u64) {
-    let Some((mut event, _)) = describe(regs) else { return };
+fn exited(regs: u64, result: u64, again: bool) -> bool {
+    // SAFETY: the helper checks the address.
+    let number = unsafe {
+        bpf_probe_read_kernel(&raw const (*(regs as *const pt_regs)).orig_rax).unwrap_or(u64::MAX)
+    };
+    maps_memory(number) && returned(number, regs, result, again)
+}
+
+/// Whether the second program of the pair, which looks `again`, has nothing to tell: what a call
+/// has told is in its thread's slot, `1` from its beginning to its end.
+#[inline(always)]
+fn is_told(thread: u64, told: u64, again: bool) -> bool {
+    if config!(preemptible) == 0 {
+        return false;
+    }
+    let Some(slot) = malloc::slot(thread) else { return again };
+    // SAFETY: a live map value that belongs to this thread.
+    unsafe {
+        let is_told = again && (*slot).system_call == told;
+        (*slot).system_call = told;
+        is_told
+    }
+}
+
+/// A call begins; those that take memory away are told. Gives whether this one was. `again` as for
+/// [`is_told`].
+#[inline(always)]
+fn entered(number: u64, regs: u64, again: bool) -> bool {
+    let takes_away = matches!(number, MapSyscall::MUNMAP | MapSyscall::MREMAP);
+    if !takes_away && config!(preemptible) == 0 {
+        return false;
+    }
+    let Some((mut event, _)) = describe(regs) else { return false };
+    if is_told(bpf_get_current_pid_tgid(), 1, again) || !takes_away {
+        return false;
+    }
     event.kind = match number {
         MapSyscall::MUNMAP => MapEventKind::Unmapping,
         _ => MapEventKind::Moving,
     } as u32;
     tell(&event);
+    true
 }
 
-/// A call has returned `result`.
+/// A call has returned `result`; gives whether that was told. `again` as for [`is_told`].
 #[inline(always)]
-fn returned(number: u64, regs: u64, result: u64) {
-    let Some((mut event, regs)) = describe(regs) else { return };
+fn returned(number: u64, regs: u64, result: u64, again: bool) -> bool {
+    let Some((mut event, regs)) = describe(regs) else { return false };
+    if is_told(bpf_get_current_pid_tgid(), 0, again) {
+        return false;
+    }
     event.result = result;
     let failed = result >= FIRST_ERROR;
     let (kind, gives_memory) = match number {
@@ -91,7 +155,7 @@ fn returned(number: u64, regs: u64, result: u64) {
         MapSyscall::MUNMAP => (MapEventKind::Unmapped, false),
         MapSyscall::MREMAP => (MapEventKind::Moved, !failed),
         MapSyscall::BRK => (MapEventKind::Brk, regs.rdi != 0 && result == regs.rdi),
-        _ => return,
+        _ => return false,
     };
     event.kind = kind as u32;
     if gives_memory {
@@ -107,6 +171,7 @@ fn returned(number: u64, regs: u64, result: u64) {
         });
     }
     tell(&event);
+    true
 }
 
 /// The record of a call of a traced process, and the user's registers.

@@ -2,6 +2,7 @@
 
 mod malloc;
 mod mapping;
+mod own_stack;
 mod process;
 mod sampling;
 pub(crate) mod walk;

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use leaktrace_common::{BlockWord, Event, EventKind, Follow, LossReason, Target, TextMap};
+use leaktrace_common::{BlockWord, Event, EventKind, Follow, LossReason, Pair, Target, TextMap};
 
 use super::malloc;
 use crate::{
@@ -18,17 +18,57 @@ use crate::{
         CURSORS, EVENTS, FREE_SPACES, RECENT_TARGET_SLOTS, RECENT_TARGETS, TARGETS, TEXT_MAPS,
         config,
     },
+    pair,
 };
 
 /// sched:sched_process_exec, after the new image is in place: the old image's memory is gone,
 /// so the process gets a new space and its old blocks can never be confused with new ones.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
+    let thread = bpf_get_current_pid_tgid();
+    pair::first(Pair::Exec, thread, || {
+        executed(current_mm());
+    });
+    0
+}
+
+/// sched:sched_process_exec, a second time
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub(crate) fn lt_exec_2(_ctx: RawTracePointContext) -> i32 {
+    let mm = current_mm();
+    // A process is known by the memory of its present image, which is made while the old one's is
+    // still there; where that cannot be told, nothing tells whether this exec has been seen.
+    pair::second(Pair::Exec, bpf_get_current_pid_tgid(), || mm != 0 && executed(mm));
+    0
+}
+
+/// The running process' `struct mm_struct`; 0 if it cannot be told.
+#[inline(always)]
+fn current_mm() -> u64 {
+    match config!(task_mm_offset) {
+        0 => 0,
+        // SAFETY: the helper checks the address.
+        offset => unsafe {
+            bpf_probe_read_kernel((bpf_get_current_task() + u64::from(offset)) as *const u64)
+                .unwrap_or(0)
+        },
+    }
+}
+
+/// The running process has executed something, and has this memory now; gives whether that was
+/// news.
+#[inline(always)]
+fn executed(mm: u64) -> bool {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let known = TARGETS.get_ptr_mut(tgid);
     let (old_space, stays) = match known {
         // SAFETY: a live map value; an exec has ended every other thread of the process.
-        Some(target) => unsafe { ((*target).space, (*target).stays) },
+        Some(target) => unsafe {
+            if mm != 0 && (*target).mm == mm {
+                return false;
+            }
+            ((*target).space, (*target).stays)
+        },
         None => (0, 0),
     };
     if stays == 0 && !filter::follows_current() {
@@ -36,20 +76,21 @@ pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
             unregister(tgid);
             tell(EventKind::Ended, tgid, old_space, 0);
         }
-        return 0;
+        return old_space != 0;
     }
     let mut new_space = next_space();
     match known {
         // SAFETY: as above.
         Some(target) if new_space != 0 => unsafe {
             (*target).space = new_space;
+            (*target).mm = mm;
             remember(tgid, new_space);
         },
         Some(_) => unregister(tgid),
-        None => new_space = register(tgid, Target { space: new_space, stays: 0 }, true),
+        None => new_space = register(tgid, Target { space: new_space, stays: 0, mm }, true),
     }
     tell(EventKind::Exec, tgid, old_space, new_space);
-    0
+    true
 }
 
 /// A space that no process image has; 0 when all are taken.
@@ -95,7 +136,9 @@ fn unregister(tgid: u32) {
 /// A small array comes before the hash map. What it holds of a process is written by that process:
 /// by its threads while they run, by its exec, which has ended all but one of them, and by its last
 /// thread's end; the loader wipes it with what it takes out of the hash map. So it is not older than
-/// the hash map, and the number may be given to another process.
+/// the hash map, and the number may be given to another process. A thread that is preempted in here
+/// keeps its process: it must come to its end before an exec or the last end does. Another process
+/// with the same slot may lose its word then, and looks it up again.
 #[inline(always)]
 pub(crate) fn space_of(tgid: u32) -> Option<u32> {
     let recent = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1))?;
@@ -153,19 +196,42 @@ fn tell(kind: EventKind, tgid: u32, old_space: u32, new_space: u32) {
 /// memory (vfork).
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
+    let child = child_of(&ctx);
+    pair::first(Pair::Fork, child, || {
+        forked(child);
+    });
+    0
+}
+
+/// sched:sched_process_fork, a second time
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub(crate) fn lt_fork_2(ctx: RawTracePointContext) -> i32 {
+    let child = child_of(&ctx);
+    pair::second(Pair::Fork, child, || forked(child));
+    0
+}
+
+#[inline(always)]
+fn child_of(ctx: &RawTracePointContext) -> u64 {
+    // SAFETY: the tracepoint has two arguments.
+    unsafe { *ctx.as_ptr().cast::<u64>().add(1) }
+}
+
+/// The running process has got a child, or a thread; gives whether a child was news.
+#[inline(always)]
+fn forked(child: u64) -> bool {
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
     let target = TARGETS.get_ptr(parent);
     let inherits = target.is_some() && config!(follow) & Follow::CHILDREN != 0;
     if !inherits && !filter::follows_current() {
-        return 0;
+        return false;
     }
-    // SAFETY: the tracepoint has two arguments; the helper checks the addresses, and the child
-    // has all it needs but has not been woken (kernel_clone, kernel/fork.c, 6.1 and 6.18).
+    // SAFETY: the helper checks the addresses, and the child has all it needs but has not been
+    // woken (kernel_clone, kernel/fork.c, 6.1 and 6.18).
     let (tgid, mm, shares_memory) = unsafe {
-        let child = *ctx.as_ptr().cast::<u64>().add(1);
         let (tgid_at, mm_at) = (config!(task_tgid_offset), config!(task_mm_offset));
         let Ok(tgid) = bpf_probe_read_kernel((child + u64::from(tgid_at)) as *const u32) else {
-            return 0;
+            return false;
         };
         let mm = |task: u64| bpf_probe_read_kernel((task + u64::from(mm_at)) as *const u64);
         let of_child = mm(child).unwrap_or(0);
@@ -173,13 +239,18 @@ pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
     };
     // A thread belongs to its process, and a thread of the kernel has no memory.
     if tgid == parent || mm == 0 {
-        return 0;
+        return false;
+    }
+    // SAFETY: a live map value. A process that had this number and whose end was not seen had
+    // other memory.
+    if TARGETS.get_ptr(tgid).is_some_and(|known| unsafe { (*known).mm } == mm) {
+        return false;
     }
     // SAFETY: a live map value.
     let old_space = target.map_or(0, |target| unsafe { (*target).space });
     let has_own = !shares_memory || old_space == 0;
     let space = if has_own { next_space() } else { old_space };
-    let new_space = register(tgid, Target { space, stays: u32::from(inherits) }, has_own);
+    let new_space = register(tgid, Target { space, stays: u32::from(inherits), mm }, has_own);
     // It begins with its parent's mappings.
     if new_space != old_space
         && new_space != 0
@@ -193,27 +264,45 @@ pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
         }
     }
     tell(EventKind::Forked, tgid, old_space, new_space);
-    0
+    true
 }
 
 /// sched:sched_process_exit, of each thread: what it leaves behind. The last one ends the process.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
+    pair::first(Pair::Exit, thread, || {
+        ended(thread);
+    });
+    0
+}
+
+/// sched:sched_process_exit, a second time
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub(crate) fn lt_exit_2(_ctx: RawTracePointContext) -> i32 {
+    let thread = bpf_get_current_pid_tgid();
+    pair::second(Pair::Exit, thread, || ended(thread));
+    0
+}
+
+/// The running thread ends; gives whether something was left to do for it.
+#[inline(always)]
+fn ended(thread: u64) -> bool {
     let tgid = (thread >> 32) as u32;
     let Some(target) = TARGETS.get_ptr(tgid) else {
         forget(tgid);
-        return 0;
+        return false;
     };
     // SAFETY: a live map value.
     let old_space = unsafe { (*target).space };
     let leaving = Leaving::of_current();
-    malloc::abandon(thread, old_space, leaving.alone);
+    let mut is_news = malloc::abandon(thread, old_space, leaving.alone);
     if leaving.last {
         unregister(tgid);
         tell(EventKind::Ended, tgid, old_space, 0);
+        is_news = true;
     }
-    0
+    is_news
 }
 
 /// `SIGNAL_GROUP_EXIT` (include/linux/sched/signal.h, 6.1 and 6.18).
@@ -262,12 +351,29 @@ impl Leaving {
 /// mmap:vm_unmapped_area, from 5.7: a process is about to map memory, perhaps a library.
 #[raw_tracepoint(tracepoint = "vm_unmapped_area")]
 pub(crate) fn lt_mapped(_ctx: RawTracePointContext) -> i32 {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let thread = bpf_get_current_pid_tgid();
+    pair::first(Pair::Mapped, thread, || mapped(thread));
+    0
+}
+
+/// mmap:vm_unmapped_area, a second time: the session looks once more at worst.
+#[raw_tracepoint(tracepoint = "vm_unmapped_area")]
+pub(crate) fn lt_mapped_2(_ctx: RawTracePointContext) -> i32 {
+    let thread = bpf_get_current_pid_tgid();
+    pair::second(Pair::Mapped, thread, || {
+        mapped(thread);
+        false
+    });
+    0
+}
+
+#[inline(always)]
+fn mapped(thread: u64) {
+    let tgid = (thread >> 32) as u32;
     if let Some(target) = TARGETS.get_ptr(tgid) {
         // SAFETY: a live map value.
         tell_once(EventKind::Mapped, tgid, unsafe { (*target).space });
     }
-    0
 }
 
 /// First mapping, number of mappings and generation of an image, such that the generation is never
@@ -291,7 +397,8 @@ pub(crate) unsafe fn text_map(map: *const TextMap) -> (u32, u32, u32) {
 pub(crate) fn tell_once(kind: EventKind, tgid: u32, space: u32) {
     let Some(map) = TEXT_MAPS.get_ptr_mut(space) else { return };
     let bit = 1 << kind as u32;
-    // SAFETY: a live map value; a lost race tells twice.
+    // SAFETY: a live map value; who loses a race, or is preempted in between, tells twice, and
+    // whatever bit it puts back is taken away as soon as the session has looked for it.
     unsafe {
         if (*map).told & bit != 0 {
             return;

@@ -60,12 +60,20 @@ pub(crate) struct Walk {
     record: StackRecord,
 }
 
-/// A rule found before. `check` is the key XOR the rule, so that an entry torn by two writers
-/// fails the check instead of giving a wrong rule.
+/// A rule found before. `check` is the key XOR [`seal`] of the rule: an entry that is torn, by
+/// writers on other CPUs or by one that was preempted between its two words, is that of no address
+/// instead of giving a wrong rule.
 #[repr(C)]
 pub(crate) struct CachedRule {
     check: u64,
     rule: u64,
+}
+
+/// Spreads what two rules differ in over all bits, as rules differ in some low ones, and so do the
+/// addresses of neighbouring calls.
+#[inline(always)]
+fn seal(rule: u64) -> u64 {
+    rule.wrapping_mul(StackId::SEED)
 }
 
 /// Marks a rule that says: by frame pointer. Else the low half is a packed [`UnwindRow`].
@@ -225,12 +233,12 @@ unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
             return leaktrace_find_rule(slot);
         };
         let (check, rule) = ((*entry).check, (*entry).rule);
-        if check ^ rule == key && check != 0 {
+        if check ^ seal(rule) == key && check != 0 {
             return rule;
         }
         let rule = leaktrace_find_rule(slot);
         if rule & NO_RULE == 0 {
-            (*entry).check = key ^ rule;
+            (*entry).check = key ^ seal(rule);
             (*entry).rule = rule;
         }
         rule

@@ -1,7 +1,5 @@
 //! Kernel probes: raw tracepoints of the allocators, and functions that have none.
 
-use std::collections::BTreeMap;
-
 use leaktrace_common::{Config, TextRange};
 
 use crate::{
@@ -14,28 +12,6 @@ use crate::{
     session::spec::KernelKind,
     snapshot::Blind,
 };
-
-/// Pairs of programs on one tracepoint: what one of them was refused, the other has seen.
-const PAIRS: [(&str, &str); 3] = [
-    ("lt_kfree", "lt_kfree_2"),
-    ("lt_cache_free", "lt_cache_free_2"),
-    ("lt_page_free", "lt_page_free_2"),
-];
-
-/// Of the runs that the kernel refused ([`Loaded::recursion_misses`]), those that may have been
-/// refused to both programs of a pair: at most as many as to the one with fewer.
-pub fn unhealed(mut misses: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
-    // A process whose end was refused has no name then, and is in all figures.
-    misses.remove(KernelProgram::Ended.name());
-    for (first, second) in PAIRS {
-        let (one, other) = (misses.remove(first), misses.remove(second));
-        let both = one.unwrap_or(0).min(other.unwrap_or(0));
-        if both > 0 {
-            misses.insert(first.to_owned(), both);
-        }
-    }
-    misses
-}
 
 /// What the probes cannot see.
 #[derive(Debug, Default)]
@@ -142,7 +118,10 @@ fn attach_slab(
         // The next best: when the kernel's own work items pass what was gathered.
         if config.rcu.work_function == 0 {
             unseen.push(format!("kfree_rcu: {refusal}, unknown lists; {still}"));
-        } else if let Err(error) = loaded.attach_tracepoint(KernelProgram::RcuWork) {
+        } else if let Err(error) = loaded
+            .attach_tracepoint(KernelProgram::RcuWork)
+            .and_then(|()| loaded.attach_again(KernelProgram::RcuWorkAgain))
+        {
             unseen.push(format!("kfree_rcu: {refusal}, {error}; {still}"));
         }
     }
@@ -158,6 +137,9 @@ fn attach_slab(
     }
     for program in [KernelProgram::Kmalloc, KernelProgram::KmemCacheAlloc] {
         loaded.attach_tracepoint(program)?;
+    }
+    for again in [KernelProgram::KmallocAgain, KernelProgram::KmemCacheAllocAgain] {
+        loaded.attach_again(again)?;
     }
     if layout.slab.node_variants {
         for program in [KernelProgram::KmallocNode, KernelProgram::KmemCacheAllocNode] {
@@ -213,6 +195,8 @@ fn attach_percpu(
         Some(_) => [KernelProgram::PercpuFree, KernelProgram::PercpuAlloc]
             .into_iter()
             .try_for_each(|program| loaded.attach_tracepoint(program))
+            .and_then(|()| loaded.attach_again(KernelProgram::PercpuFreeAgain))
+            .and_then(|()| loaded.attach_again(KernelProgram::PercpuAllocAgain))
             .map_err(|error| error.to_string()),
     };
     if let Err(cause) = attached {
@@ -242,7 +226,9 @@ fn attach_vmalloc(
     let Err(refusal) = by_function else { return };
     let by_tracepoint = [KernelProgram::AreaFree, KernelProgram::AreaAlloc]
         .into_iter()
-        .try_for_each(|program| loaded.attach_tracepoint(program));
+        .try_for_each(|program| loaded.attach_tracepoint(program))
+        .and_then(|()| loaded.attach_again(KernelProgram::AreaFreeAgain))
+        .and_then(|()| loaded.attach_again(KernelProgram::AreaAllocAgain));
     if let Err(error) = by_tracepoint {
         unseen.push(format!("vmalloc: {refusal}, {error}"));
     } else if config.filter_gfp != 0 {
@@ -268,6 +254,7 @@ fn attach_pages(
         [KernelProgram::PageFree, KernelProgram::PageFreeAgain, KernelProgram::PageAlloc]
             .into_iter()
             .try_for_each(|program| loaded.attach_tracepoint(program))
+            .and_then(|()| loaded.attach_again(KernelProgram::PageAllocAgain))
             .map_err(|error| error.to_string())
     };
     unseen.push(match attached {
@@ -277,24 +264,4 @@ fn attach_pages(
                    network drivers, NFS)"
             .into(),
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_one_of_a_pair_has_seen_is_not_missed() {
-        let misses = |list: &[(&str, u64)]| -> BTreeMap<String, u64> {
-            list.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
-        };
-        let refused = [
-            ("lt_ended", 5),
-            ("lt_kfree", 7),
-            ("lt_cache_free", 200),
-            ("lt_cache_free_2", 3),
-            ("lt_x", 1),
-        ];
-        assert_eq!(unhealed(misses(&refused)), misses(&[("lt_cache_free", 3), ("lt_x", 1)]));
-    }
 }

@@ -94,17 +94,24 @@ impl UserProbes {
     ) -> Result<Self, Error> {
         // Ends before beginnings: an end that is not told leaves a process behind.
         loaded.attach_tracepoint(KernelProgram::Exit)?;
+        loaded.attach_tracepoint(KernelProgram::ExitAgain)?;
         loaded.attach_tracepoint(KernelProgram::Exec)?;
+        loaded.attach_tracepoint(KernelProgram::ExecAgain)?;
         if follows {
             loaded.attach_tracepoint(KernelProgram::Fork)?;
+            loaded.attach_tracepoint(KernelProgram::ForkAgain)?;
         }
         if trace.user_kinds.mmap {
             // What takes memory away first.
             loaded.attach_tracepoint(KernelProgram::SyscallEnter)?;
+            loaded.attach_again(KernelProgram::SyscallEnterAgain)?;
             loaded.attach_tracepoint(KernelProgram::SyscallExit)?;
+            loaded.attach_again(KernelProgram::SyscallExitAgain)?;
         }
         // Without it (before 5.7) new mappings are noticed by the first stack that meets one.
-        let _ = loaded.attach_tracepoint(KernelProgram::Mapped);
+        if loaded.attach_tracepoint(KernelProgram::Mapped).is_ok() {
+            loaded.attach_again(KernelProgram::MappedAgain)?;
+        }
         let programs = match way {
             Way::PerfEvent => Programs::PerfEvent,
             Way::Session => {

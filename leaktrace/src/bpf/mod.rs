@@ -2,10 +2,12 @@
 //!
 //! The only module that spells the names of maps and programs.
 
+mod kernel_calls;
 pub mod mapped;
 pub mod maps;
 pub mod multi;
 pub mod object;
+mod pairs;
 pub mod spaces;
 mod sys;
 

@@ -17,7 +17,8 @@ use aya::{
 };
 use leaktrace_common::{BlockWord, Config, ENDED_SLOTS, WALKS_PER_CPU};
 
-use crate::error::Error;
+use super::kernel_calls;
+use crate::{error::Error, host::preemption};
 
 /// The BPF object, as `cargo xtask build` made it; empty in a build without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.o"));
@@ -79,6 +80,7 @@ impl Sizes {
 /// The loaded object: its programs, and its maps until [`Loaded::maps`] takes them.
 pub struct Loaded {
     pub(super) ebpf: Ebpf,
+    has_preemptible_tracepoints: bool,
 }
 
 impl Loaded {
@@ -90,7 +92,14 @@ impl Loaded {
     pub fn load(config: &Config, sizes: Sizes) -> Result<Self, Error> {
         let object = object()?;
         let buckets = BlockWord::buckets_for(sizes.outstanding);
-        let config = Config { max_sites: sizes.sites, buckets, ..*config };
+        let has_preemptible_tracepoints = preemption::has_preemptible_tracepoints();
+        let patched = has_preemptible_tracepoints.then(|| kernel_calls::put_into(object)).flatten();
+        let preemptible = match (has_preemptible_tracepoints, &patched) {
+            (false, _) => 0,
+            (true, None) => 1,
+            (true, Some(_)) => 2,
+        };
+        let config = Config { max_sites: sizes.sites, buckets, preemptible, ..*config };
         let ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
             .map_max_entries("BLOCKS", buckets)
@@ -112,9 +121,9 @@ impl Loaded {
             // 4 KiB of text have some 40 to 140 rows; small functions have few.
             .map_max_entries("PAGES", (sizes.unwind_rows / 16).max(1))
             .map_max_entries("MAPPINGS", (sizes.unwind_rows / 64).max(1))
-            .load(object)
+            .load(patched.as_ref().map_or(object, kernel_calls::Aligned::as_bytes))
             .map_err(|error| Error::kernel("cannot load the BPF maps", error))?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, has_preemptible_tracepoints })
     }
 
     /// Bytes of kernel memory that the maps take, as the kernel accounts them.
@@ -180,6 +189,34 @@ pub enum KernelProgram {
     PageFree,
     /// kmem:mm_page_free, a second look
     PageFreeAgain,
+    /// sched:sched_process_exec, a second look
+    ExecAgain,
+    /// sched:sched_process_fork, a second look
+    ForkAgain,
+    /// sched:sched_process_exit, a second look
+    ExitAgain,
+    /// mmap:vm_unmapped_area, a second look
+    MappedAgain,
+    /// workqueue:workqueue_execute_start, a second look
+    RcuWorkAgain,
+    /// kmem:kmalloc, a second look
+    KmallocAgain,
+    /// kmem:kmem_cache_alloc, a second look
+    KmemCacheAllocAgain,
+    /// percpu:percpu_alloc_percpu, a second look
+    PercpuAllocAgain,
+    /// percpu:percpu_free_percpu, a second look
+    PercpuFreeAgain,
+    /// vmap:alloc_vmap_area, a second look
+    AreaAllocAgain,
+    /// vmap:free_vmap_area_noflush, a second look
+    AreaFreeAgain,
+    /// raw_syscalls:sys_enter, a second look
+    SyscallEnterAgain,
+    /// raw_syscalls:sys_exit, a second look
+    SyscallExitAgain,
+    /// kmem:mm_page_alloc, a second look
+    PageAllocAgain,
 }
 
 impl KernelProgram {
@@ -216,6 +253,20 @@ impl KernelProgram {
             Self::PageAlloc => ("lt_page_alloc", "mm_page_alloc"),
             Self::PageFree => ("lt_page_free", "mm_page_free"),
             Self::PageFreeAgain => ("lt_page_free_2", "mm_page_free"),
+            Self::ExecAgain => ("lt_exec_2", "sched_process_exec"),
+            Self::ForkAgain => ("lt_fork_2", "sched_process_fork"),
+            Self::ExitAgain => ("lt_exit_2", "sched_process_exit"),
+            Self::MappedAgain => ("lt_mapped_2", "vm_unmapped_area"),
+            Self::RcuWorkAgain => ("lt_rcu_work_2", "workqueue_execute_start"),
+            Self::KmallocAgain => ("lt_kmalloc_2", "kmalloc"),
+            Self::KmemCacheAllocAgain => ("lt_cache_alloc_2", "kmem_cache_alloc"),
+            Self::PercpuAllocAgain => ("lt_percpu_all_2", "percpu_alloc_percpu"),
+            Self::PercpuFreeAgain => ("lt_percpu_fre_2", "percpu_free_percpu"),
+            Self::AreaAllocAgain => ("lt_area_alloc_2", "alloc_vmap_area"),
+            Self::AreaFreeAgain => ("lt_area_free_2", "free_vmap_area_noflush"),
+            Self::SyscallEnterAgain => ("lt_sys_enter_2", "sys_enter"),
+            Self::SyscallExitAgain => ("lt_sys_exit_2", "sys_exit"),
+            Self::PageAllocAgain => ("lt_page_alloc_2", "mm_page_alloc"),
         }
     }
 }
@@ -299,6 +350,19 @@ impl Loaded {
         program.load().map_err(fail)?;
         program.attach(tracepoint).map_err(fail)?;
         Ok(())
+    }
+
+    /// As [`Loaded::attach_tracepoint`], for a second program that is needed only where the first
+    /// can be preempted.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn attach_again(&mut self, program: KernelProgram) -> Result<(), Error> {
+        match self.has_preemptible_tracepoints {
+            true => self.attach_tracepoint(program),
+            false => Ok(()),
+        }
     }
 
     /// Loads a program and attaches it to the entry of its kernel function, until `self` is
@@ -497,6 +561,7 @@ pub(super) fn map_data(map: &Map) -> Option<&aya::maps::MapData> {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::ProgramArray(data)
         | Map::Queue(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,

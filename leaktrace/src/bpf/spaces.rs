@@ -39,7 +39,8 @@ impl Maps {
     /// What the kernel says to the map updates, but for a full map.
     pub fn add_target(&mut self, tgid: u32, stays: bool) -> Result<Added, Error> {
         let Some(space) = self.next_space() else { return Ok(Added::Full) };
-        match self.targets.insert(tgid, Target { space, stays: u32::from(stays) }, NO_EXIST) {
+        match self.targets.insert(tgid, Target { space, stays: u32::from(stays), mm: 0 }, NO_EXIST)
+        {
             Ok(()) => Ok(Added::Space(space)),
             Err(error) => {
                 self.give_back(space);

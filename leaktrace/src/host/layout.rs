@@ -12,7 +12,7 @@ use super::{
 use crate::error::Error;
 
 /// The kernel's own types.
-const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Layouts of the running kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ pub mod module_code;
 pub mod modules;
 pub mod objects;
 pub mod page_owners;
+pub mod preemption;
 pub mod proc;
 pub mod records;
 pub mod slabinfo;

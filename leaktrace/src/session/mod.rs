@@ -499,7 +499,7 @@ impl Session {
         {
             processes.check(&self.rules, &mut self.loaded, &mut self.collector)?;
         }
-        let mut misses: BTreeMap<String, u64> = kernel::unhealed(self.loaded.recursion_misses());
+        let mut misses: BTreeMap<String, u64> = self.loaded.misses();
         let mut unseen = self.unseen.clone();
         unseen.extend(filters::merged_since(&self.awaited_caches));
         if let Some(processes) = &self.processes {

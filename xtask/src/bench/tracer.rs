@@ -28,6 +28,8 @@ pub(super) enum Way {
     Untraced,
     /// With these arguments; `PID` stands for the workload's.
     Leaktrace(&'static [&'static str]),
+    /// The same with another binary: an older leaktrace.
+    Other(&'static [&'static str]),
     /// leaktrace's probes with programs that return at once.
     Empty {
         /// Whether the session has the function's return skipped.
@@ -66,6 +68,20 @@ const KERNEL_WAYS: [Way; 6] = [
     Way::Bpftrace,
 ];
 
+const USER_BESIDE: [Way; 3] =
+    [Way::Untraced, Way::Leaktrace(&["user", "-p", "PID"]), Way::Other(&["user", "-p", "PID"])];
+
+const KERNEL_BESIDE: [Way; 3] =
+    [Way::Untraced, Way::Leaktrace(&["kernel"]), Way::Other(&["kernel"])];
+
+/// The ways to measure beside another leaktrace.
+pub(super) fn beside(side: Side) -> &'static [Way] {
+    match side {
+        Side::User => &USER_BESIDE,
+        Side::Kernel => &KERNEL_BESIDE,
+    }
+}
+
 /// The ways that a workload is measured in; the first is the one that the others are compared with.
 pub(super) fn ways(side: Side, limits: bool) -> &'static [Way] {
     match (side, limits) {
@@ -85,6 +101,7 @@ impl Way {
                     words.iter().copied().filter(|word| !["-p", "PID"].contains(word)).collect();
                 format!("leaktrace {}", words.join(" "))
             }
+            Self::Other(words) => format!("{}, the other", Self::Leaktrace(words).name()),
             Self::Empty { skip: false } => "the same probes, empty".into(),
             Self::Empty { skip: true } => "the same, returns skipped".into(),
             Self::Memleak => "memleak-bpfcc".into(),
@@ -96,7 +113,7 @@ impl Way {
 
     /// Whether it may be missing: another tool, or what only a newer kernel tells.
     pub(super) fn is_peer(self) -> bool {
-        !matches!(self, Self::Untraced | Self::Leaktrace(_))
+        !matches!(self, Self::Untraced | Self::Leaktrace(_) | Self::Other(_))
     }
 
     /// The rate of one run of a workload, traced this way.
@@ -120,7 +137,9 @@ impl Way {
     fn attach(self, side: Side, pid: u32, leaktrace: &Path) -> Result<Option<Tracer>> {
         match self {
             Self::Untraced | Self::Heaptrack | Self::Valgrind => Ok(None),
-            Self::Leaktrace(words) => Tracer::leaktrace(leaktrace, words, pid).map(Some),
+            Self::Leaktrace(words) | Self::Other(words) => {
+                Tracer::leaktrace(leaktrace, words, pid).map(Some)
+            }
             Self::Empty { skip } => {
                 let words = ["user", "-p", "PID"];
                 let tracer = Tracer::leaktrace(leaktrace, &words, pid)?;
