@@ -103,26 +103,32 @@ mod bulk {
         driver.command("give_bulk", 0);
         let report = wait_counted(&mut traced, &driver, of);
         assert_eq!(report.sum(|site| site.cache() == "leak_bulk").outstanding_count, 0);
-        traced.interrupt().final_report().assert_complete();
+        assert_nothing_missed(traced.interrupt().final_report());
         driver.unload();
     }
 
-    /// Each head is that of who took it out of the CPU's cache, and nobody's once it is back.
+    /// Each head is that of who took it out of the CPU's cache. Debian's 6.1 has no function through
+    /// which it goes back: there, what is at hand counts for who had it last, as the report says.
     #[test]
-    fn heads_of_packets_are_exact() {
+    fn heads_of_packets_are_those_of_who_took_them() {
+        const AT_HAND: u64 = 64;
         let driver = Driver::load("leak_bulk");
         let mut traced = trace();
         driver.command("skbs", 3000);
         wait_counted(&mut traced, &driver, of);
         driver.command("skbs_given", 0);
-        wait_counted(&mut traced, &driver, of);
-        // Out of the cache, and back into it.
         driver.command("skbs_freed", 1000);
-        let report = wait_counted(&mut traced, &driver, of);
-        assert_eq!(of(&report, "take_skb").outstanding_count, 0);
+        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        let report = traced.wait_report("all are taken, and back", SOON, |report| {
+            let got = of(report, "take_skb");
+            got.allocated_count == 4000 && got.outstanding_count <= cpus * AT_HAND
+        });
+        let unseen = report.value["loss"]["unseen"].as_array().map_or(0, Vec::len);
+        let left = of(&report, "take_skb").outstanding_count;
+        assert!(left == 0 || unseen > 0, "{}", report.outline_of(|site| site.module() != ""));
         let at_hand = kept(&report, "skb_cache");
         assert!(at_hand.allocated_count > 0, "the cache was filled in bulk: {at_hand:?}");
-        traced.interrupt().final_report().assert_complete();
+        assert_nothing_missed(traced.interrupt().final_report());
         driver.unload();
     }
 }

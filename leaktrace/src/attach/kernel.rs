@@ -146,13 +146,19 @@ fn attach_slab(
             loaded.attach_tracepoint(program)?;
         }
     }
-    if let Err(refusal) = attach_skb_cache(loaded, layout, btf) {
-        // Without it, what is there in bulk shows as its own, up to 64 a CPU.
-        blind.skb_cache = true;
-        unseen.push(format!(
-            "heads of packets that a CPU keeps (napi_skb_cache_get): {refusal}; they show as \
-             outstanding where the cache was filled"
-        ));
+    match attach_skb_cache(loaded, layout, btf) {
+        Err(refusal) => {
+            blind.skb_cache = true;
+            unseen.push(format!(
+                "who takes heads of packets that a CPU has at hand (napi_skb_cache_get): {refusal}; \
+                 up to 64 a CPU show as outstanding, where it got them"
+            ));
+        }
+        Ok(Some(refusal)) => unseen.push(format!(
+            "heads of packets that go back to a CPU (napi_skb_cache_put): {refusal}; up to 64 a CPU \
+             show as outstanding at who had them last"
+        )),
+        Ok(None) => {}
     }
     let bulk = match layout.alloc_bulk {
         None => Err("it has arguments that leaktrace does not know".to_owned()),
@@ -168,19 +174,23 @@ fn attach_slab(
     Ok(blind)
 }
 
-/// The heads of packets that each CPU keeps. What puts them there first: one that is taken and whose
-/// end is not seen would look like a leak.
+/// The heads of packets that each CPU keeps; gives why what is put back cannot be seen. That comes
+/// second: without the first, one that is taken again would be in no figure.
 fn attach_skb_cache(
     loaded: &mut Loaded,
     layout: &KernelLayout,
     btf: Option<&aya::Btf>,
-) -> Result<(), String> {
-    let cache = layout.skb_cache.ok_or("it is not there in a form that leaktrace knows")?;
-    loaded.attach_typed(TypedProgram::SkbPut, "napi_skb_cache_put", btf)?;
+) -> Result<Option<String>, String> {
+    let inlined = "the kernel has no such function, as its compiler inlined it";
+    let cache = layout.skb_cache.ok_or(inlined)?;
     if cache.has_bulk {
         loaded.attach_typed(TypedProgram::SkbGetBulk, "napi_skb_cache_get_bulk", btf)?;
     }
-    loaded.attach_typed(TypedProgram::SkbGet, "napi_skb_cache_get", btf)
+    loaded.attach_typed(TypedProgram::SkbGet, "napi_skb_cache_get", btf)?;
+    if !cache.has_put {
+        return Ok(Some(inlined.to_owned()));
+    }
+    Ok(loaded.attach_typed(TypedProgram::SkbPut, "napi_skb_cache_put", btf).err())
 }
 
 /// Percpu memory; what cannot be seen goes to `unseen`.

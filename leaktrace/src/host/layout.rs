@@ -90,6 +90,8 @@ pub struct SkbCache {
     pub get_arguments: u64,
     /// Whether many can be taken at once.
     pub has_bulk: bool,
+    /// Whether what is put back passes a function of its own: the compiler may have inlined it.
+    pub has_put: bool,
 }
 
 /// Positions of arguments, counted as a raw tracepoint program counts them.
@@ -389,7 +391,7 @@ fn alloc_bulk_function(params_of: impl Fn(&str) -> Option<Vec<Param>>) -> Option
 /// lies among others (include/net/hotdata.h).
 fn skb_cache(btf: &Btf) -> Option<SkbCache> {
     let get_arguments = btf.function("napi_skb_cache_get")?.len() as u64;
-    if get_arguments > 1 || btf.function("napi_skb_cache_put")?.len() != 1 {
+    if get_arguments > 1 {
         return None;
     }
     let names = ["net_hotdata", "skbuff_head_cache", "skbuff_cache"];
@@ -399,7 +401,8 @@ fn skb_cache(btf: &Btf) -> Option<SkbCache> {
         _ => addresses.iter().skip(1).find_map(|address| *address),
     };
     let has_bulk = btf.function("napi_skb_cache_get_bulk").is_some_and(|params| params.len() == 2);
-    Some(SkbCache { cache_at: cache_at?, get_arguments, has_bulk })
+    let has_put = btf.function("napi_skb_cache_put").is_some_and(|params| params.len() == 1);
+    Some(SkbCache { cache_at: cache_at?, get_arguments, has_bulk, has_put })
 }
 
 /// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.
