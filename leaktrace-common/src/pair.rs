@@ -53,7 +53,7 @@ impl Pair {
         (Self::Exec, "lt_exec", "lt_exec_2"),
         (Self::Exit, "lt_exit", "lt_exit_2"),
         (Self::Kmalloc, "lt_kmalloc", "lt_kmalloc_2"),
-        (Self::CacheAlloc, "lt_cache_alloc", "lt_cache_alloc_2"),
+        (Self::CacheAlloc, "lt_cache_alloc", "lt_cache_all_2"),
         (Self::PageAlloc, "lt_page_alloc", "lt_page_alloc_2"),
         (Self::PercpuAlloc, "lt_percpu_alloc", "lt_percpu_all_2"),
         (Self::PercpuFree, "lt_percpu_free", "lt_percpu_fre_2"),

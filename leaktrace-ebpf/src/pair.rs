@@ -7,14 +7,18 @@
 //! second program is not running then; where it is itself the one that is in the way, the first is
 //! not.
 //!
-//! So that this is rare, these programs switch preemption off while they run, where the kernel has a
-//! function for that (from 6.10): what is left are the few instructions before and after.
+//! These programs switch preemption off while they run, where the kernel has a function for that
+//! (from 6.10), so that none is stopped in the middle of its work, with a lock or the kernel's
+//! buffer for stacks in its hands. Who is to be preempted then is so at the end, where the program
+//! still counts as running: a third task that comes while a second one has been stopped there as
+//! well is refused twice, and counted.
 //!
 //! Each second program finds out by itself whether its event has been recorded: in the table of
 //! blocks, among the traced processes, in the thread's own slot. [`HANDLED`] only saves that look.
 //! A first program wipes its mark on this CPU before it does anything, so that no old mark is left
-//! while it stands in the way of others: what it refuses finds its own mark or none. A task that
-//! is preempted between the two programs may find another's mark or be on another CPU, and looks.
+//! while it stands in the way of others: what it refuses finds no mark, or that of the event that is
+//! in the way. A task that is preempted between the two programs may find another's mark or be on
+//! another CPU, and looks.
 
 use leaktrace_common::{KernelCall, Pair};
 

@@ -87,7 +87,7 @@ pub(crate) fn lt_cache_alloc(ctx: RawTracePointContext) -> i32 {
 
 /// kmem:kmem_cache_alloc, a second time
 #[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
-pub(crate) fn lt_cache_alloc_2(ctx: RawTracePointContext) -> i32 {
+pub(crate) fn lt_cache_all_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
     let run = || kmem_cache_alloc(&ctx, 8);
     pair::second(Pair::CacheAlloc, address, || unless_recorded(address, run));

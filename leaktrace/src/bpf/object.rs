@@ -259,7 +259,7 @@ impl KernelProgram {
             Self::MappedAgain => ("lt_mapped_2", "vm_unmapped_area"),
             Self::RcuWorkAgain => ("lt_rcu_work_2", "workqueue_execute_start"),
             Self::KmallocAgain => ("lt_kmalloc_2", "kmalloc"),
-            Self::KmemCacheAllocAgain => ("lt_cache_alloc_2", "kmem_cache_alloc"),
+            Self::KmemCacheAllocAgain => ("lt_cache_all_2", "kmem_cache_alloc"),
             Self::PercpuAllocAgain => ("lt_percpu_all_2", "percpu_alloc_percpu"),
             Self::PercpuFreeAgain => ("lt_percpu_fre_2", "percpu_free_percpu"),
             Self::AreaAllocAgain => ("lt_area_alloc_2", "alloc_vmap_area"),
