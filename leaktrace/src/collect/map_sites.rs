@@ -8,7 +8,7 @@ use std::{
 
 use leaktrace_common::{Kind, MapEvent, StackId};
 
-use super::{BLOCKS_SHOWN, Collector, Wants, mmaps::Mmaps};
+use super::{Collector, Wants, details::BLOCKS_SHOWN, mmaps::Mmaps};
 use crate::{
     host::objects::ObjectId,
     snapshot::{Frame, Mapping, Place, Role, Site, Stack, StackRef},

@@ -3,6 +3,7 @@
 //! Totals come from the sites' counters; single blocks are read only where ages, holders or the
 //! blocks themselves are wanted. Knows no names of functions, no verdicts, no formats.
 
+mod details;
 mod estimates;
 mod images;
 pub mod kmalloc;
@@ -23,19 +24,13 @@ use std::{
 };
 
 use leaktrace_common::{
-    AllocFunction, AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, PERCPU_SPACE, SiteKey,
-    SiteRecord, StackEnd, StackId, StackMode, TextRange, VmallocCall,
+    AllocFunction, KERNEL_SPACE, Kind, LossReason, PERCPU_SPACE, SiteKey, SiteRecord, StackEnd,
+    StackId, StackMode, TextRange, VmallocCall,
 };
 
 use self::{
-    estimates::BlockSum,
-    images::Images,
-    kmalloc::KmallocNames,
-    map_sites::Mapped,
-    modules::Modules,
-    names::{ProcessNames, Who},
-    stacks::Stacks,
-    suspects::Suspects,
+    details::SiteDetails, images::Images, kmalloc::KmallocNames, map_sites::Mapped,
+    modules::Modules, names::ProcessNames, stacks::Stacks, suspects::Suspects,
 };
 use crate::{
     bpf::Maps,
@@ -46,17 +41,12 @@ use crate::{
         slabs,
     },
     snapshot::{
-        Amount, Blind, Block, CacheGrowth, Frame, Holder, Loss, Mode, Object, Place, Site,
-        Snapshot, Stack, StackRef,
+        Blind, CacheGrowth, Frame, Loss, Mode, Object, Place, Site, Snapshot, Stack, StackRef,
     },
 };
 
 /// Blocks that are cheap enough to be read at every interval (some 10 ms).
 const CHEAP_BLOCKS: u64 = 50_000;
-/// Most blocks listed for a site with `--show-allocs`.
-const BLOCKS_SHOWN: usize = 10_000;
-/// Processes named as holders of one site.
-const HOLDERS_SHOWN: usize = 32;
 
 /// After this time without a return, a call of vmalloc has returned unseen.
 const LONGEST_VMALLOC_NS: u64 = 10_000_000_000;
@@ -530,77 +520,6 @@ impl Collector {
             blind: self.blind,
             filtered: !self.unfiltered,
         }
-    }
-}
-
-/// What a process holds of a site.
-#[derive(Clone, Copy)]
-struct Held {
-    outstanding: Amount,
-    oldest_ns: u64,
-    newest_ns: u64,
-}
-
-/// What the blocks of one site tell.
-#[derive(Default)]
-struct SiteDetails {
-    outstanding: Amount,
-    /// What the blocks of a process stand for.
-    sum: BlockSum,
-    oldest_ns: u64,
-    /// What each process holds.
-    by_process: HashMap<(u32, Who), Held>,
-    blocks: Vec<Block>,
-}
-
-impl SiteDetails {
-    /// Counts a block; `who` has allocated it if it is the kernel's.
-    fn add(
-        &mut self,
-        key: &AllocKey,
-        block: &Outstanding,
-        who: Option<Who>,
-        now_ns: u64,
-        list: bool,
-    ) {
-        let one = Amount { count: 1, bytes: block.size_bytes };
-        if self.outstanding.count == 0 || block.timestamp_ns < self.oldest_ns {
-            self.oldest_ns = block.timestamp_ns;
-        }
-        self.outstanding = self.outstanding.plus(one);
-        match who {
-            Some(who) => {
-                let at_ns = block.timestamp_ns;
-                let none =
-                    Held { outstanding: Amount::default(), oldest_ns: at_ns, newest_ns: at_ns };
-                let held = self.by_process.entry((block.detail, who)).or_insert(none);
-                held.outstanding = held.outstanding.plus(one);
-                held.oldest_ns = held.oldest_ns.min(at_ns);
-                held.newest_ns = held.newest_ns.max(at_ns);
-            }
-            None => self.sum.add(block),
-        }
-        if list && self.blocks.len() < BLOCKS_SHOWN {
-            self.blocks.push(Block {
-                address: key.address,
-                size_bytes: block.size_bytes,
-                age_ms: now_ns.saturating_sub(block.timestamp_ns) / 1_000_000,
-            });
-        }
-    }
-
-    /// The largest holders, by bytes, or all of them.
-    fn holders(&self, now_ns: u64, all: bool, names: &ProcessNames) -> Vec<Holder> {
-        let each = self.by_process.iter().map(|((pid, who), held)| {
-            let (comm, exited) = names.name(*pid, *who, (held.oldest_ns, held.newest_ns));
-            let oldest_ms = now_ns.saturating_sub(held.oldest_ns) / 1_000_000;
-            Holder { pid: *pid, comm, exited, outstanding: held.outstanding, oldest_ms }
-        });
-        let mut holders = Holder::merged(each);
-        if !all {
-            holders.truncate(HOLDERS_SHOWN);
-        }
-        holders
     }
 }
 

@@ -119,7 +119,7 @@ impl Processes {
             Some(pid) => Some(Whose::Family(pid)),
             None => (trace.children && keeps_ended).then_some(Whose::All),
         };
-        let watches = traces_malloc && super::takes_all(spec);
+        let watches = traces_malloc && super::start::takes_all(spec);
         Ok(Self {
             probes,
             probe_at: trace.probe_at,
