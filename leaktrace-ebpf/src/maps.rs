@@ -58,7 +58,6 @@ pub(crate) static CONFIG: Config = Config {
     signal_exec_offset: 0,
     sampling: 0,
     count_calls: 0,
-    skb_get_result: 0,
     skb_cache_at: 0,
     rcu: RcuLayout {
         work_function: 0,
