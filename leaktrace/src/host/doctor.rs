@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::features::{Answer, Capabilities, Capability, HostFacts};
+use super::features::{Answer, Capabilities, Capability, HostFacts, Programs};
 
 /// How well something that tracing wants is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -126,9 +126,10 @@ impl Want {
 }
 
 /// Looks at everything that tracing wants.
-pub fn checks(facts: &HostFacts) -> Vec<Check> {
+pub fn checks(facts: &HostFacts, programs: &Programs) -> Vec<Check> {
     let mut checks = vec![root(facts)];
     checks.extend(kernel(facts));
+    checks.extend(loading(facts, programs));
     checks.extend(uprobes(facts));
     checks.extend(restrictions(facts));
     checks
@@ -221,6 +222,21 @@ fn kernel(facts: &HostFacts) -> [Check; 5] {
         programs.tried(&facts.raw_tracepoint, is_root, "they load"),
         tracepoints.tried(&facts.slab_tracepoints, is_root, "programs can be attached"),
         fentry.tried(&facts.fentry, is_root, "programs can be attached"),
+    ]
+}
+
+fn loading(facts: &HostFacts, programs: &Programs) -> [Check; 2] {
+    let want = |name, needed_by, lost| Want {
+        name,
+        needed_by,
+        lost,
+        mend: "use a kernel from 5.15 on, and see `privileges` and `lockdown`",
+    };
+    let kernel = want("kernel mode's programs", Modes::Kernel, "kernel mode");
+    let user = want("user mode's programs", Modes::User, "user mode, and `leaktrace run`");
+    [
+        kernel.tried(&programs.kernel, facts.is_root, "they load"),
+        user.tried(&programs.user, facts.is_root, "they load"),
     ]
 }
 

@@ -122,6 +122,15 @@ pub struct HostFacts {
     pub libc: Option<String>,
 }
 
+/// Whether the kernel loads the programs of a mode: all of them, as they are.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// Of `leaktrace kernel`.
+    pub kernel: Answer,
+    /// Of `leaktrace user` and `leaktrace run`.
+    pub user: Answer,
+}
+
 impl HostFacts {
     /// Probes this host; see [`probe`].
     pub fn probe() -> Self {
