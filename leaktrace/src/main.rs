@@ -41,7 +41,7 @@ fn run() -> Result<ExitCode, Error> {
         }
         Parsed::Command(Command::Doctor { json }) => {
             let facts = features::probe();
-            let checks = doctor::checks(&facts, &trial::load(&facts));
+            let checks = doctor::checks(&facts, &trial::run(&facts));
             let mut stdout = io::stdout().lock();
             if json {
                 doctor::write_json(&checks, &mut stdout)?;

@@ -20,4 +20,5 @@ mod run;
 mod sampling;
 mod semantics;
 mod storm;
+mod under_seccomp;
 mod unwinding;

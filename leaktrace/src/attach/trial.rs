@@ -1,5 +1,5 @@
 //! Whether the kernel loads the programs of each mode: they are loaded, against maps of the least
-//! size, and never attached.
+//! size, and never attached. And whether return probes are safe.
 
 use leaktrace_common::Config;
 
@@ -11,19 +11,24 @@ use crate::{
     bpf::{Loaded, Sizes},
     error::Error,
     host::{
-        features::{Answer, HostFacts, Programs},
+        features::{Answer, HostFacts, Trials},
         layout::KernelLayout,
+        seccomp,
     },
     session::spec::KernelKind,
 };
 
-/// Loads the programs of both modes.
-pub fn load(facts: &HostFacts) -> Programs {
+/// Loads the programs of both modes, and tries a return probe on a child of our own.
+pub fn run(facts: &HostFacts) -> Trials {
     let answer = |result: Result<(), Error>| match result {
         Ok(()) => Answer::Yes,
         Err(error) => Answer::No(error.to_string()),
     };
-    Programs { kernel: answer(load_kernel()), user: answer(load_user(Way::best(facts))) }
+    Trials {
+        kernel: answer(load_kernel()),
+        user: answer(load_user(Way::best(facts))),
+        return_probes: seccomp::return_probes(),
+    }
 }
 
 fn load_kernel() -> Result<(), Error> {

@@ -74,7 +74,7 @@ mod tests {
         let stx = "BPF_STX uses reserved fields\nverification time 146 usec\nstack depth 0+0\n";
         check(libc::EINVAL, stx, &["atomic operations with results", "5.12", "5.15 or newer"]);
         let cookie = "0: (85) call unknown#174\ninvalid func unknown#174\n";
-        check(libc::EINVAL, cookie, &["cookies of probes (from Linux 5.15)"]);
+        check(libc::EINVAL, cookie, &["cookies of probes in BPF programs (from Linux 5.15)"]);
     }
 
     #[test]

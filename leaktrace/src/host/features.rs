@@ -122,13 +122,15 @@ pub struct HostFacts {
     pub libc: Option<String>,
 }
 
-/// Whether the kernel loads the programs of a mode: all of them, as they are.
+/// What takes longer to try, and is for `doctor` alone.
 #[derive(Clone, Debug)]
-pub struct Programs {
-    /// Of `leaktrace kernel`.
+pub struct Trials {
+    /// Whether the kernel loads the programs, all of them as they are, of `leaktrace kernel`.
     pub kernel: Answer,
-    /// Of `leaktrace user` and `leaktrace run`.
+    /// The same of `leaktrace user` and `leaktrace run`.
     pub user: Answer,
+    /// Whether processes under a seccomp filter survive return probes.
+    pub return_probes: Answer,
 }
 
 impl HostFacts {

@@ -10,6 +10,7 @@ use super::{
     overhead::Overhead,
     processes::Processes,
     ring::watch,
+    spared::Spared,
     spec::{KernelFilters, KernelKind, Spec, Target, Wanted},
     wait,
 };
@@ -137,6 +138,8 @@ impl Session {
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let kinds = spec.trace.user_kinds;
+        let command = suspended.as_ref().map(Suspended::pid);
+        let spared = Spared::new(spec, wanted, command, &facts.kernel_release, note)?;
         let sizes = Sizes::new(spec.trace.max_outstanding, true, kinds.mmap);
         let rules = Rules::new(wanted)?;
         let config = follow::constants(wanted, spec.trace.children, config(spec))?;
@@ -146,8 +149,8 @@ impl Session {
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
         let way = Way::best(facts);
-        let command = suspended.as_ref().map(Suspended::pid);
-        let mut processes = Processes::new(&mut loaded, way, spec, rules.is_open(), command)?;
+        let mut processes =
+            Processes::new(&mut loaded, way, spec, rules.is_open(), command, spared)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&[], &wanted.comms)?;
         let unfiltered = takes_all(spec);

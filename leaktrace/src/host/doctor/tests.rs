@@ -25,8 +25,8 @@ fn good() -> HostFacts {
     }
 }
 
-fn loads() -> Programs {
-    Programs { kernel: Answer::Yes, user: Answer::Yes }
+fn loads() -> Trials {
+    Trials { kernel: Answer::Yes, user: Answer::Yes, return_probes: Answer::Yes }
 }
 
 fn text(facts: &HostFacts) -> String {
@@ -54,16 +54,26 @@ fn each_mode_falls_with_what_it_needs() {
 #[test]
 fn a_mode_whose_programs_do_not_load_does_not_work() {
     let old = || Answer::No("this kernel lacks atomic operations".into());
-    for (programs, verdict) in [
-        (Programs { kernel: old(), ..loads() }, "kernel mode: no; user mode: yes\n"),
-        (Programs { user: old(), ..loads() }, "kernel mode: yes; user mode: no\n"),
+    for (trials, verdict) in [
+        (Trials { kernel: old(), ..loads() }, "kernel mode: no; user mode: yes\n"),
+        (Trials { user: old(), ..loads() }, "kernel mode: yes; user mode: no\n"),
     ] {
         let mut out = Vec::new();
-        write_text(&checks(&good(), &programs), &mut out).unwrap();
+        write_text(&checks(&good(), &trials), &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("mode's programs    this kernel lacks atomic"), "{text}");
+        assert!(text.contains("this kernel lacks atomic"), "{text}");
         assert!(text.ends_with(verdict), "{text}");
     }
+}
+
+#[test]
+fn deadly_return_probes_are_told() {
+    let trials = Trials { return_probes: Answer::No("it kills".into()), ..loads() };
+    let checks = checks(&good(), &trials);
+    let told = checks.iter().find(|check| check.status == Status::Degraded).unwrap();
+    assert_eq!((told.name, told.detail.as_str()), ("return probes under seccomp", "it kills"));
+    assert!(told.lost.contains("--all") && told.mend.contains("6.14"));
+    assert_eq!(Verdict::of(&checks), Verdict { kernel_mode: true, user_mode: true });
 }
 
 #[test]
