@@ -11,6 +11,14 @@ pub enum Error {
     /// The host does not allow it: exit code 3.
     #[error("{0}")]
     Host(String),
+    /// The kernel does not load a program: exit code 3.
+    #[error("{line}")]
+    Refused {
+        /// What the kernel lacks.
+        line: String,
+        /// The verifier's own words, of several lines; empty if it was not asked.
+        verifier: String,
+    },
     /// A defect of leaktrace or an unexpected answer of the kernel: exit code 3.
     #[error("{context}: {source}")]
     Kernel {
@@ -38,11 +46,19 @@ impl Error {
         matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
+    /// What the verifier said of a program that it refuses.
+    pub fn verifier(&self) -> Option<&str> {
+        match self {
+            Self::Refused { verifier, .. } if !verifier.is_empty() => Some(verifier),
+            _ => None,
+        }
+    }
+
     /// 2: bad usage, input or output; 3: the host does not allow it.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Usage(_) | Self::Output(_) => 2,
-            Self::Host(_) | Self::Kernel { .. } => 3,
+            Self::Host(_) | Self::Refused { .. } | Self::Kernel { .. } => 3,
         })
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use leaktrace::{
+    attach::trial,
     cli::{self, Command, Parsed},
     error::Error,
     host::{cgroup, doctor, features, modules::check_name, proc},
@@ -39,7 +40,8 @@ fn run() -> Result<ExitCode, Error> {
             Ok(ExitCode::SUCCESS)
         }
         Parsed::Command(Command::Doctor { json }) => {
-            let checks = doctor::checks(&features::probe());
+            let facts = features::probe();
+            let checks = doctor::checks(&facts, &trial::run(&facts));
             let mut stdout = io::stdout().lock();
             if json {
                 doctor::write_json(&checks, &mut stdout)?;
@@ -48,7 +50,12 @@ fn run() -> Result<ExitCode, Error> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Parsed::Command(Command::Trace(spec)) => trace(&spec),
+        Parsed::Command(Command::Trace(spec)) => trace(&spec).inspect_err(|error| {
+            let words = error.verifier().filter(|_| spec.output.verbose > 0);
+            for line in words.into_iter().flat_map(str::lines) {
+                eprintln!("leaktrace: verifier: {line}");
+            }
+        }),
     }
 }
 

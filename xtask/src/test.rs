@@ -149,7 +149,9 @@ fn run(cargo: &mut Command) -> Result<bool> {
 const SERIAL: [&str; 1] = ["--test-threads=1"];
 
 /// On this host they cost no process but their own.
-const HOST: [&str; 3] = [SERIAL[0], "--skip", "host_wide::"];
+const HOST: [&str; 5] = [SERIAL[0], "--skip", "host_wide::", "--skip", REFUSED];
+/// What is seen only where leaktrace must refuse to trace.
+const REFUSED: &str = "old_kernel::";
 /// What an emulated machine is too slow for, where the kernel's part in it is the same as in other
 /// tests: a thousand backtraces each, of which one test of `unwinding` is enough; every way to an
 /// allocator but attaching to it; what is run again and again, or lists a tree of files. And
@@ -174,7 +176,9 @@ const SLOW: [&str; 12] = [
 type Machine<'a> = (vm::Flavour, File, Vec<&'a str>);
 
 /// What runs by default.
-const MACHINES: [(vm::Flavour, File, &[&str]); 7] = [
+const MACHINES: [(vm::Flavour, File, &[&str]); 8] = [
+    // Older than what leaktrace traces.
+    (vm::Flavour::Old, File::Live, &[REFUSED]),
     (vm::Flavour::Stable, File::Live, &[]),
     (vm::Flavour::Stable, File::Drivers, &[]),
     (vm::Flavour::Stable, File::Storm, &[]),
@@ -246,6 +250,9 @@ fn in_machines(binary: &Path, options: &MachineOptions) -> Result<bool> {
         // Its table is what one wants to see.
         arguments.extend((file == File::Storm).then_some("--nocapture"));
         arguments.extend(SLOW.iter().flat_map(|name| ["--skip", *name]));
+        if flavour != vm::Flavour::Old {
+            arguments.extend(["--skip", REFUSED]);
+        }
         let words = arguments.into_iter().map(OsString::from);
         let program = test_program(file.name())?;
         let command: Vec<OsString> = std::iter::once(program).chain(words).collect();

@@ -5,7 +5,7 @@ use leaktrace_common::{Config, TextRange};
 use crate::{
     bpf::{
         Loaded,
-        object::{FunctionProgram, KernelProgram, TypedProgram},
+        object::{FunctionProgram, KernelProgram, TypedProgram, possible_cpus},
     },
     error::Error,
     host::layout::{KernelLayout, Modules},
@@ -22,12 +22,81 @@ pub struct Attached {
     pub blind: Blind,
 }
 
+/// The constants by which the programs know the kernel's layout.
+pub fn constants(layout: &KernelLayout, config: Config) -> Config {
+    let [irq_start, irq_end, softirq_start, softirq_end] = layout.interrupts;
+    Config {
+        irq_start,
+        irq_end,
+        softirq_start,
+        softirq_end,
+        kmalloc_size_arg: layout.slab.kmalloc_size,
+        cache_arg: layout.slab.cache.unwrap_or(0),
+        cache_size_arg: layout.slab.cache_size.unwrap_or(0),
+        rcu: layout.rcu.unwrap_or_default(),
+        rcu_call_offset: u32::from(layout.rcu_call_offset),
+        skb_cache_at: layout.skb_cache.map_or(0, |cache| cache.cache_at),
+        percpu_size_arg: layout.percpu_size.unwrap_or(0),
+        possible_cpus: possible_cpus(),
+        gfp_movable: layout.gfp_movable,
+        page_struct_shift: layout.page_struct_shift.unwrap_or(0),
+        cache_name_offset: layout.cache_name_offset,
+        cache_object_size_offset: layout.cache_object_size_offset,
+        kernel_text: layout.text.unwrap_or_default(),
+        module: layout.followed_modules(),
+        gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
+        task_leader_offset: layout.names.map_or(0, |names| names.leader_offset),
+        task_comm_offset: layout.names.map_or(0, |names| names.comm_offset),
+        task_start_offset: layout.names.map_or(0, |names| names.start_offset),
+        task_signal_offset: layout.names.map_or(0, |names| names.signal_offset),
+        signal_live_offset: layout.names.map_or(0, |names| names.live_offset),
+        ..config
+    }
+}
+
+/// Loads what the allocators asked for need on tracepoints, and attaches nothing: a kernel that is
+/// too old for one of these programs must not go on without it, as if its tracepoint were missing.
+///
+/// # Errors
+///
+/// [`Error::Refused`] when the kernel does not load a program.
+pub fn load(loaded: &mut Loaded, kinds: &[KernelKind], layout: &KernelLayout) -> Result<(), Error> {
+    use KernelProgram::{
+        AreaAlloc, AreaAllocAgain, AreaFree, AreaFreeAgain, Kfree, KfreeAgain, Kmalloc,
+        KmallocAgain, KmallocNode, KmemCacheAlloc, KmemCacheAllocAgain, KmemCacheAllocNode,
+        KmemCacheFree, KmemCacheFreeAgain, PageAlloc, PageAllocAgain, PageFree, PageFreeAgain,
+        PercpuAlloc, PercpuAllocAgain, PercpuFree, PercpuFreeAgain,
+    };
+    for kind in kinds {
+        let (programs, again): (&[KernelProgram], &[KernelProgram]) = match kind {
+            KernelKind::Slab => (
+                &[Kfree, KfreeAgain, KmemCacheFree, KmemCacheFreeAgain, Kmalloc, KmemCacheAlloc],
+                &[KmallocAgain, KmemCacheAllocAgain],
+            ),
+            KernelKind::Vmalloc => (&[AreaFree, AreaAlloc], &[AreaFreeAgain, AreaAllocAgain]),
+            KernelKind::Percpu => {
+                (&[PercpuFree, PercpuAlloc], &[PercpuFreeAgain, PercpuAllocAgain])
+            }
+            KernelKind::Pages => (&[PageFree, PageFreeAgain, PageAlloc], &[PageAllocAgain]),
+        };
+        let node_variants: &[KernelProgram] = match kind {
+            KernelKind::Slab if layout.slab.node_variants => &[KmallocNode, KmemCacheAllocNode],
+            _ => &[],
+        };
+        for program in programs.iter().chain(node_variants) {
+            loaded.load_tracepoint(*program)?;
+        }
+        again.iter().try_for_each(|program| loaded.load_again(*program))?;
+    }
+    Ok(())
+}
+
 /// Attaches to the allocators asked for; the probes stay while `loaded` lives.
 ///
 /// # Errors
 ///
 /// [`Error::Host`] when the kernel's tracepoints have a shape that we do not know,
-/// [`Error::Kernel`] when it refuses a program.
+/// [`Error::Refused`] or [`Error::Kernel`] when it refuses a program.
 pub fn attach(
     loaded: &mut Loaded,
     kinds: &[KernelKind],

@@ -7,4 +7,5 @@ pub mod exits;
 pub mod kernel;
 pub mod placement;
 mod price;
+pub mod trial;
 pub mod user;

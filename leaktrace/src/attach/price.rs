@@ -52,19 +52,13 @@ impl Ground {
     ///
     /// [`Error::Kernel`] when /proc does not tell where the program is mapped.
     pub(super) fn here() -> Result<Self, Error> {
-        let pid = std::process::id();
-        let mappings = proc::mappings(pid)?;
         let offset = |function: unsafe extern "C" fn()| {
-            let address = function as usize as u64;
-            mappings
-                .iter()
-                .find(|mapping| (mapping.start..mapping.end).contains(&address))
-                .map(|mapping| address - mapping.start + mapping.file_offset)
+            proc::own_offset(function as usize as u64)
                 .ok_or_else(|| Error::kernel("cannot find leaktrace's own code", "in /proc"))
         };
         Ok(Self {
             path: "/proc/self/exe",
-            pid,
+            pid: std::process::id(),
             emulated: offset(leaktrace_price_emulated)?,
             stepped: offset(leaktrace_price_stepped)?,
         })

@@ -79,13 +79,32 @@ enum Programs {
     PerfEvent,
 }
 
+/// Loads all that tracing processes needs, and attaches nothing.
+///
+/// # Errors
+///
+/// [`Error::Refused`] when the kernel does not load a program.
+pub fn load(loaded: &mut Loaded, way: Way) -> Result<(), Error> {
+    use KernelProgram::{
+        Exec, ExecAgain, Exit, ExitAgain, Fork, ForkAgain, SyscallEnter, SyscallEnterAgain,
+        SyscallExit, SyscallExitAgain,
+    };
+    for program in [Exit, ExitAgain, Exec, ExecAgain, Fork, ForkAgain, SyscallEnter, SyscallExit] {
+        loaded.load_tracepoint(program)?;
+    }
+    for program in [SyscallEnterAgain, SyscallExitAgain] {
+        loaded.load_again(program)?;
+    }
+    Programs::load(loaded, way).map(drop)
+}
+
 impl UserProbes {
     /// Loads the programs, and attaches those that follow execs and ends of processes and, if
     /// wanted, forks and system calls that map memory.
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`] when the kernel refuses a program.
+    /// [`Error::Refused`] or [`Error::Kernel`] when the kernel refuses a program.
     pub fn new(
         loaded: &mut Loaded,
         way: Way,
@@ -112,29 +131,7 @@ impl UserProbes {
         if loaded.attach_tracepoint(KernelProgram::Mapped).is_ok() {
             loaded.attach_again(KernelProgram::MappedAgain)?;
         }
-        let programs = match way {
-            Way::PerfEvent => Programs::PerfEvent,
-            Way::Session => {
-                let loader = loaded.multi_loader()?;
-                Programs::Session {
-                    session: loader.load("lt_session", ATTACH_SESSION)?,
-                    free: loader.load(FREE, ATTACH_MULTI)?,
-                    throwing: Throwing {
-                        entry: loader.load(ENTRY, ATTACH_MULTI)?,
-                        exit: loader.load(EXIT, ATTACH_MULTI)?,
-                    },
-                }
-            }
-            Way::Multi => {
-                let loader = loaded.multi_loader()?;
-                Programs::Multi {
-                    entry: loader.load(ENTRY, ATTACH_MULTI)?,
-                    returned: loader.load(RETURN, ATTACH_MULTI)?,
-                    free: loader.load(FREE, ATTACH_MULTI)?,
-                    exit: loader.load(EXIT, ATTACH_MULTI)?,
-                }
-            }
-        };
+        let programs = Programs::load(loaded, way)?;
         let prices = match trace.max_overhead_ppm {
             Some(_) => Some(programs.prices(loaded)?),
             None => None,
@@ -299,6 +296,37 @@ impl UserProbes {
 }
 
 impl Programs {
+    fn load(loaded: &mut Loaded, way: Way) -> Result<Self, Error> {
+        Ok(match way {
+            Way::PerfEvent => {
+                for name in [FREE, ENTRY, RETURN, EXIT] {
+                    loaded.load_uprobe(name)?;
+                }
+                Self::PerfEvent
+            }
+            Way::Session => {
+                let loader = loaded.multi_loader()?;
+                Self::Session {
+                    session: loader.load("lt_session", ATTACH_SESSION)?,
+                    free: loader.load(FREE, ATTACH_MULTI)?,
+                    throwing: Throwing {
+                        entry: loader.load(ENTRY, ATTACH_MULTI)?,
+                        exit: loader.load(EXIT, ATTACH_MULTI)?,
+                    },
+                }
+            }
+            Way::Multi => {
+                let loader = loaded.multi_loader()?;
+                Self::Multi {
+                    entry: loader.load(ENTRY, ATTACH_MULTI)?,
+                    returned: loader.load(RETURN, ATTACH_MULTI)?,
+                    free: loader.load(FREE, ATTACH_MULTI)?,
+                    exit: loader.load(EXIT, ATTACH_MULTI)?,
+                }
+            }
+        })
+    }
+
     /// Measures what a trap costs, by probes on functions of our own.
     fn prices(&self, loaded: &mut Loaded) -> Result<Prices, Error> {
         let Ground { path, pid, emulated, stepped } = Ground::here()?;

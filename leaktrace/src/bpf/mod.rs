@@ -8,8 +8,11 @@ pub mod maps;
 pub mod multi;
 pub mod object;
 mod pairs;
+mod refusal;
+mod sizes;
 pub mod spaces;
 mod sys;
 
 pub use maps::Maps;
-pub use object::{Loaded, Sizes};
+pub use object::Loaded;
+pub use sizes::Sizes;

@@ -97,7 +97,7 @@ impl MultiLoader {
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EINVAL` where it does not know the attach type.
+    /// [`Error::Refused`] when the kernel does not load it.
     pub fn load(&self, name: &'static str, attach_type: u32) -> Result<MultiProgram, Error> {
         let program =
             self.object.programs.get(name).ok_or_else(|| {
@@ -108,18 +108,13 @@ impl MultiLoader {
             .functions
             .get(&program.function_key())
             .ok_or_else(|| Error::kernel(format!("program {name}"), "has no code"))?;
-        let mut short_name = [0u8; 16];
-        for (to, from) in short_name.iter_mut().zip(name.bytes().take(15)) {
-            *to = from;
-        }
         let fd = sys::load_program(&sys::ProgramImage {
-            name: short_name,
+            name,
             expected_attach_type: attach_type,
             function,
             license: &program.license,
             btf: self.btf.as_fd(),
-        })
-        .map_err(|error| Error::kernel(format!("cannot load program {name}"), error))?;
+        })?;
         Ok(MultiProgram { fd, attach_type, name })
     }
 }

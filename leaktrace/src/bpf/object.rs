@@ -15,67 +15,13 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
-use leaktrace_common::{BlockWord, Config, ENDED_SLOTS, WALKS_PER_CPU};
+use leaktrace_common::{BlockWord, Config};
 
-use super::kernel_calls;
+use super::{kernel_calls, refusal, sizes::Sizes};
 use crate::{error::Error, host::preemption};
 
 /// The BPF object, as `cargo xtask build` made it; empty in a build without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.o"));
-
-/// Room in the maps, fixed when the object is loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Outstanding blocks.
-    pub outstanding: u32,
-    /// Call sites.
-    pub sites: u32,
-    /// Distinct stacks.
-    pub stacks: u32,
-    /// Threads inside an allocator at once; 1 where no process is traced.
-    pub threads: u32,
-    /// Slots for user stack walks; 1 where no process is traced.
-    pub walks: u32,
-    /// Process images that can be forgotten; 1 where no process is traced.
-    pub spaces: u32,
-    /// Processes that have ended and are remembered; 1 where processes are traced.
-    pub ended: u32,
-    /// Bytes in the ring of rare events; one page where no process is traced.
-    pub event_ring_bytes: u32,
-    /// Unwind rows; 1 where no process is traced.
-    pub unwind_rows: u32,
-    /// Bytes in the ring of mappings; one page where none are traced.
-    pub map_ring_bytes: u32,
-    /// Bytes in the ring of modules; one page where the kernel is not traced.
-    pub module_ring_bytes: u32,
-}
-
-impl Sizes {
-    /// Sizes for a session with room for `max_outstanding` blocks.
-    pub fn new(max_outstanding: u32, traces_processes: bool, traces_mappings: bool) -> Self {
-        let cpus = possible_cpus();
-        Self {
-            outstanding: max_outstanding,
-            sites: 32 * 1024,
-            stacks: 16 * 1024,
-            // An LRU map keeps up to 128 free entries for each CPU (LOCAL_FREE_TARGET,
-            // kernel/bpf/bpf_lru_list.c, 6.1 and 6.18): room on top, so that none is evicted
-            // early.
-            threads: if traces_processes { 16 * 1024 + 128 * cpus } else { 1 },
-            walks: if traces_processes { WALKS_PER_CPU * cpus } else { 1 },
-            spaces: if traces_processes { BlockWord::SPACES } else { 1 },
-            ended: if traces_processes { 1 } else { ENDED_SLOTS },
-            // Some 40,000 forks, execs and ends of processes.
-            event_ring_bytes: if traces_processes { 1 << 20 } else { 4096 },
-            // 32 MiB: python3 takes 0.1 million rows, the largest compilers 2.
-            unwind_rows: if traces_processes { 4 << 20 } else { 1 },
-            // Some 40,000 calls.
-            map_ring_bytes: if traces_mappings { 4 << 20 } else { 4096 },
-            // Some 600 modules that come or go.
-            module_ring_bytes: if traces_processes { 4096 } else { 1 << 16 },
-        }
-    }
-}
 
 /// The loaded object: its programs, and its maps until [`Loaded::maps`] takes them.
 pub struct Loaded {
@@ -122,7 +68,13 @@ impl Loaded {
             .map_max_entries("PAGES", (sizes.unwind_rows / 16).max(1))
             .map_max_entries("MAPPINGS", (sizes.unwind_rows / 64).max(1))
             .load(patched.as_ref().map_or(object, kernel_calls::Aligned::as_bytes))
-            .map_err(|error| Error::kernel("cannot load the BPF maps", error))?;
+            .map_err(|error| {
+                // Its text has no errno, but may have the kernel's log of BTF behind its first line.
+                let text = error.to_string();
+                let line = text.lines().next().unwrap_or_default();
+                let cause = root_cause(&error);
+                Error::kernel("cannot load the BPF maps", format!("{line}: {cause}"))
+            })?;
         Ok(Self { ebpf, has_preemptible_tracepoints })
     }
 
@@ -331,25 +283,52 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 impl Loaded {
-    /// Loads a program and attaches it to its tracepoint, until `self` is dropped.
+    /// Loads a program, unless it is loaded, and attaches it to its tracepoint, until `self` is
+    /// dropped.
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`] with the tracepoint's name.
+    /// [`Error::Refused`] when the kernel does not load it, else [`Error::Kernel`] with the
+    /// tracepoint's name.
     pub fn attach_tracepoint(&mut self, program: KernelProgram) -> Result<(), Error> {
-        let (name, tracepoint) = program.names();
-        let fail = |error: aya::programs::ProgramError| {
+        let (_, tracepoint) = program.names();
+        self.load_tracepoint(program)?.attach(tracepoint).map_err(|error| {
             Error::kernel(format!("cannot attach to tracepoint {tracepoint}"), error)
-        };
+        })?;
+        Ok(())
+    }
+
+    /// Loads a program, unless it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] when the kernel does not load it.
+    pub fn load_tracepoint(&mut self, program: KernelProgram) -> Result<&mut RawTracePoint, Error> {
+        let (name, _) = program.names();
+        let fail = |error| refusal::of_aya(name, "cannot load a BPF program", error);
         let program: &mut RawTracePoint = self
             .ebpf
             .program_mut(name)
             .ok_or_else(|| Error::kernel(format!("program {name}"), "is not in the BPF object"))?
             .try_into()
             .map_err(fail)?;
-        program.load().map_err(fail)?;
-        program.attach(tracepoint).map_err(fail)?;
-        Ok(())
+        if program.fd().is_err() {
+            program.load().map_err(fail)?;
+        }
+        Ok(program)
+    }
+
+    /// As [`Loaded::load_tracepoint`], for a second program that is needed only where the first can
+    /// be preempted.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn load_again(&mut self, program: KernelProgram) -> Result<(), Error> {
+        match self.has_preemptible_tracepoints {
+            true => self.load_tracepoint(program).map(drop),
+            false => Ok(()),
+        }
     }
 
     /// As [`Loaded::attach_tracepoint`], for a second program that is needed only where the first
@@ -478,6 +457,24 @@ impl Loaded {
             };
             Error::kernel(format!("cannot attach {name} {whose}"), error)
         };
+        let program = self.load_uprobe(name)?;
+        let (offset, cookie) = probe;
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(offset),
+            cookie: Some(cookie),
+        };
+        let scope = NonZeroU32::new(pid).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
+        program.attach(point, path, scope).map_err(fail)?;
+        Ok(())
+    }
+
+    /// Loads one of [`Loaded::attach_uprobe`]'s programs, unless it is loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] when the kernel does not load it.
+    pub fn load_uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, Error> {
+        let fail = |error| refusal::of_aya(name, "cannot load a BPF program", error);
         let program: &mut UProbe = self
             .ebpf
             .program_mut(name)
@@ -487,14 +484,7 @@ impl Loaded {
         if program.fd().is_err() {
             program.load().map_err(fail)?;
         }
-        let (offset, cookie) = probe;
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(offset),
-            cookie: Some(cookie),
-        };
-        let scope = NonZeroU32::new(pid).map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
-        program.attach(point, path, scope).map_err(fail)?;
-        Ok(())
+        Ok(program)
     }
 
     /// Has the kernel take the time of every program, until what it gives is dropped.

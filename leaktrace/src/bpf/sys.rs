@@ -7,6 +7,9 @@ use std::{
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
+use super::refusal;
+use crate::error::Error;
+
 /// Calls bpf(2) with an attribute that `fill` writes into a zeroed one.
 ///
 /// # Safety
@@ -47,16 +50,15 @@ pub(super) fn load_btf(data: &[u8]) -> io::Result<OwnedFd> {
 
 /// What [`load_program`] needs.
 pub(super) struct ProgramImage<'a> {
-    /// At most 15 bytes, NUL-padded.
-    pub(super) name: [u8; 16],
+    pub(super) name: &'a str,
     pub(super) expected_attach_type: u32,
     pub(super) function: &'a aya_obj::obj::Function,
     pub(super) license: &'a std::ffi::CStr,
     pub(super) btf: BorrowedFd<'a>,
 }
 
-/// Loads a program of type kprobe (`BPF_PROG_LOAD`); a refusal carries the verifier's last words.
-pub(super) fn load_program(image: &ProgramImage<'_>) -> io::Result<OwnedFd> {
+/// Loads a program of type kprobe (`BPF_PROG_LOAD`).
+pub(super) fn load_program(image: &ProgramImage<'_>) -> Result<OwnedFd, Error> {
     let attempt = |log: Option<&mut Vec<u8>>| {
         let function = image.function;
         let func_info = function.func_info.func_info_bytes();
@@ -70,7 +72,7 @@ pub(super) fn load_program(image: &ProgramImage<'_>) -> io::Result<OwnedFd> {
                 load.insns = function.instructions.as_ptr() as u64;
                 load.insn_cnt = function.instructions.len() as u32;
                 load.license = image.license.as_ptr() as u64;
-                for (to, from) in load.prog_name.iter_mut().zip(image.name) {
+                for (to, from) in load.prog_name.iter_mut().zip(image.name.bytes().take(15)) {
                     *to = from as std::ffi::c_char;
                 }
                 load.prog_btf_fd = image.btf.as_raw_fd() as u32;
@@ -96,10 +98,7 @@ pub(super) fn load_program(image: &ProgramImage<'_>) -> io::Result<OwnedFd> {
                 return Ok(owned(fd));
             }
             let text = String::from_utf8_lossy(&log);
-            let tail: Vec<&str> =
-                text.trim_end_matches('\0').lines().rev().take(3).collect::<Vec<_>>();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            Err(io::Error::new(refusal.kind(), format!("{refusal} ({})", tail.join(" | "))))
+            Err(refusal::refused(image.name, &refusal, text.trim_end_matches('\0')))
         }
     }
 }

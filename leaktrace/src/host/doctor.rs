@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::features::{Answer, Capabilities, Capability, HostFacts};
+use super::features::{Answer, Capabilities, Capability, HostFacts, Trials};
 
 /// How well something that tracing wants is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,6 +77,9 @@ impl Verdict {
     }
 }
 
+/// The mend of kernels that kill processes under seccomp at return probes.
+pub const SECCOMP_MEND: &str = "use Linux 6.14 or newer, or a stable kernel with its fix `seccomp: \
+                                passthrough uretprobe systemcall without filtering`";
 const AS_ROOT: &str = "run leaktrace as root";
 
 /// What to say of something if it is not there.
@@ -126,9 +129,10 @@ impl Want {
 }
 
 /// Looks at everything that tracing wants.
-pub fn checks(facts: &HostFacts) -> Vec<Check> {
+pub fn checks(facts: &HostFacts, trials: &Trials) -> Vec<Check> {
     let mut checks = vec![root(facts)];
     checks.extend(kernel(facts));
+    checks.extend(trials_of(facts, trials));
     checks.extend(uprobes(facts));
     checks.extend(restrictions(facts));
     checks
@@ -221,6 +225,29 @@ fn kernel(facts: &HostFacts) -> [Check; 5] {
         programs.tried(&facts.raw_tracepoint, is_root, "they load"),
         tracepoints.tried(&facts.slab_tracepoints, is_root, "programs can be attached"),
         fentry.tried(&facts.fentry, is_root, "programs can be attached"),
+    ]
+}
+
+fn trials_of(facts: &HostFacts, trials: &Trials) -> [Check; 3] {
+    let want = |name, needed_by, lost| Want {
+        name,
+        needed_by,
+        lost,
+        mend: "use a kernel from 5.15 on, and see `privileges` and `lockdown`",
+    };
+    let kernel = want("kernel mode's programs", Modes::Kernel, "kernel mode");
+    let user = want("user mode's programs", Modes::User, "user mode, and `leaktrace run`");
+    let returns = Want {
+        name: "return probes under seccomp",
+        needed_by: Modes::None,
+        lost: "user mode for processes under a seccomp filter, and --all, --comm, --cgroup and \
+               --children, whose probes such processes may meet",
+        mend: SECCOMP_MEND,
+    };
+    [
+        kernel.tried(&trials.kernel, facts.is_root, "they load"),
+        user.tried(&trials.user, facts.is_root, "they load"),
+        returns.tried(&trials.return_probes, facts.is_root, "such processes survive them"),
     ]
 }
 

@@ -122,6 +122,17 @@ pub struct HostFacts {
     pub libc: Option<String>,
 }
 
+/// What takes longer to try, and is for `doctor` alone.
+#[derive(Clone, Debug)]
+pub struct Trials {
+    /// Whether the kernel loads the programs, all of them as they are, of `leaktrace kernel`.
+    pub kernel: Answer,
+    /// The same of `leaktrace user` and `leaktrace run`.
+    pub user: Answer,
+    /// Whether processes under a seccomp filter survive return probes.
+    pub return_probes: Answer,
+}
+
 impl HostFacts {
     /// Probes this host; see [`probe`].
     pub fn probe() -> Self {

@@ -17,5 +17,6 @@ pub mod page_owners;
 pub mod preemption;
 pub mod proc;
 pub mod records;
+pub mod seccomp;
 pub mod slabinfo;
 pub mod slabs;

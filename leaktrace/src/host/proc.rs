@@ -43,6 +43,14 @@ pub fn mappings(pid: u32) -> Result<Vec<Mapping>, Error> {
     Ok(parse_maps(&String::from_utf8_lossy(&maps)))
 }
 
+/// Where an address of leaktrace's own code is in its file.
+pub fn own_offset(address: u64) -> Option<u64> {
+    let mappings = mappings(std::process::id()).ok()?;
+    let mapping =
+        mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&address))?;
+    Some(address - mapping.start + mapping.file_offset)
+}
+
 /// Says whether a process exists.
 ///
 /// # Errors

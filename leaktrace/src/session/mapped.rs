@@ -155,6 +155,7 @@ impl Processes {
             let Some(Some(allocator)) = self.allocators.get(id) else { continue };
             let Some(object) = collector.objects.get(*id) else { continue };
             if self.traces_malloc && !self.attached.contains_key(&(owner, *id)) {
+                self.spared.check(pid)?;
                 // What fails once is not tried again.
                 self.attached.insert((owner, *id), u64::MAX);
                 let result = self.probes.attach(loaded, &object.readable_at(), allocator, owner);

@@ -12,6 +12,7 @@ mod overhead;
 mod processes;
 mod ring;
 mod silence;
+mod spared;
 pub mod spec;
 mod start;
 mod wait;

@@ -12,6 +12,7 @@ use super::{
     missed::Counts,
     named::NamedObjects,
     silence::Silence,
+    spared::Spared,
     spec::{ProbeAt, Spec, UserKinds},
 };
 use crate::{
@@ -67,6 +68,8 @@ pub(super) struct Processes {
     pub(super) records: Option<Records>,
     /// Whether what an ended process held stays in the report.
     pub(super) keeps_ended: bool,
+    /// Who gets no probes.
+    pub(super) spared: Spared,
 }
 
 /// One traced process.
@@ -109,6 +112,7 @@ impl Processes {
         spec: &Spec,
         is_open: bool,
         command: Option<u32>,
+        spared: Spared,
     ) -> Result<Self, Error> {
         let trace = &spec.trace;
         let follows = trace.children || is_open;
@@ -139,6 +143,7 @@ impl Processes {
             // Without them, the report tells of processes that ended too early.
             records: whose.and_then(|whose| Records::open(whose).ok()),
             keeps_ended,
+            spared,
         })
     }
 

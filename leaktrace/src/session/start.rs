@@ -10,6 +10,7 @@ use super::{
     overhead::Overhead,
     processes::Processes,
     ring::watch,
+    spared::Spared,
     spec::{KernelFilters, KernelKind, Spec, Target, Wanted},
     wait,
 };
@@ -62,35 +63,8 @@ impl Session {
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let layout = KernelLayout::of_running_kernel()?;
-        let [irq_start, irq_end, softirq_start, softirq_end] = layout.interrupts;
-        let config = Config {
-            irq_start,
-            irq_end,
-            softirq_start,
-            softirq_end,
-            kmalloc_size_arg: layout.slab.kmalloc_size,
-            cache_arg: layout.slab.cache.unwrap_or(0),
-            cache_size_arg: layout.slab.cache_size.unwrap_or(0),
-            rcu: layout.rcu.unwrap_or_default(),
-            rcu_call_offset: u32::from(layout.rcu_call_offset),
-            skb_cache_at: layout.skb_cache.map_or(0, |cache| cache.cache_at),
-            percpu_size_arg: layout.percpu_size.unwrap_or(0),
-            possible_cpus: crate::bpf::object::possible_cpus(),
-            all_pages: u32::from(all_pages),
-            gfp_movable: layout.gfp_movable,
-            page_struct_shift: layout.page_struct_shift.unwrap_or(0),
-            cache_name_offset: layout.cache_name_offset,
-            cache_object_size_offset: layout.cache_object_size_offset,
-            kernel_text: layout.text.unwrap_or_default(),
-            module: layout.followed_modules(),
-            gfp_cache_mask: layout.gfp_dma | layout.gfp_reclaimable | layout.gfp_account,
-            task_leader_offset: layout.names.map_or(0, |names| names.leader_offset),
-            task_comm_offset: layout.names.map_or(0, |names| names.comm_offset),
-            task_start_offset: layout.names.map_or(0, |names| names.start_offset),
-            task_signal_offset: layout.names.map_or(0, |names| names.signal_offset),
-            signal_live_offset: layout.names.map_or(0, |names| names.live_offset),
-            ..config(spec)
-        };
+        let config =
+            Config { all_pages: u32::from(all_pages), ..kernel::constants(&layout, config(spec)) };
         let mut config = filters::constants(filters, config)?;
         config.told_twice = page_owners::told_twice();
         if kinds.contains(&KernelKind::Pages) {
@@ -99,6 +73,8 @@ impl Session {
         let sizes = Sizes::new(spec.trace.max_outstanding, false, false);
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
+        // Before anything that is attached where it can be: on a kernel that is too old, all fails.
+        kernel::load(&mut loaded, kinds, &layout)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&filters.pids, &filters.comms)?;
         let follows = kernel::attach_modules(&mut loaded, &config, &layout);
@@ -162,6 +138,8 @@ impl Session {
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         let kinds = spec.trace.user_kinds;
+        let command = suspended.as_ref().map(Suspended::pid);
+        let spared = Spared::new(spec, wanted, command, &facts.kernel_release, note)?;
         let sizes = Sizes::new(spec.trace.max_outstanding, true, kinds.mmap);
         let rules = Rules::new(wanted)?;
         let config = follow::constants(wanted, spec.trace.children, config(spec))?;
@@ -171,8 +149,8 @@ impl Session {
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
         let way = Way::best(facts);
-        let command = suspended.as_ref().map(Suspended::pid);
-        let mut processes = Processes::new(&mut loaded, way, spec, rules.is_open(), command)?;
+        let mut processes =
+            Processes::new(&mut loaded, way, spec, rules.is_open(), command, spared)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&[], &wanted.comms)?;
         let unfiltered = takes_all(spec);

@@ -1,0 +1,76 @@
+//! How much room the maps have.
+
+use leaktrace_common::{BlockWord, ENDED_SLOTS, WALKS_PER_CPU};
+
+use super::object::possible_cpus;
+
+/// Room in the maps, fixed when the object is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Outstanding blocks.
+    pub outstanding: u32,
+    /// Call sites.
+    pub sites: u32,
+    /// Distinct stacks.
+    pub stacks: u32,
+    /// Threads inside an allocator at once; 1 where no process is traced.
+    pub threads: u32,
+    /// Slots for user stack walks; 1 where no process is traced.
+    pub walks: u32,
+    /// Process images that can be forgotten; 1 where no process is traced.
+    pub spaces: u32,
+    /// Processes that have ended and are remembered; 1 where processes are traced.
+    pub ended: u32,
+    /// Bytes in the ring of rare events; one page where no process is traced.
+    pub event_ring_bytes: u32,
+    /// Unwind rows; 1 where no process is traced.
+    pub unwind_rows: u32,
+    /// Bytes in the ring of mappings; one page where none are traced.
+    pub map_ring_bytes: u32,
+    /// Bytes in the ring of modules; one page where the kernel is not traced.
+    pub module_ring_bytes: u32,
+}
+
+impl Sizes {
+    /// Sizes for a session with room for `max_outstanding` blocks.
+    pub fn new(max_outstanding: u32, traces_processes: bool, traces_mappings: bool) -> Self {
+        let cpus = possible_cpus();
+        Self {
+            outstanding: max_outstanding,
+            sites: 32 * 1024,
+            stacks: 16 * 1024,
+            // An LRU map keeps up to 128 free entries for each CPU (LOCAL_FREE_TARGET,
+            // kernel/bpf/bpf_lru_list.c, 6.1 and 6.18): room on top, so that none is evicted
+            // early.
+            threads: if traces_processes { 16 * 1024 + 128 * cpus } else { 1 },
+            walks: if traces_processes { WALKS_PER_CPU * cpus } else { 1 },
+            spaces: if traces_processes { BlockWord::SPACES } else { 1 },
+            ended: if traces_processes { 1 } else { ENDED_SLOTS },
+            // Some 40,000 forks, execs and ends of processes.
+            event_ring_bytes: if traces_processes { 1 << 20 } else { 4096 },
+            // 32 MiB: python3 takes 0.1 million rows, the largest compilers 2.
+            unwind_rows: if traces_processes { 4 << 20 } else { 1 },
+            // Some 40,000 calls.
+            map_ring_bytes: if traces_mappings { 4 << 20 } else { 4096 },
+            // Some 600 modules that come or go.
+            module_ring_bytes: if traces_processes { 4096 } else { 1 << 16 },
+        }
+    }
+
+    /// The least that there can be, for programs that are loaded and never run.
+    pub fn least() -> Self {
+        Self {
+            outstanding: 1,
+            sites: 1,
+            stacks: 1,
+            threads: 1,
+            walks: 1,
+            spaces: 1,
+            ended: 1,
+            event_ring_bytes: 4096,
+            unwind_rows: 1,
+            map_ring_bytes: 4096,
+            module_ring_bytes: 4096,
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Processes under seccomp, which some kernels kill at return probes (`host::seccomp`): they get
+//! none there.
+//!
+//! Probes of one process are refused if one of its threads is under seccomp. Probes for all that
+//! map a file are refused altogether, as a process under seccomp may map it at any time. A process
+//! that comes under seccomp while it is traced cannot be spared, as its next call meets a probe
+//! before leaktrace hears of it: the person at the terminal is told so before there are probes.
+
+use super::spec::{Spec, Wanted};
+use crate::{
+    error::Error,
+    host::{doctor::SECCOMP_MEND, features::Answer, proc, seccomp},
+};
+
+/// Kernels whose return probes make a system call, some of them with the fix: the release alone
+/// decides only whether one is tried where nothing else asks for it.
+const SUSPECTS: [&str; 3] = ["6.11", "6.12", "6.13"];
+
+/// What return probes would do to the processes that are asked for.
+pub(super) struct Spared {
+    /// Whether the kernel kills.
+    pub(super) is_needed: bool,
+}
+
+const KILLS: &str = "this kernel kills such processes at return probes";
+
+/// Whom return probes may meet.
+struct Reach {
+    /// Any process.
+    everybody: bool,
+    /// Of these alone, those under seccomp.
+    filtered: Vec<u32>,
+    /// Whether the kernel is suspected.
+    suspected: bool,
+}
+
+impl Spared {
+    /// Tries a return probe where it matters. `command` is the one that leaktrace has started.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where probes would kill.
+    pub(super) fn new(
+        spec: &Spec,
+        wanted: &Wanted,
+        command: Option<u32>,
+        release: &str,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        if !spec.trace.user_kinds.malloc {
+            return Ok(Self { is_needed: false });
+        }
+        // With a budget, probes of leaktrace itself tell what they cost.
+        let own = spec.trace.max_overhead_ppm.map(|_| std::process::id());
+        let pids = wanted.pids.iter().copied().chain(command).chain(own);
+        let reach = Reach {
+            everybody: wanted.is_open() || spec.trace.children,
+            filtered: pids.filter(|pid| seccomp::is_filtered(*pid)).collect(),
+            suspected: SUSPECTS.iter().any(|start| {
+                release.strip_prefix(start).is_some_and(|rest| !rest.starts_with(char::is_numeric))
+            }),
+        };
+        let is_needed = decide(&reach, seccomp::return_probes)?;
+        if is_needed {
+            note(&format!(
+                "this kernel kills a process that comes under a seccomp filter while its \
+                 allocations are traced; {SECCOMP_MEND}"
+            ));
+        }
+        Ok(Self { is_needed })
+    }
+
+    /// Refuses a process that has come under seccomp since.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where probes would kill it.
+    pub(super) fn check(&self, pid: u32) -> Result<(), Error> {
+        match self.is_needed && seccomp::is_filtered(pid) {
+            true => Err(refusal_of(pid, KILLS)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whether the kernel kills those who come under seccomp later.
+fn decide(reach: &Reach, try_one: impl FnOnce() -> Answer) -> Result<bool, Error> {
+    if !reach.everybody && reach.filtered.is_empty() && !reach.suspected {
+        return Ok(false);
+    }
+    let refuse = |why: &str| match reach.filtered.first() {
+        _ if reach.everybody => Err(Error::Host(format!(
+            "--all, --comm, --cgroup and --children set probes that processes under a seccomp \
+             filter may meet, and {why}: {SECCOMP_MEND}, or trace processes without such filters \
+             by -p"
+        ))),
+        Some(pid) => Err(refusal_of(*pid, why)),
+        None => Ok(true),
+    };
+    match try_one() {
+        Answer::Yes => Ok(false),
+        Answer::No(_) => refuse(KILLS),
+        Answer::Unknown(why) => refuse(&format!(
+            "whether this kernel kills such processes at return probes is unknown ({why})"
+        )),
+    }
+}
+
+fn refusal_of(pid: u32, why: &str) -> Error {
+    Error::Host(format!(
+        "process {pid} ({}) is under a seccomp filter, and {why}: {SECCOMP_MEND}",
+        proc::comm(pid).unwrap_or_default()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach(everybody: bool, filtered: &[u32], suspected: bool) -> Reach {
+        Reach { everybody, filtered: filtered.to_vec(), suspected }
+    }
+
+    fn kills() -> Answer {
+        Answer::No("it kills".into())
+    }
+
+    #[test]
+    fn nothing_is_tried_for_processes_without_filters() {
+        assert!(!decide(&reach(false, &[], false), || panic!("it was tried")).unwrap());
+    }
+
+    #[test]
+    fn nobody_is_killed() {
+        let all = decide(&reach(true, &[], false), kills).unwrap_err().to_string();
+        assert!(all.contains("--all") && all.contains("6.14"), "{all}");
+        let own = std::process::id();
+        let one = decide(&reach(false, &[own], true), kills).unwrap_err().to_string();
+        assert!(one.contains(&format!("process {own} (")) && one.contains("6.14"), "{one}");
+        // Who has none yet may be traced, and is told.
+        assert!(decide(&reach(false, &[], true), kills).unwrap());
+    }
+
+    #[test]
+    fn what_is_harmless_is_allowed() {
+        for reach in [reach(true, &[1], true), reach(false, &[1], false)] {
+            assert!(!decide(&reach, || Answer::Yes).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_tried_is_not_done() {
+        let unknown = || Answer::Unknown("no answer".into());
+        let all = decide(&reach(true, &[], false), unknown).unwrap_err().to_string();
+        assert!(all.contains("no answer"), "{all}");
+    }
+}
