@@ -27,9 +27,12 @@ use super::{features::Answer, proc};
 /// The child takes less than a millisecond; a busy emulated machine some hundred.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-// The function with the return probe.
+// The function with the return probe; global, as the compiler may put it into another object file
+// than its caller.
 std::arch::global_asm!(
     ".pushsection .text.leaktrace_returning, \"ax\", @progbits",
+    ".globl leaktrace_returning",
+    ".hidden leaktrace_returning",
     ".type leaktrace_returning, @function",
     "leaktrace_returning:",
     "nop",
