@@ -12,6 +12,7 @@ mod kernel;
 mod kernel_view;
 mod lifecycle;
 mod mappings;
+mod names;
 mod processes;
 mod run;
 mod sampling;

@@ -100,6 +100,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "reused", source: "reused.c", flags: &[] },
     Recipe { name: "sampling", source: "sampling.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
+    Recipe { name: "short", source: "short.c", flags: &[] },
 ];
 
 const LIBRARIES: &[Recipe] = &[

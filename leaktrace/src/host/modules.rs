@@ -31,7 +31,6 @@ pub fn check_loaded(name: &str) -> Result<(), Error> {
     }
     let is_name = !name.is_empty() && !name.contains(['/', '.']);
     let is_built_in = is_name && Path::new("/sys/module").join(&name).exists();
-    let name = name.replace(char::is_control, "?");
     Err(Error::Usage(if is_built_in {
         format!(
             "--module {name}: it is built into this kernel, where its code cannot be told from \
