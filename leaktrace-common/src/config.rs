@@ -94,6 +94,10 @@ pub struct Config {
     pub sampling: u32,
     /// 1: hits of probes in processes are counted in `CALLS`.
     pub count_calls: u32,
+    /// 1: rare refusals are told one by one (`-vv`).
+    pub log: u32,
+    /// Keeps what follows aligned.
+    pub padding: u32,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
     pub rcu: RcuLayout,
     /// Tests of GFP flags, any of which may hold.
@@ -207,7 +211,7 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 6 * 8
-            + 32 * 4
+            + 34 * 4
             + size_of::<RcuLayout>()
             + GFP_TESTS * 8
             + (TEXT_RANGES + CGROUPS + PAGE_OWNERS) * 16

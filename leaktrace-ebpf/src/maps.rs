@@ -57,6 +57,8 @@ pub(crate) static CONFIG: Config = Config {
     signal_exec_offset: 0,
     sampling: 0,
     count_calls: 0,
+    log: 0,
+    padding: 0,
     rcu: RcuLayout {
         work_function: 0,
         monitor_function: 0,

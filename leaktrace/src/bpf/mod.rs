@@ -2,6 +2,7 @@
 //!
 //! The only module that spells the names of maps and programs.
 
+mod log;
 pub mod mapped;
 pub mod maps;
 pub mod multi;
@@ -9,5 +10,6 @@ pub mod object;
 pub mod spaces;
 mod sys;
 
+pub use log::Log;
 pub use maps::Maps;
 pub use object::{Loaded, Sizes};

@@ -4,6 +4,7 @@ mod budget;
 mod filters;
 mod follow;
 pub mod launch;
+mod log;
 mod mapped;
 mod missed;
 mod named;
@@ -38,7 +39,7 @@ use self::{
 };
 use crate::{
     attach::{kernel, user::Way},
-    bpf::{Loaded, Maps, Sizes},
+    bpf::{Loaded, Log, Maps, Sizes},
     collect::{
         Collector, CollectorOptions, Wants,
         kmalloc::{GfpFlags, KmallocNames},
@@ -80,6 +81,8 @@ enum Event {
     Cost,
     /// The traced processes are due for a look for allocations that no probe sees.
     Hear,
+    /// The BPF programs have logged something.
+    Logged,
 }
 
 /// Traces as `spec` says and gives each due snapshot to `sink`.
@@ -112,6 +115,7 @@ pub fn run(
             note_tables(processes, note);
             note_probes(processes, &session.collector, note);
         }
+        log::tell(&mut session.log, note);
         session.end();
         outcome
     })
@@ -132,6 +136,8 @@ struct Session {
     /// Readable once there are many records of what processes map.
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
+    /// What the BPF programs log, under `-vv`.
+    log: Option<AsyncFd<Log>>,
     unseen: Vec<String>,
 }
 
@@ -191,6 +197,7 @@ impl Session {
         let sizes = Sizes::new(spec.trace.max_outstanding, false, false);
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
+        let log = log::open(spec, &mut loaded)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&filters.pids, &filters.comms)?;
         let gfp = GfpFlags {
@@ -227,6 +234,7 @@ impl Session {
             map_ring: None,
             records: Vec::new(),
             overhead: None,
+            log,
             unseen,
         })
     }
@@ -251,6 +259,7 @@ impl Session {
         let way = Way::best(facts);
         let command = suspended.as_ref().map(Suspended::pid);
         let mut processes = Processes::new(&mut loaded, way, spec, rules.is_open(), command)?;
+        let log = log::open(spec, &mut loaded)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&[], &wanted.comms)?;
         let unfiltered = takes_all(spec);
@@ -318,6 +327,7 @@ impl Session {
             map_ring,
             records,
             overhead,
+            log,
             unseen: Vec::new(),
         })
     }
@@ -349,6 +359,7 @@ impl Session {
                         processes.hear(&self.collector).iter().for_each(|line| note(line));
                     }
                 }
+                Event::Logged => log::tell(&mut self.log, note),
                 Event::Tick => {
                     reports += 1;
                     let is_final = schedule.count.is_some_and(|count| reports >= count);
@@ -430,6 +441,7 @@ impl Session {
                         records.read();
                     }
                 }
+                () = wait_for_ring(self.log.as_ref()) => return Ok(Event::Logged),
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_for_tick(cost) => return Ok(Event::Cost),
                 () = wait_until(hear) => return Ok(Event::Hear),
@@ -537,6 +549,7 @@ fn config(spec: &Spec) -> Config {
         own_tgid: std::process::id(),
         sampling: u32::from(is_sampled(spec)),
         count_calls: u32::from(trace.max_overhead_ppm.is_some()),
+        log: u32::from(log::is_on(spec)),
         ..Config::default()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd},
     task::Poll,
 };
 
@@ -12,10 +12,7 @@ use tokio::{
     time::{Instant, Interval},
 };
 
-use super::{
-    launch::{Child, Ended},
-    ring::Ring,
-};
+use super::launch::{Child, Ended};
 use crate::{error::Error, host::records::Records};
 
 /// The signals that end a session.
@@ -118,7 +115,7 @@ pub(super) async fn wait_for_exit(pidfds: &[(u32, AsyncFd<OwnedFd>)]) -> u32 {
     .await
 }
 
-pub(super) async fn wait_for_ring(ring: Option<&AsyncFd<Ring>>) {
+pub(super) async fn wait_for_ring<T: AsRawFd>(ring: Option<&AsyncFd<T>>) {
     match ring {
         Some(ring) => match ring.readable().await {
             // What is there is read right after; the next poll finds it empty.
