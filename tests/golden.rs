@@ -57,6 +57,36 @@ fn check_usage(args: &[&str], parts: &[&str]) {
     }
 }
 
+/// What is typed is quoted, and must not reach the terminal as it is.
+#[test]
+fn hostile_arguments_are_escaped() {
+    let evil = "\u{1b}]0;evil\u{7}\u{202e}\nleaktrace: all is well";
+    for args in [
+        &[evil] as &[&str],
+        &["kernel", evil],
+        &["kernel", "--cache", evil, "--interval", evil],
+        &["kernel", "--gfp", evil],
+        &["kernel", "--comm", evil],
+        &["kernel", "--cgroup", evil],
+        &["kernel", "--debug-dir", evil],
+        &["user", "--pid", evil],
+        &["user", "--comm", evil],
+        &["user", "--cgroup", evil],
+        &["user", "--all", "--write", "/no/such/folder/\u{1b}]0;evil\u{7}"],
+        &["run", evil],
+        &["run", "--error-exitcode", evil, "--", "true"],
+        &["doctor", evil],
+        &["doctor", "--format", evil],
+    ] {
+        let Finished { code, stdout, stderr } = run(&mut leaktrace(args));
+        assert_eq!((code, stdout.as_str()), (2, ""), "exit code and stdout of {args:?}:\n{stderr}");
+        assert!(stderr.contains("\\x1b]0;evil"), "stderr of {args:?}: {stderr:?}");
+        assert_eq!(stderr.lines().count(), 1, "stderr of {args:?}: {stderr:?}");
+        let line = stderr.trim_end_matches('\n');
+        assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{args:?}: {line:?}");
+    }
+}
+
 #[test]
 fn no_verb_is_bad_usage() {
     check_usage(&[], &["Usage"]);

@@ -96,8 +96,6 @@ pub struct Config {
     pub task_comm_offset: u32,
     /// Offset of `start_time` in `struct task_struct`.
     pub task_start_offset: u32,
-    /// Always zero.
-    pub zero: u32,
     /// 1: allocations of processes are sampled by the interval in `SAMPLING`, which may be 0.
     pub sampling: u32,
     /// 1: hits of probes in processes are counted in `CALLS`.
@@ -107,6 +105,8 @@ pub struct Config {
     pub preemptible: u32,
     /// Never anything but 0: see `own_stack` of leaktrace-ebpf.
     pub tail_calls: u32,
+    /// 1: rare refusals are told one by one (`-vv`).
+    pub log: u32,
     /// Where the address of the cache of packets' heads lies; 0 if unknown.
     pub skb_cache_at: u64,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.

@@ -98,7 +98,7 @@ fn new_site(key: &SiteKey) -> Option<u32> {
                 // SAFETY: as above.
                 return unsafe { SITE_INDEX.get(key) }.copied();
             }
-            loss::count(LossReason::SitesFull);
+            loss::count_refusal(LossReason::SitesFull, error.into());
             None
         }
     }

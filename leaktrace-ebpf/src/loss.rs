@@ -1,8 +1,11 @@
-//! Counts what could not be recorded.
+//! Counts what could not be recorded, and under `-vv` tells what the kernel said.
 
 use leaktrace_common::LossReason;
 
-use crate::{atomic, maps::LOSS};
+use crate::{
+    atomic,
+    maps::{LOSS, config},
+};
 
 /// Adds one to a reason's counter.
 #[inline(always)]
@@ -20,4 +23,48 @@ pub(crate) fn count_number(reason: u32) {
         // SAFETY: as above.
         unsafe { atomic::add(counter, 1) };
     }
+}
+
+/// As [`count`], with what the kernel said; only for what is rare, as `-vv` has a line for each.
+#[inline(always)]
+pub(crate) fn count_refusal(reason: LossReason, code: i64) {
+    count(reason);
+    tell(reason as u32, code);
+}
+
+/// Has the session print a line of a reason, under `-vv`. Without it a constant folds this away.
+#[inline(always)]
+pub(crate) fn tell(reason: u32, code: i64) {
+    if config!(log) != 0 {
+        leaktrace_tell(reason, code as u64);
+    }
+}
+
+/// Numbers for what [`leaktrace_tell`] has text for.
+const OUTSTANDING_REFUSED: u32 = LossReason::OutstandingRefused as u32;
+const SITES_FULL: u32 = LossReason::SitesFull as u32;
+const STACKS_FULL: u32 = LossReason::StacksFull as u32;
+const STACK_UNREADABLE: u32 = LossReason::StackUnreadable as u32;
+const DELETE_REFUSED: u32 = LossReason::DeleteRefused as u32;
+const EVENTS_FULL: u32 = LossReason::EventsFull as u32;
+const MISSED_FREE: u32 = LossReason::MissedFree as u32;
+
+/// Logs a reason, with an error of the kernel or an address. Global and not inlined, so that the
+/// stack of its text is not the caller's, and the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_tell(reason: u32, code: u64) -> u32 {
+    let error = code as i64;
+    // The context is not used (aya-log-ebpf 0.2).
+    match reason {
+        OUTSTANDING_REFUSED => aya_log_ebpf::warn!((), "OVERFLOW refused an insert: {}", error),
+        SITES_FULL => aya_log_ebpf::warn!((), "SITE_INDEX refused a call site: {}", error),
+        STACKS_FULL => aya_log_ebpf::warn!((), "STACKS refused a stack: {}", error),
+        STACK_UNREADABLE => aya_log_ebpf::warn!((), "the kernel gave no stack: {}", error),
+        DELETE_REFUSED => aya_log_ebpf::warn!((), "OVERFLOW refused a delete: {}", error),
+        EVENTS_FULL => aya_log_ebpf::warn!((), "EVENTS refused an event: {}", error),
+        MISSED_FREE => aya_log_ebpf::warn!((), "given out again, its free was missed: {:x}", code),
+        _ => return 0,
+    }
+    1
 }

@@ -55,7 +55,6 @@ pub(crate) static CONFIG: Config = Config {
     task_leader_offset: 0,
     task_comm_offset: 0,
     task_start_offset: 0,
-    zero: 0,
     task_signal_offset: 0,
     signal_live_offset: 0,
     signal_flags_offset: 0,
@@ -64,6 +63,7 @@ pub(crate) static CONFIG: Config = Config {
     count_calls: 0,
     preemptible: 0,
     tail_calls: 0,
+    log: 0,
     skb_cache_at: 0,
     rcu: RcuLayout {
         work_function: 0,

@@ -40,7 +40,7 @@ pub(crate) fn read_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
         let room = config!(max_frames).min(MAX_FRAMES as u32) * 8;
         let bytes = bpf_get_stack(ctx.as_ptr(), (&raw mut (*record).frames).cast(), room, 0);
         if bytes <= 0 {
-            loss::count(LossReason::StackUnreadable);
+            loss::count_refusal(LossReason::StackUnreadable, bytes);
             return false;
         }
         let count = (bytes as u32) / 8;
@@ -158,8 +158,8 @@ pub(crate) unsafe fn store_hashed(record: *mut StackRecord, hash: u64) -> u64 {
         }
         match STACKS.insert(id, &*record, u64::from(BPF_NOEXIST)) {
             Ok(()) | Err(EEXIST) => id,
-            Err(_) => {
-                loss::count(LossReason::StacksFull);
+            Err(error) => {
+                loss::count_refusal(LossReason::StacksFull, error.into());
                 StackId::LOST
             }
         }

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use leaktrace_common::{AllocKey, BUCKET_SLOTS, BlockWord, LossReason, Outstanding};
 
 use crate::{
-    atomic, ledger,
+    atomic, ledger, loss,
     maps::{BLOCKS, CURSORS, DISPLACED, OVERFLOW, config},
     stack::EEXIST,
 };
@@ -136,12 +136,19 @@ fn overflow(word: u64, block: &Outstanding) -> u32 {
             }
             match OVERFLOW.insert(word, block, u64::from(BPF_ANY)) {
                 Ok(()) => INSERTED,
-                Err(_) => LossReason::OutstandingRefused as u32,
+                Err(error) => refused(error),
             }
         }
         Err(E2BIG) => LossReason::OutstandingFull as u32,
-        Err(_) => LossReason::OutstandingRefused as u32,
+        Err(error) => refused(error),
     }
+}
+
+/// What [`leaktrace_insert`] gives where `OVERFLOW` refuses a block for another reason than its size.
+#[inline(always)]
+fn refused(error: i32) -> u32 {
+    loss::tell(LossReason::OutstandingRefused as u32, error.into());
+    LossReason::OutstandingRefused as u32
 }
 
 /// Takes a block out.
@@ -171,8 +178,8 @@ pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
             return None;
         }
         let block = OVERFLOW.get(word).copied()?;
-        if OVERFLOW.remove(word).is_err() {
-            crate::loss::count(LossReason::DeleteRefused);
+        if let Err(error) = OVERFLOW.remove(word) {
+            loss::count_refusal(LossReason::DeleteRefused, error.into());
             return None;
         }
         atomic::add(count, u64::MAX);

@@ -13,7 +13,7 @@ use leaktrace::{
     error::Error,
     host::{cgroup, doctor, features, modules::check_name, proc},
     pipeline::{self, sink::Sink},
-    render::TextStyle,
+    render::{self, TextStyle},
     session::{
         self, Outcome,
         spec::{Spec, Target},
@@ -27,10 +27,15 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("leaktrace: {error}");
+            tell(&error.to_string());
             error.exit_code()
         }
     }
+}
+
+/// The only writer to standard error.
+fn tell(text: &str) {
+    eprintln!("leaktrace: {}", render::line(text));
 }
 
 fn run() -> Result<ExitCode, Error> {
@@ -46,7 +51,11 @@ fn run() -> Result<ExitCode, Error> {
             if json {
                 doctor::write_json(&checks, &mut stdout)?;
             } else {
-                doctor::write_text(&checks, &mut stdout)?;
+                let mut text = Vec::new();
+                doctor::write_text(&checks, &mut text)?;
+                for line in String::from_utf8_lossy(&text).lines() {
+                    writeln!(stdout, "{}", render::line(line))?;
+                }
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -101,7 +110,7 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
         },
         &mut |line| {
             if !spec.output.quiet {
-                eprintln!("leaktrace: {line}");
+                tell(line);
             }
         },
     )?;

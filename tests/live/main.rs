@@ -13,6 +13,7 @@ mod kernel;
 mod kernel_view;
 mod lifecycle;
 mod mappings;
+mod names;
 mod old_kernel;
 mod preemption;
 mod processes;

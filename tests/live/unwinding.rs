@@ -306,3 +306,28 @@ fn the_verifier_has_little_work() {
     assert!(programs.iter().any(|(name, _)| name == "lt_sys_exit"), "{programs:?}");
     traced.interrupt();
 }
+
+/// More stacks than there is room for: no block is lost, each loss is counted, and `-vv` tells what
+/// the kernel said.
+#[test]
+fn stacks_beyond_the_table_are_counted_and_logged() {
+    let mut leaker = Leaker::start("paths", &[]);
+    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "-i", "1h", "-vv"]);
+    leaker.advance("holding");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    let known = report.sites().iter().filter(|site| site.has_frame("site_end")).count() as u64;
+    let lost = report.loss("stacks_lost");
+    assert_eq!(report.value["loss"]["complete"], false);
+    // Stacks are merged by their names: lines of the two branches differ, so each is its own.
+    assert_eq!(
+        report.value["totals"]["outstanding_count"],
+        leaker.stage().site("site_end").outstanding_count
+    );
+    assert!(lost > 0 && known + lost >= 32_768, "{known} known, {lost} lost");
+    // -E2BIG (hash tables, kernel/bpf/hashtab.c).
+    let line = "leaktrace: BPF: STACKS refused a stack: -7";
+    let told = ended.finished.stderr.lines().filter(|told| *told == line).count() as u64;
+    assert!(told > 0 && told <= lost, "{told} lines of {lost} losses");
+    leaker.end();
+}

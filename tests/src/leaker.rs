@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 43] = [
+        let runs: [(&str, &[&str], &[&str]); 45] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -206,6 +206,7 @@ mod tests {
             ("maze-cpp", &[], &["running", "done"]),
             ("maze-rust", &[], &["running", "done"]),
             ("paced", &["10"], &["running"]),
+            ("paths", &[], &["holding"]),
             ("pipeloop", &["0.05"], &["done"]),
             ("plugged", &[&leaklib], &["opened", "opened", "holding"]),
             ("pool", &[], &["holding"]),
@@ -215,6 +216,7 @@ mod tests {
             ("reused", &[], &["holding"]),
             ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),
             ("semantics", &[], &["holding"]),
+            ("short", &[], &["holding"]),
             ("uring", &[], &["holding", "closed"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();

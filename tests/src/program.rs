@@ -92,6 +92,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-cpp", source: "maze.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
+    Recipe { name: "paths", source: "paths.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
     Recipe { name: "plugged", source: "plugged.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "pool", source: "pool.c", flags: &[] },
@@ -101,6 +102,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "reused", source: "reused.c", flags: &[] },
     Recipe { name: "sampling", source: "sampling.c", flags: &[] },
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
+    Recipe { name: "short", source: "short.c", flags: &[] },
     Recipe { name: "uring", source: "uring.c", flags: &[] },
 ];
 

@@ -1,6 +1,11 @@
 //! Builds leaktrace: for daily work, or as one static binary to copy to other hosts.
 
-use std::{fs, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -42,7 +47,8 @@ pub(crate) fn leaktrace(profile: Profile) -> Result<PathBuf> {
     Ok(workspace::target_dir()?.join(folder).join("leaktrace"))
 }
 
-/// Builds the static binary and leaves it at `target/dist/leaktrace`.
+/// Builds the static binary and leaves it at `target/dist/leaktrace`, and what names lines in it at
+/// `target/dist/leaktrace.debug`.
 fn static_binary() -> Result<PathBuf> {
     let mut cargo = command::cargo()?;
     cargo
@@ -64,8 +70,25 @@ fn static_binary() -> Result<PathBuf> {
     let binary = folder.join("leaktrace");
     // A running leaktrace keeps the old file: writing into it would fail with "text file busy".
     let _ = fs::remove_file(&binary);
-    fs::copy(&built, &binary).with_context(|| format!("cannot write {}", binary.display()))?;
+    split(&built, &binary)?;
     Ok(binary)
+}
+
+/// Copies an executable without its debug information, which goes to a file beside it. The copy
+/// names that file, so that a debugger and Rust's own backtraces find it (`.gnu_debuglink`).
+fn split(built: &Path, binary: &Path) -> Result<()> {
+    let debug = binary.with_extension("debug");
+    let objcopy = |arguments: &[&str]| {
+        let mut objcopy = Command::new("objcopy");
+        objcopy.args(arguments);
+        objcopy
+    };
+    command::run(
+        objcopy(&["--only-keep-debug", "--compress-debug-sections"]).arg(built).arg(&debug),
+    )?;
+    let mut link = OsString::from("--add-gnu-debuglink=");
+    link.push(&debug);
+    command::run(objcopy(&["--strip-unneeded"]).arg(link).arg(built).arg(binary))
 }
 
 /// Whether an ELF file (64-bit, little-endian) has a PT_INTERP program header, which every

@@ -186,8 +186,8 @@ fn tell(kind: EventKind, tgid: u32, old_space: u32, new_space: u32) {
     // SAFETY: the helper has no conditions.
     let time_ns = unsafe { bpf_ktime_get_ns() };
     let event = Event { kind: kind as u32, tgid, old_space, new_space, time_ns };
-    if EVENTS.output::<Event>(event, 0).is_err() {
-        loss::count(LossReason::EventsFull);
+    if let Err(error) = EVENTS.output::<Event>(event, 0) {
+        loss::count_refusal(LossReason::EventsFull, error.into());
     }
 }
 

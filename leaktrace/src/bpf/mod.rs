@@ -3,6 +3,7 @@
 //! The only module that spells the names of maps and programs.
 
 mod kernel_calls;
+mod log;
 pub mod mapped;
 pub mod maps;
 pub mod multi;
@@ -13,6 +14,7 @@ mod sizes;
 pub mod spaces;
 mod sys;
 
+pub use log::Log;
 pub use maps::Maps;
 pub use object::Loaded;
 pub use sizes::Sizes;

@@ -23,6 +23,11 @@ use crate::{error::Error, host::preemption};
 /// The BPF object, as `cargo xtask build` made it; empty in a build without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.o"));
 
+/// What `AYA_LOG_LEVEL` holds where every level is logged; 0 is none (aya-log-ebpf 0.2).
+const LOG_ALL: u8 = u8::MAX;
+/// Some thousand lines: refusals come in storms.
+const LOG_BYTES: u32 = 1 << 20;
+
 /// The loaded object: its programs, and its maps until [`Loaded::maps`] takes them.
 pub struct Loaded {
     pub(super) ebpf: Ebpf,
@@ -48,6 +53,9 @@ impl Loaded {
         let config = Config { max_sites: sizes.sites, buckets, preemptible, ..*config };
         let ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
+            // Of the programs' own logging (aya-log), which `log` folds away.
+            .override_global("AYA_LOG_LEVEL", &(if config.log != 0 { LOG_ALL } else { 0 }), true)
+            .map_max_entries("AYA_LOGS", if config.log != 0 { LOG_BYTES } else { 4096 })
             .map_max_entries("BLOCKS", buckets)
             .map_max_entries("DISPLACED", buckets.div_ceil(64))
             .map_max_entries("OVERFLOW", BlockWord::overflow_for(sizes.outstanding))

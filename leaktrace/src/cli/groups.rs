@@ -278,10 +278,10 @@ impl CommonArgs {
     /// Folders with debug information, all of which exist.
     pub(super) fn debug_dirs(&self) -> Result<Vec<PathBuf>, Error> {
         if let Some(folder) = self.debug_dirs.iter().find(|folder| !folder.is_dir()) {
-            let shown = folder.display().to_string().replace(char::is_control, "?");
             return Err(Error::Usage(format!(
-                "--debug-dir {shown}: there is no such folder: name the one that holds the files \
-                 with debug information"
+                "--debug-dir {}: there is no such folder: name the one that holds the files \
+                 with debug information",
+                folder.display()
             )));
         }
         Ok(self.debug_dirs.clone())
@@ -316,9 +316,8 @@ pub(super) fn check_pids(pids: &[u32]) -> Result<(), Error> {
 pub(super) fn check_comms(comms: &[String]) -> Result<(), Error> {
     match comms.iter().find(|comm| comm.is_empty() || comm.len() > 15) {
         Some(comm) => Err(Error::Usage(format!(
-            "--comm `{}` names no command: the kernel keeps 1 to 15 bytes of a name (see `ps -o \
-             comm`)",
-            comm.replace(char::is_control, "?")
+            "--comm `{comm}` names no command: the kernel keeps 1 to 15 bytes of a name (see `ps \
+             -o comm`)"
         ))),
         None => Ok(()),
     }

@@ -134,8 +134,7 @@ fn gfp_names(asked: &[String]) -> Result<Vec<gfp::GfpName>, Error> {
     }
     let find = |name: &String| {
         gfp::find(name).ok_or_else(|| {
-            let name = name.replace(char::is_control, "?");
-            let nearest = gfp::nearest(&name).join(", ");
+            let nearest = gfp::nearest(name).join(", ");
             Error::Usage(format!("--gfp `{name}` is no flag of the kernel: write {nearest}, ..."))
         })
     };

@@ -167,8 +167,6 @@ fn one_line(refusal: &clap::Error, help: &str) -> String {
         }
         _ => first_lines(refusal),
     };
-    // What was typed is quoted, and may hold line ends and terminal codes.
-    let message = message.replace(char::is_control, "?");
     format!("{message}; see `{help} --help`")
 }
 

@@ -213,7 +213,7 @@ fn refusals_read_well() {
         ("doctor -f x", "--format does not take `x`: write one of text, json", "leaktrace doctor"),
         (
             "kernel -s \u{1b}[31m",
-            "--sort does not take `?[31m`: write one of bytes, count, age",
+            "--sort does not take `\u{1b}[31m`: write one of bytes, count, age",
             "leaktrace kernel",
         ),
     ];

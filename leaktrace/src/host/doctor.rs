@@ -293,7 +293,7 @@ fn uprobes(facts: &HostFacts) -> [Check; 5] {
         records.tried(&facts.records, is_root, "the kernel tells of them"),
         libc.of(
             facts.libc.is_some(),
-            facts.libc.clone().unwrap_or_else(|| "leaktrace itself has none mapped".to_owned()),
+            facts.libc.clone().unwrap_or_else(|| "no process maps one that can be read".to_owned()),
         ),
     ]
 }

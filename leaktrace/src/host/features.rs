@@ -8,6 +8,7 @@ use std::{
 use super::{
     attempts,
     debug_files::{self, KERNEL_NOTES},
+    proc,
     records::{Records, Whose},
 };
 
@@ -118,7 +119,7 @@ pub struct HostFacts {
     pub kptr_restrict: Option<i32>,
     /// `kernel.perf_event_paranoid`.
     pub perf_event_paranoid: Option<i32>,
-    /// The libc that leaktrace itself has mapped; none if it is linked statically.
+    /// The libc of this host; none where no process that may be read maps one.
     pub libc: Option<String>,
 }
 
@@ -164,7 +165,7 @@ pub fn probe() -> HostFacts {
         lockdown: read("/sys/kernel/security/lockdown").and_then(|text| lockdown_mode(&text)),
         kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
         perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
-        libc: libc_in(&read("/proc/self/maps").unwrap_or_default()),
+        libc: host_libc(),
     }
 }
 
@@ -182,6 +183,23 @@ fn lockdown_mode(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     let (mode, _) = rest.split_once(']')?;
     Some(mode.to_owned())
+}
+
+/// The libc that leaktrace itself maps, or else, as its static binary maps none, the first one that
+/// a process maps which sees the same files: not a container's.
+fn host_libc() -> Option<String> {
+    libc_of("self").or_else(libc_of_another)
+}
+
+fn libc_of(pid: &str) -> Option<String> {
+    libc_in(&fs::read_to_string(format!("/proc/{pid}/maps")).ok()?)
+}
+
+fn libc_of_another() -> Option<String> {
+    let mounts = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = mounts("self")?;
+    let mut pids = proc::all().ok()?.into_iter().map(|pid| pid.to_string());
+    pids.find_map(|pid| if mounts(&pid)? == own { libc_of(&pid) } else { None })
 }
 
 /// The path of the first libc (glibc or musl) in the text of a `maps` file.
@@ -213,6 +231,24 @@ mod tests {
         let maps = "0-1 r-xp 0 08:01 5 /usr/bin/x\n1-2 r-xp 0 08:01 6    /lib/libc.so.6\n";
         assert_eq!(libc_in(maps).unwrap(), "/lib/libc.so.6");
         assert_eq!(libc_in("0-1 rw-p 0 00:00 0 [heap]\n0-1 r-xp 0 0:0 5 /lib/libcap.so.2"), None);
+    }
+
+    /// As for the static binary, which maps none itself.
+    #[test]
+    fn the_libc_of_the_host_is_found_in_other_processes() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Once it answers, it maps what it needs.
+        let mut answer = [0];
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"x").unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut answer).unwrap();
+        let found = libc_of_another().unwrap();
+        assert!(Path::new(&found).is_file(), "{found}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[test]

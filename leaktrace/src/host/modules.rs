@@ -31,7 +31,6 @@ pub fn check_name(name: &str) -> Result<(), Error> {
         && name.len() < MODULE_NAME_BYTES
         && !name.contains(|letter: char| matches!(letter, '/' | '.') || letter.is_control());
     if !is_name {
-        let name = name.replace(char::is_control, "?");
         return Err(Error::Usage(format!(
             "--module {name}: no module has such a name (see /proc/modules, and modinfo)"
         )));

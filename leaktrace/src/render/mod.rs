@@ -1,4 +1,4 @@
-//! Report -> bytes. Escaping and units live here and nowhere else.
+//! Report -> bytes. Escaping and units live here and nowhere else, for standard error as well.
 
 mod escape;
 mod json;
@@ -16,6 +16,12 @@ use crate::{report::Report, session::spec::Format};
 pub struct TextStyle {
     /// Whether colours are welcome.
     pub color: bool,
+}
+
+/// A line for standard error, or of a text that is no report, made safe for a terminal: names of
+/// processes, files and arguments that it quotes may hold anything.
+pub fn line(text: &str) -> String {
+    escape::escape(text)
 }
 
 /// Writes a report.

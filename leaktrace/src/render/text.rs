@@ -382,8 +382,9 @@ fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     )
 }
 
+/// The end of a bucket, which is a power of two of microseconds: `512 us`, `1 ms` for 1,024 us.
 fn format_us(us: u64) -> String {
-    if us < 10_000 { format!("{} us", format_count(us)) } else { format_ms(us / 1000) }
+    if us < 1_000 { format!("{us} us") } else { format_ms(us / 1_000) }
 }
 
 fn holders(group: &Group, out: &mut dyn Write) -> io::Result<()> {
@@ -519,4 +520,19 @@ fn error(totals: &Totals) -> String {
 
 pub(super) fn paint<'a>(style: &TextStyle, code: &'a str) -> &'a str {
     if style.color { code } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::format_us;
+
+    #[test]
+    fn the_ends_of_lifetimes_are_short() {
+        for (us, text) in [(1, "1 us"), (512, "512 us"), (1 << 10, "1 ms"), (1 << 11, "2 ms")] {
+            assert_eq!(format_us(us), text);
+        }
+        for (us, text) in [(1 << 12, "4 ms"), (1 << 19, "524 ms"), (1 << 20, "1.0 s")] {
+            assert_eq!(format_us(us), text);
+        }
+    }
 }

@@ -106,9 +106,8 @@ fn no_cache(cache: &str, names: &CacheNames) -> Error {
     near.sort_by_cached_key(|name| (gfp::distance(&name.to_lowercase(), &lower), *name));
     near.truncate(3);
     Error::Usage(format!(
-        "--cache {}: no slab cache has this name (see /sys/kernel/slab): write {}, ..., or name the \
+        "--cache {cache}: no slab cache has this name (see /sys/kernel/slab): write {}, ..., or name the \
          module as well that is yet to make it: --module",
-        cache.replace(char::is_control, "?"),
         near.join(", ")
     ))
 }

@@ -4,6 +4,7 @@ mod budget;
 mod filters;
 mod follow;
 pub mod launch;
+mod log;
 mod mapped;
 mod missed;
 mod named;
@@ -39,7 +40,7 @@ use self::{
     },
 };
 use crate::{
-    bpf::Loaded,
+    bpf::{Loaded, Log},
     collect::{Collector, Wants},
     error::Error,
     host::features::HostFacts,
@@ -78,6 +79,8 @@ enum Event {
     Cost,
     /// The traced processes are due for a look for allocations that no probe sees.
     Hear,
+    /// The BPF programs have logged something.
+    Logged,
 }
 
 /// Traces as `spec` says and gives each due snapshot to `sink`.
@@ -110,6 +113,7 @@ pub fn run(
             note_tables(processes, note);
             note_probes(processes, &session.collector, note);
         }
+        log::tell(&mut session.log, note);
         session.end();
         outcome
     })
@@ -132,6 +136,8 @@ struct Session {
     /// Readable once there are many records of what processes map.
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
+    /// What the BPF programs log, under `-vv`.
+    log: Option<AsyncFd<Log>>,
     unseen: Vec<String>,
     /// Slab caches that are asked for, and were not there at the start.
     awaited_caches: Vec<String>,
@@ -170,6 +176,7 @@ impl Session {
                         processes.hear(&self.collector).iter().for_each(|line| note(line));
                     }
                 }
+                Event::Logged => log::tell(&mut self.log, note),
                 Event::Tick => {
                     reports += 1;
                     let is_final = schedule.count.is_some_and(|count| reports >= count);
@@ -253,6 +260,7 @@ impl Session {
                     }
                 }
                 () = wait_for_tick(self.ends.as_mut()) => self.collector.read_ends(),
+                () = wait_for_ring(self.log.as_ref()) => return Ok(Event::Logged),
                 () = wait_until(look) => return Ok(Event::Look),
                 () = wait_for_tick(cost) => return Ok(Event::Cost),
                 () = wait_until(hear) => return Ok(Event::Hear),

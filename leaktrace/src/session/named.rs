@@ -38,7 +38,7 @@ impl NamedObjects {
     /// What no traced process has mapped up to now.
     pub(super) fn missing(&self) -> impl Iterator<Item = String> {
         let missing = self.0.iter().filter(|(_, met)| !met);
-        missing.map(|(path, _)| format!("-O {}: no traced process maps it", shown(path)))
+        missing.map(|(path, _)| format!("-O {}: no traced process maps it", path.display()))
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) fn without_functions(object: &HeldObject) -> Error {
         "-O {}: no symbol of it is an allocator function: looked for malloc and free with any \
          prefix (as in pool_malloc), and for operator new and delete; name an object that defines \
          them and is not stripped",
-        shown(Path::new(&object.path))
+        object.path
     ))
 }
 
@@ -60,8 +60,4 @@ fn seen_by(pid: u32, path: &Path) -> PathBuf {
         Err(_) => seen.extend([Path::new("cwd"), path]),
     }
     seen
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string().replace(char::is_control, "?")
 }

@@ -6,6 +6,7 @@ use super::{
     ENDS_READ, Session, filters,
     follow::{self, Rules},
     launch::Suspended,
+    log,
     notes::{describe, note_memory, note_probes, note_tables},
     overhead::Overhead,
     processes::Processes,
@@ -75,6 +76,7 @@ impl Session {
         let map_bytes = loaded.map_bytes();
         // Before anything that is attached where it can be: on a kernel that is too old, all fails.
         kernel::load(&mut loaded, kinds, &layout)?;
+        let log = log::open(spec, &mut loaded)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&filters.pids, &filters.comms)?;
         let follows = kernel::attach_modules(&mut loaded, &config, &layout);
@@ -124,6 +126,7 @@ impl Session {
             records: Vec::new(),
             overhead: None,
             unseen,
+            log,
             awaited_caches,
             ends: Some(tokio::time::interval(ENDS_READ)),
         })
@@ -151,6 +154,7 @@ impl Session {
         let way = Way::best(facts);
         let mut processes =
             Processes::new(&mut loaded, way, spec, rules.is_open(), command, spared)?;
+        let log = log::open(spec, &mut loaded)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&[], &wanted.comms)?;
         let unfiltered = takes_all(spec);
@@ -219,6 +223,7 @@ impl Session {
             modules: None,
             records,
             overhead,
+            log,
             unseen: Vec::new(),
             awaited_caches: Vec::new(),
             ends: None,
@@ -237,6 +242,7 @@ fn config(spec: &Spec) -> Config {
         own_tgid: std::process::id(),
         sampling: u32::from(is_sampled(spec)),
         count_calls: u32::from(trace.max_overhead_ppm.is_some()),
+        log: u32::from(log::is_on(spec)),
         ..Config::default()
     }
 }

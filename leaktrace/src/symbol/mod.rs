@@ -5,6 +5,7 @@
 mod functions;
 mod kernel;
 mod kernel_lines;
+mod mangled;
 mod module_lines;
 mod perf_map;
 mod user;
@@ -39,7 +40,8 @@ impl Symbolizer {
             .set_debug_dirs(Some(folders.iter().chain(&usual)))
             .enable_code_info(true)
             .enable_inlined_fns(true)
-            .enable_demangling(true)
+            // It decodes every name, mangled or not: see `mangled`.
+            .enable_demangling(false)
             .build();
         Self {
             blazesym,
@@ -116,7 +118,8 @@ fn convert(sym: &blazesym::symbolize::Sym<'_>, object: &str) -> Resolved {
     };
     let symbol = |name: &str, offset, info, inlined| {
         let (file, line) = place(info);
-        Symbol { name: name.to_owned(), offset, object: object.to_owned(), file, line, inlined }
+        let name = mangled::demangle(name).into_owned();
+        Symbol { name, offset, object: object.to_owned(), file, line, inlined }
     };
     let mut symbols: Vec<Symbol> = sym
         .inlined

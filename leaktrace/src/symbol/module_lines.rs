@@ -11,6 +11,7 @@ use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationKind, RelocationTarget,
 };
 
+use super::mangled::demangle;
 use crate::host::elf::ElfBytes;
 
 /// What lines and inlined functions are read from.
@@ -88,9 +89,9 @@ impl ModuleLines {
             match frames.next() {
                 Ok(Some(frame)) => {
                     let place = frame.location;
-                    let name = frame.function.as_ref().map(addr2line::FunctionName::demangle);
+                    let name = frame.function.as_ref().and_then(|name| name.raw_name().ok());
                     lines.push(Line {
-                        function: name.and_then(Result::ok).unwrap_or_default().into_owned(),
+                        function: name.map(|name| demangle(&name).into_owned()).unwrap_or_default(),
                         file: place.as_ref().and_then(|place| place.file).map(str::to_owned),
                         line: place.and_then(|place| place.line),
                     });
