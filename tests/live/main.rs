@@ -16,5 +16,6 @@ mod processes;
 mod run;
 mod sampling;
 mod semantics;
+mod start;
 mod storm;
 mod unwinding;

@@ -91,6 +91,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-c", source: "maze.c", flags: UNWIND_FLAGS },
     Recipe { name: "maze-cpp", source: "maze.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
+    Recipe { name: "neverfrees-musl-static", source: "neverfrees.c", flags: &["-static"] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
     Recipe { name: "plugged", source: "plugged.c", flags: &["-fomit-frame-pointer"] },
