@@ -19,3 +19,4 @@ mod semantics;
 mod start;
 mod storm;
 mod unwinding;
+mod valgrind;

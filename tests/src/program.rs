@@ -115,6 +115,7 @@ const LIBRARIES: &[Recipe] = &[
         source: "chainlib.c",
         flags: &["-O1", "-fomit-frame-pointer", "-fbuiltin", "-fno-plt", "-shared", "-fPIC"],
     },
+    Recipe { name: "ctorlib.so", source: "ctorlib.c", flags: &["-shared", "-fPIC"] },
     Recipe {
         name: "leaklib.so",
         source: "leaklib.c",

@@ -4,6 +4,7 @@ mod budget;
 mod filters;
 mod follow;
 pub mod launch;
+mod loader;
 mod mapped;
 mod missed;
 mod named;
@@ -286,6 +287,7 @@ impl Session {
             None => Vec::new(),
         };
         let overhead = Overhead::start(&spec.trace, &processes)?;
+        let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
         if spec.output.verbose > 0 {
@@ -318,7 +320,7 @@ impl Session {
             map_ring,
             records,
             overhead,
-            unseen: Vec::new(),
+            unseen: unseen.into_iter().collect(),
         })
     }
 
