@@ -8,6 +8,7 @@ mod followed;
 mod gdb;
 mod host_wide;
 mod hostile;
+mod kept;
 mod kernel;
 mod kernel_view;
 mod lifecycle;

@@ -53,8 +53,7 @@ fn by_leaktrace(argv: &[&str], folder: &Path) -> (Figures, Report) {
     let report = Report::parse(text.trim_end());
     let totals = Amounts::of(&report.value["totals"]);
     let mut figures = [totals.allocated_count, totals.freed_count, totals.allocated_bytes];
-    for kept in report.value["kept"].as_array().into_iter().flatten() {
-        let kept = Amounts::of(kept);
+    for kept in ["c_library", "cplusplus_library"].map(|library| report.kept(library)) {
         let more = [kept.allocated_count, kept.freed_count, kept.allocated_bytes];
         figures.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     }

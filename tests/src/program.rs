@@ -75,6 +75,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "family", source: "family.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
+    Recipe { name: "keeps", source: "keeps.c", flags: &[] },
     Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "kobjects", source: "kobjects.c", flags: &[] },
     Recipe { name: "longjmp", source: "longjmp.c", flags: &[] },

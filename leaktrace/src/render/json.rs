@@ -40,6 +40,8 @@ struct WireReport<'a> {
     totals: WireTotals,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held: Vec<WireHeld>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<WireKept>,
     loss: WireLoss<'a>,
     limits: WireLimits,
     sites_total: usize,
@@ -125,6 +127,13 @@ struct WireStep {
 #[derive(Serialize)]
 struct WireHeld {
     role: &'static str,
+    #[serde(flatten)]
+    totals: WireTotals,
+}
+
+#[derive(Serialize)]
+struct WireKept {
+    by: &'static str,
     #[serde(flatten)]
     totals: WireTotals,
 }
@@ -273,6 +282,11 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             .held
             .iter()
             .map(|held| WireHeld { role: held.role.name(), totals: totals(&held.totals) })
+            .collect(),
+        kept: report
+            .kept
+            .iter()
+            .map(|kept| WireKept { by: kept.keeper.name(), totals: totals(&kept.totals) })
             .collect(),
         loss: WireLoss {
             complete: report.trust.complete,

@@ -460,3 +460,51 @@ fn many_processes_are_counted() {
     let json = of(Format::Json);
     assert!(json.contains(r#""processes_ended":4096,"#), "{json}");
 }
+
+/// The C library's own blocks stand apart; a stream that is open makes its buffer doubtful.
+#[test]
+fn what_libraries_keep_stands_apart() {
+    let libc = "/lib/libc.so.6";
+    let stack_of = |frames: &[(&str, &str)], names: &mut Names, base: u64| {
+        let frames = frames.iter().enumerate().map(|(index, (name, object))| {
+            let frame = frame(base + index as u64, Place::Kernel);
+            names.frames.insert(frame, Resolved::Known(vec![known(name, 1, object, None)]));
+            frame
+        });
+        Stack { frames: frames.collect(), end: StackEnd::Complete }
+    };
+    let kept_and_shown = |stacks: &[&[(&str, &str)]]| {
+        let mut snapshot = snapshot(Mode::Run, StackMode::All);
+        let mut names = Names::default();
+        for (index, frames) in stacks.iter().enumerate() {
+            let id = index as u64 + 1;
+            let stack = stack_of(frames, &mut names, id * 0x1000);
+            let mut site = site(id, Kind::Malloc, stack.frames[0], StackRef::Known(id));
+            site.allocated = amount(1, 10);
+            site.outstanding = amount(1, 10);
+            snapshot.stacks.insert(id, stack);
+            snapshot.sites.push(site);
+        }
+        let report = report::build(&snapshot, &names, &VIEW);
+        let kept: u64 = report.kept.iter().map(|kept| kept.totals.outstanding.count).sum();
+        (kept, report.totals.outstanding.count)
+    };
+    let main = ("main", "/bin/program");
+    let locale = [("_nl_intern_locale_data", libc), ("setlocale", libc), main];
+    let copy = [("strdup", libc), main];
+    let buffer = [("_IO_file_doallocate", libc), ("fwrite", libc), main];
+    let printed = [("_IO_file_doallocate", libc), ("printf", libc), main];
+    let stream = [("fopen", libc), main];
+    let pool = [("pool", "/lib/libstdc++.so.6"), ("_dl_init", "/lib/ld-linux-x86-64.so.2")];
+    let own = [("setlocale", "/lib/libown.so"), main];
+    assert_eq!(kept_and_shown(&[&locale, &copy]), (1, 1));
+    assert_eq!(kept_and_shown(&[&buffer]), (1, 0));
+    assert_eq!(kept_and_shown(&[&buffer, &stream]), (0, 2));
+    assert_eq!(kept_and_shown(&[&printed, &stream]), (1, 1));
+    assert_eq!(kept_and_shown(&[&pool]), (1, 0));
+    // A function of that name elsewhere, and one that the program called in between.
+    assert_eq!(kept_and_shown(&[&own]), (0, 1));
+    assert_eq!(kept_and_shown(&[&[main, ("qsort", libc), main]]), (0, 1));
+    // The end of its stack is not known.
+    assert_eq!(kept_and_shown(&[&[("strdup", libc), ("setlocale", libc)]]), (0, 1));
+}

@@ -6,7 +6,7 @@ use leaktrace_common::Kind;
 
 use super::{TextStyle, escape::escape, table};
 use crate::{
-    report::{FrameView, Group, Owner, Report, Row, Totals},
+    report::{FrameView, Group, Keeper, Owner, Report, Row, Totals},
     snapshot::{Amount, Mode, Role, Sampled},
     units::{format_bytes, format_count, format_ms, format_ppm},
 };
@@ -37,6 +37,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
         None => groups(report, &shown, out, style)?,
     }
     held(report, out)?;
+    kept(report, out)?;
     writeln!(out)?;
     trust(report, out, style)?;
     writeln!(out)
@@ -396,6 +397,23 @@ fn held(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         let noun = if count == 1 { "mapping" } else { "mappings" };
         let (bytes, count) = (format_bytes(bytes), format_count(count));
         writeln!(out, "  {bytes} in {count} {noun} {what}")?;
+    }
+    Ok(())
+}
+
+/// What no program can free, a line for each library that keeps it.
+fn kept(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let shown = report.kept.iter().filter(|kept| kept.totals.outstanding.count > 0);
+    for (index, kept) in shown.enumerate() {
+        if index == 0 {
+            writeln!(out, "\nno leaks of the program, and in no figure above:")?;
+        }
+        let keeper = match kept.keeper {
+            Keeper::CLibrary => "C library",
+            Keeper::CplusplusLibrary => "C++ library",
+        };
+        let amount = figure(&kept.totals, kept.totals.outstanding);
+        writeln!(out, "  {amount} kept by the {keeper}")?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows no format, and makes no judgement.
 
+mod kept;
 mod merge;
 mod owner;
 mod reconcile;
@@ -10,6 +11,7 @@ mod trust;
 
 use leaktrace_common::{Kind, StackMode};
 
+pub use kept::Keeper;
 pub use merge::{FrameView, Row};
 pub use owner::Owner;
 pub use reconcile::Doubt;
@@ -46,6 +48,8 @@ pub struct Report {
     pub totals: Totals,
     /// Mappings that are no leaks of their own, by what they are for; in no other figure.
     pub held: Vec<Held>,
+    /// Blocks that the C and C++ libraries keep for themselves; in no other figure.
+    pub kept: Vec<Kept>,
     /// The call sites shown, in order: those with nothing outstanding come last.
     pub groups: Vec<Group>,
     /// Call sites with outstanding blocks, shown or not.
@@ -84,6 +88,15 @@ pub struct Held {
     pub totals: Totals,
 }
 
+/// Blocks that one library keeps, over all call sites.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Kept {
+    /// Who keeps them.
+    pub keeper: Keeper,
+    /// Their figures.
+    pub totals: Totals,
+}
+
 /// A call site, with its stacks where only some allocations have one.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -99,7 +112,8 @@ pub struct Group {
 /// Builds the report of a snapshot.
 pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
     let doubts = reconcile::doubts(snapshot);
-    let (held, mut rows) = set_aside(merge::rows(snapshot, names));
+    let (held, rows) = set_aside(merge::rows(snapshot, names));
+    let (kept, mut rows) = set_kept_aside(rows, snapshot);
     for row in &mut rows {
         row.doubt = row.cache.as_ref().and_then(|cache| doubts.get(cache)).copied();
     }
@@ -124,6 +138,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         user_kinds: snapshot.user_kinds.clone(),
         totals,
         held,
+        kept,
         groups,
         groups_total,
         table,
@@ -157,6 +172,20 @@ fn set_aside(rows: Vec<Row>) -> (Vec<Held>, Vec<Row>) {
         }
     }
     (held.into_iter().map(|(role, totals)| Held { role, totals }).collect(), others)
+}
+
+/// Takes out the blocks that no program can free.
+fn set_kept_aside(rows: Vec<Row>, snapshot: &Snapshot) -> (Vec<Kept>, Vec<Row>) {
+    let keepers = kept::keepers(&rows, snapshot);
+    let mut kept: std::collections::BTreeMap<Keeper, Totals> = std::collections::BTreeMap::new();
+    let mut others = Vec::new();
+    for (row, keeper) in rows.into_iter().zip(keepers) {
+        match keeper {
+            None => others.push(row),
+            Some(keeper) => kept.entry(keeper).or_default().add(&row.totals),
+        }
+    }
+    (kept.into_iter().map(|(keeper, totals)| Kept { keeper, totals }).collect(), others)
 }
 
 /// Joins the rows of one call site, unless each row has its full stack anyway.

@@ -58,8 +58,6 @@ pub enum Outcome {
     CommandEnded {
         /// Its exit code; 128 and the signal's number if a signal ended it.
         code: u8,
-        /// Blocks outstanding at its end.
-        outstanding_count: u64,
     },
 }
 
@@ -372,14 +370,8 @@ impl Session {
                     if let Some(child) = &self.child {
                         self.collector.exited(child.pid());
                     }
-                    let snapshot = self.snapshot(spec, true)?;
-                    let leaking = snapshot.sites.iter().filter(|site| site.can_leak());
-                    let outstanding_count = leaking.map(|site| site.outstanding.count).sum();
-                    sink(&snapshot)?;
-                    return Ok(Outcome::CommandEnded {
-                        code: ended.exit_code(),
-                        outstanding_count,
-                    });
+                    sink(&self.snapshot(spec, true)?)?;
+                    return Ok(Outcome::CommandEnded { code: ended.exit_code() });
                 }
             }
         }
