@@ -98,13 +98,23 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
     };
     let mut symbolizer = Symbolizer::new(&spec.debug_dirs);
     let mut names = Names::default();
+    // Of the last report: blocks that the program should have freed.
+    let mut leaks = 0;
     let outcome = session::run(
         spec,
         &facts,
         &mut |snapshot| {
             symbolizer.resolve(snapshot, &mut names);
             let mut report = Vec::new();
-            pipeline::show(snapshot, &names, &spec.view, spec.output.format, &mut report, &style)?;
+            let shown = pipeline::show(
+                snapshot,
+                &names,
+                &spec.view,
+                spec.output.format,
+                &mut report,
+                &style,
+            )?;
+            leaks = shown.totals.outstanding.count;
             sink = sink.take().map(|open| open.write(&report)).transpose()?;
             Ok(())
         },
@@ -115,11 +125,12 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
         },
     )?;
     Ok(match (outcome, &spec.target) {
-        (
-            Outcome::CommandEnded { outstanding_count: 1.., .. },
-            Target::Command { error_exitcode: Some(code), .. },
-        ) => ExitCode::from(*code),
-        (Outcome::CommandEnded { code, .. }, _) => ExitCode::from(code),
+        (Outcome::CommandEnded { .. }, Target::Command { error_exitcode: Some(code), .. })
+            if leaks > 0 =>
+        {
+            ExitCode::from(*code)
+        }
+        (Outcome::CommandEnded { code }, _) => ExitCode::from(code),
         (Outcome::Done, _) => ExitCode::SUCCESS,
     })
 }

@@ -75,6 +75,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "family", source: "family.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
+    Recipe { name: "keeps", source: "keeps.c", flags: &[] },
     Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "kobjects", source: "kobjects.c", flags: &[] },
     Recipe { name: "longjmp", source: "longjmp.c", flags: &[] },
@@ -91,6 +92,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-c", source: "maze.c", flags: UNWIND_FLAGS },
     Recipe { name: "maze-cpp", source: "maze.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
+    Recipe { name: "neverfrees-musl-static", source: "neverfrees.c", flags: &["-static"] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
     Recipe { name: "paths", source: "paths.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
@@ -118,6 +120,7 @@ const LIBRARIES: &[Recipe] = &[
         source: "chainlib.c",
         flags: &["-O1", "-fomit-frame-pointer", "-fbuiltin", "-fno-plt", "-shared", "-fPIC"],
     },
+    Recipe { name: "ctorlib.so", source: "ctorlib.c", flags: &["-shared", "-fPIC"] },
     Recipe {
         name: "leaklib.so",
         source: "leaklib.c",

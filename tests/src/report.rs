@@ -127,6 +127,12 @@ impl Report {
         assert!(differences.is_empty(), "pid {pid}:\n{differences}{}", self.outline());
     }
 
+    /// What a library keeps for itself; all zero if it keeps nothing.
+    pub fn kept(&self, keeper: &str) -> Amounts {
+        let all = self.value["kept"].as_array().map(Vec::as_slice).unwrap_or_default();
+        all.iter().find(|kept| kept["keeper"] == keeper).map(Amounts::of).unwrap_or_default()
+    }
+
     /// Whether it is the last one of its session.
     pub fn is_final(&self) -> bool {
         self.value["final"] == true

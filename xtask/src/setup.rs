@@ -28,8 +28,9 @@ pub(crate) const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
-const TEST_PACKAGES: [&str; 10] = [
+const TEST_PACKAGES: [&str; 11] = [
     "g++",
+    "valgrind",
     "python3",
     "gdb",
     "sqlite3",
@@ -46,8 +47,8 @@ const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio"
 /// ask for its own compiler by name, and their objtool for libelf.
 const DRIVER_PACKAGES: [&str; 3] = ["gcc-12", "libelf1", "make"];
 /// What leaktrace is measured beside, and what it traces then.
-const BENCH_PACKAGES: [&str; 6] =
-    ["bpfcc-tools", "bpftrace", "heaptrack", "valgrind", "redis-tools", "libsqlite3-0"];
+const BENCH_PACKAGES: [&str; 5] =
+    ["bpfcc-tools", "bpftrace", "heaptrack", "redis-tools", "libsqlite3-0"];
 /// The clippy of Debian's compiler: the only one that can read leaktrace-ebpf with it.
 const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 

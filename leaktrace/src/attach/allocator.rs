@@ -61,8 +61,8 @@ impl Allocator {
     }
 }
 
-/// The object's allocator, if it defines at least `malloc` and `free`, or some of a prefixed
-/// build. With `is_named` (`-O`), any prefix will do, and operators without a malloc.
+/// The object's allocator, if it defines at least `malloc` and `free` (a static program that never
+/// frees: `malloc`), or some of a prefixed build. With `is_named` (`-O`), any prefix will do, and operators without a malloc.
 ///
 /// Symbols come from `.dynsym`, and from `.symtab` where there is one (static executables).
 ///
@@ -87,7 +87,8 @@ pub fn find(
         symbols.add(name, symbol.address(), symbol.size(), is_named);
     }
     let is_c_library = symbols.is_c_library();
-    let found = symbols.choose(is_named);
+    let is_static = elf.section_by_name(".dynamic").is_none();
+    let found = symbols.choose(is_named, is_static);
     if found.candidates.is_empty() {
         return Ok(None);
     }

@@ -23,7 +23,8 @@ Examples:
 Exit code: that of the command, 128 and the signal's number if a signal ended it, or that of
 --error-exitcode.")]
 pub(super) struct Args {
-    /// Return this exit code, 1 to 255, when any block is outstanding at the command's end
+    /// Return this exit code, 1 to 255, when any block is outstanding at the command's end that
+    /// no library keeps for itself
     /// [default: the command's own]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=255))]
     error_exitcode: Option<u8>,

@@ -1,5 +1,7 @@
 //! Whole renderings of snapshots made by hand.
 
+mod apart;
+
 use std::collections::BTreeMap;
 
 use leaktrace_common::{
@@ -517,70 +519,4 @@ fn many_processes_are_counted() {
     assert!(text.contains("left with all that they held: 4,096"), "{text}");
     let json = of(Format::Json);
     assert!(json.contains(r#""processes_ended":4096,"#), "{json}");
-}
-
-/// What a module that has gone had to do with blocks is one thing in text and in JSON.
-#[test]
-fn what_an_unloaded_module_left_is_told_by_its_part() {
-    let symbol = |name: &str, object: &str| {
-        Resolved::Known(vec![Symbol {
-            name: name.into(),
-            offset: 0,
-            object: object.into(),
-            file: None,
-            line: None,
-            inlined: false,
-        }])
-    };
-    let own = frame(0x100, Place::Module { load: 0 });
-    let kernels = frame(0x200, Place::Kernel);
-    let creates = frame(0x300, Place::Kernel);
-    let names = Names {
-        frames: [
-            (own, symbol("drv_probe", "[drv]")),
-            (kernels, symbol("make_inode", "vmlinux")),
-            (creates, symbol("kmem_cache_create", "vmlinux")),
-        ]
-        .into(),
-    };
-    let mut base = snapshot(Mode::Kernel, StackMode::All);
-    let stack = |frames: &[Frame]| Stack { frames: frames.to_vec(), end: StackEnd::Complete };
-    base.stacks =
-        [(1, stack(&[own])), (2, stack(&[kernels, own])), (3, stack(&[creates, own]))].into();
-    base.modules = vec![std::sync::Arc::new(crate::snapshot::Module {
-        name: "drv".into(),
-        ..Default::default()
-    })];
-    let of = |made: Option<u64>, on: u64, gone: bool| {
-        let call = if on == 2 { kernels } else { own };
-        let mut snapshot = base.clone();
-        snapshot.gone_modules = gone.then_some(0).into_iter().collect();
-        let mut site = site(1, Kind::KmemCache, call, StackRef::Known(on));
-        (site.outstanding, site.allocated) = (amount(5, 500), amount(5, 500));
-        site.cache_made = made.map(StackRef::Known);
-        snapshot.sites = vec![site];
-        let both = (snapshot, names.clone());
-        (rendered(&both, Format::Text), rendered(&both, Format::Json))
-    };
-    for (made, on, words, json) in [
-        (
-            Some(3),
-            1,
-            "certain leak: module drv made their cache",
-            r#""unloaded_module":"drv","verdict":{"reachability":"definitely lost""#,
-        ),
-        (
-            None,
-            1,
-            "left behind: module drv allocated these itself",
-            r#""unloaded_module":"drv","verdict":{"reachability":"left behind""#,
-        ),
-        (None, 2, "outstanding when module drv was unloaded", r#""unloaded_module":"drv","stack""#),
-    ] {
-        let (text, object) = of(made, on, true);
-        assert!(text.contains(words), "{words}: {text}");
-        assert!(object.contains(json), "{json}: {object}");
-        let (text, object) = of(made, on, false);
-        assert!(!text.contains("unloaded") && !object.contains("unloaded"), "{text}{object}");
-    }
 }

@@ -458,12 +458,16 @@ fn held(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// What allocators keep for themselves, a line for each.
+/// What allocators and libraries keep for themselves, a line for each.
 fn kept(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let shown = report.kept.iter().filter(|kept| kept.totals.outstanding.count > 0);
     for (index, kept) in shown.enumerate() {
         if index == 0 {
-            writeln!(out, "\nkept by the kernel's allocators, and in no figure above:")?;
+            let whose = match report.mode {
+                Mode::Kernel => "kept by the kernel's allocators",
+                Mode::User | Mode::Run => "no leaks of the program",
+            };
+            writeln!(out, "\n{whose}, and in no figure above:")?;
         }
         let what = match kept.keeper {
             Keeper::SlabMetadata => {
@@ -473,6 +477,8 @@ fn kept(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             Keeper::Vmalloc => "by vmalloc: areas that it frees later, and arrays of pages",
             Keeper::SkbCache => "as heads of packets that CPUs have at hand",
             Keeper::Percpu => "for chunks of percpu memory",
+            Keeper::CLibrary => "kept by the C library",
+            Keeper::CplusplusLibrary => "kept by the C++ library",
         };
         writeln!(out, "  {} {what}", figure(&kept.totals, kept.totals.outstanding))?;
     }

@@ -24,6 +24,10 @@ pub enum Keeper {
     SkbCache,
     /// Maps of percpu memory's chunks.
     Percpu,
+    /// glibc or its dynamic loader: see [`super::libraries`].
+    CLibrary,
+    /// libstdc++, by its constructors: the pool for exceptions.
+    CplusplusLibrary,
 }
 
 /// The functions that keep memory: mm/slub.c, mm/slab.h, mm/memcontrol.c, mm/list_lru.c,
@@ -53,8 +57,15 @@ const FUNCTIONS: [(&str, Keeper); 20] = [
 
 impl Keeper {
     /// Every one, in the order of a report.
-    pub const ALL: [Self; 5] =
-        [Self::SlabMetadata, Self::ListLru, Self::Vmalloc, Self::SkbCache, Self::Percpu];
+    pub const ALL: [Self; 7] = [
+        Self::SlabMetadata,
+        Self::ListLru,
+        Self::Vmalloc,
+        Self::SkbCache,
+        Self::Percpu,
+        Self::CLibrary,
+        Self::CplusplusLibrary,
+    ];
 
     /// Its name in JSON.
     pub const fn name(self) -> &'static str {
@@ -64,6 +75,8 @@ impl Keeper {
             Self::Vmalloc => "vmalloc",
             Self::SkbCache => "skb_cache",
             Self::Percpu => "percpu",
+            Self::CLibrary => "c_library",
+            Self::CplusplusLibrary => "cplusplus_library",
         }
     }
 }

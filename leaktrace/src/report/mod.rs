@@ -3,6 +3,7 @@
 //! Knows no format, and makes no judgement.
 
 mod kept;
+mod libraries;
 mod merge;
 mod owner;
 mod reconcile;
@@ -49,7 +50,8 @@ pub struct Report {
     pub totals: Totals,
     /// Mappings that are no leaks of their own, by what they are for; in no other figure.
     pub held: Vec<Held>,
-    /// What allocators of the kernel keep for themselves; in no other figure.
+    /// What allocators of the kernel, or the C and C++ libraries, keep for themselves; in no other
+    /// figure.
     pub kept: Vec<Kept>,
     /// The call sites shown, in order: those with nothing outstanding come last.
     pub groups: Vec<Group>,
@@ -104,7 +106,8 @@ pub struct Group {
 /// Builds the report of a snapshot.
 pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
     let Reconciled { doubts, untold } = reconcile::reconcile(snapshot);
-    let (held, rows) = set_aside(merge::rows(snapshot, names));
+    let (held, mut rows) = set_aside(merge::rows(snapshot, names));
+    libraries::find(&mut rows, snapshot);
     let (kept, mut rows) = set_kept_aside(rows);
     for row in &mut rows {
         row.doubt = row.cache.as_ref().and_then(|cache| doubts.get(cache)).copied();

@@ -1,13 +1,13 @@
-//! Starts a command and holds it at its entry point until the probes are attached.
+//! Starts a command and holds it before any of its code has run until the probes are attached.
 //!
-//! At the entry point the dynamic loader has mapped every library that the command is linked
-//! with, and nothing of the command itself has run. All calls up to [`Suspended::resume`] must
-//! come from one thread: ptrace(2) answers only the thread that started the command.
+//! A command that is linked with libraries is held where its dynamic loader tells debuggers that
+//! all of them are mapped, and has called none of their constructors. A static command, or one
+//! whose loader does not tell, is held at its entry point. All calls up to [`Suspended::resume`]
+//! must come from one thread: ptrace(2) answers only the thread that started the command.
 
 use std::{
     ffi::OsString,
-    fs,
-    io::{self, Read as _},
+    io,
     os::{
         fd::OwnedFd,
         unix::process::{CommandExt as _, ExitStatusExt as _},
@@ -26,21 +26,23 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::wait;
+use super::{
+    loader::{Auxiliary, Interpreter, Loader},
+    wait,
+};
 use crate::error::Error;
 
-/// The key of the entry point in the auxiliary vector.
-const AT_ENTRY: u64 = 9;
 /// The x86 breakpoint instruction.
 const INT3: libc::c_long = 0xcc;
 
-/// A command that is held at its entry point; killed when dropped.
+/// A command that is held at its start; killed when dropped.
 #[derive(Debug)]
 pub struct Suspended {
     /// Taken by [`Suspended::resume`].
     process: Option<Process>,
     pid: Pid,
     name: String,
+    unseen: Option<String>,
 }
 
 /// A running command that leaktrace started.
@@ -54,7 +56,23 @@ pub struct Child {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended(ExitStatus);
 
-/// What stopped a command on its way to the entry point.
+/// The breakpoints of a command on its way to where it is held.
+struct Breakpoints {
+    entry: Option<Breakpoint>,
+    loader: Option<(Breakpoint, Loader)>,
+    /// The path of a loader that does not tell when libraries are mapped.
+    silent: Option<String>,
+}
+
+/// A breakpoint instruction in a process.
+#[derive(Clone, Copy)]
+struct Breakpoint {
+    address: u64,
+    /// The word that was there.
+    original: libc::c_long,
+}
+
+/// What stopped a command on its way there.
 enum Stop {
     /// It executed a program (again).
     Exec,
@@ -65,11 +83,11 @@ enum Stop {
 }
 
 impl Suspended {
-    /// Starts `argv` and lets it run up to its entry point.
+    /// Starts `argv` and lets it run up to where all of its libraries are mapped.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when the command cannot be run or ends before its entry point,
+    /// [`Error::Usage`] when the command cannot be run or ends before that,
     /// [`Error::Kernel`] when the kernel refuses to trace it.
     pub fn start(argv: &[OsString]) -> Result<Self, Error> {
         let Some((program, arguments)) = argv.split_first() else {
@@ -92,9 +110,14 @@ impl Suspended {
             }
         })?;
         let pid = Pid::from_raw(process.id() as i32);
-        let suspended = Self { process: Some(process), pid, name };
-        suspended.run_to_entry()?;
+        let mut suspended = Self { process: Some(process), pid, name, unseen: None };
+        suspended.unseen = suspended.run_to_start()?;
         Ok(suspended)
+    }
+
+    /// What may have run of it before it was held, for the report.
+    pub fn unseen(&self) -> Option<&str> {
+        self.unseen.as_deref()
     }
 
     /// The command's process ID.
@@ -117,7 +140,8 @@ impl Suspended {
         }
     }
 
-    fn run_to_entry(&self) -> Result<(), Error> {
+    /// Gives what may have been allocated before it is held.
+    fn run_to_start(&self) -> Result<Option<String>, Error> {
         // The stop that the exec itself causes; what comes before it is delivered.
         loop {
             match self.wait()? {
@@ -126,43 +150,113 @@ impl Suspended {
             }
         }
         // Leaktrace's death must not leave the command stopped for ever; and an exec on the
-        // way, by a library's constructor, must be told from the breakpoint.
+        // way, by an audit library, must be told from a breakpoint.
         ptrace::setoptions(self.pid, Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACEEXEC)
             .map_err(|error| self.refused("trace", error))?;
-        let (mut entry, mut original) = self.plant()?;
+        let mut breakpoints = self.plant()?;
         self.proceed(None)?;
         loop {
             match self.wait()? {
                 Stop::Exec => {
-                    (entry, original) = self.plant()?;
+                    breakpoints = self.plant()?;
                     self.proceed(None)?;
                 }
                 Stop::Trap => {
-                    let mut registers =
-                        ptrace::getregs(self.pid).map_err(|error| self.refused("trace", error))?;
-                    if registers.rip != entry + 1 {
+                    let at = self.registers()?.rip.wrapping_sub(1);
+                    if let Some((point, loader)) = &mut breakpoints.loader
+                        && at == point.address
+                    {
+                        if loader.is_done(self.pid()).map_err(|error| {
+                            Error::kernel(format!("cannot trace `{}`", self.name), error)
+                        })? {
+                            return self.hold_at(at, &breakpoints);
+                        }
+                        self.step_over(*point)?;
+                    } else if breakpoints.entry.is_some_and(|entry| entry.address == at) {
+                        return self.hold_at(at, &breakpoints);
+                    } else {
                         self.proceed(Some(Signal::SIGTRAP))?;
-                        continue;
                     }
-                    self.poke(entry, original)?;
-                    registers.rip = entry;
-                    return ptrace::setregs(self.pid, registers)
-                        .map_err(|error| self.refused("trace", error));
                 }
                 Stop::Signal(signal) => self.proceed(Some(signal))?,
             }
         }
     }
 
-    /// Puts a breakpoint at the entry point; gives its address and the word that was there.
-    fn plant(&self) -> Result<(u64, libc::c_long), Error> {
-        let entry = entry_point(self.pid()).map_err(|error| {
+    /// Leaves the command as if it had never met a breakpoint; gives what may have run before.
+    fn hold_at(&self, address: u64, breakpoints: &Breakpoints) -> Result<Option<String>, Error> {
+        let Breakpoints { entry, loader, silent } = breakpoints;
+        for point in entry.iter().chain(loader.iter().map(|(point, _)| point)) {
+            self.poke(point.address, point.original)?;
+        }
+        self.move_to(address)?;
+        const BEFORE: &str = "what constructors of libraries allocated before the command's entry";
+        Ok(match loader {
+            None => silent.as_ref().map(|path| {
+                format!("{BEFORE}: its dynamic loader {path} does not tell when they are mapped")
+            }),
+            Some((point, _)) if point.address != address => {
+                Some(format!("{BEFORE}: its dynamic loader did not tell when they were mapped"))
+            }
+            Some((_, loader)) => loader.had_others().then(|| {
+                "what libraries of LD_AUDIT allocated before those of the command were mapped"
+                    .to_owned()
+            }),
+        })
+    }
+
+    /// Puts breakpoints where the command may be held.
+    fn plant(&self) -> Result<Breakpoints, Error> {
+        let auxiliary = Auxiliary::of(self.pid()).map_err(|error| {
             Error::kernel(format!("cannot find the entry point of `{}`", self.name), error)
         })?;
-        let original = ptrace::read(self.pid, entry as ptrace::AddressType)
+        let mut breakpoints = Breakpoints { entry: None, loader: None, silent: None };
+        match Interpreter::of(self.pid(), &auxiliary) {
+            Interpreter::None => {}
+            Interpreter::Silent(path) => breakpoints.silent = Some(path),
+            Interpreter::Known(loader) => {
+                let point = self.plant_at(loader.break_address)?;
+                breakpoints.loader = Some((point, loader));
+            }
+        }
+        // A loader that was executed itself has mapped nothing at its entry point.
+        if !breakpoints.loader.as_ref().is_some_and(|(_, loader)| loader.is_program) {
+            breakpoints.entry = Some(self.plant_at(auxiliary.entry)?);
+        }
+        Ok(breakpoints)
+    }
+
+    fn plant_at(&self, address: u64) -> Result<Breakpoint, Error> {
+        let original = ptrace::read(self.pid, address as ptrace::AddressType)
             .map_err(|error| self.refused("trace", error))?;
-        self.poke(entry, original & !0xff | INT3)?;
-        Ok((entry, original))
+        self.poke(address, original & !0xff | INT3)?;
+        Ok(Breakpoint { address, original })
+    }
+
+    /// Lets the command run on from a breakpoint that stays.
+    fn step_over(&self, point: Breakpoint) -> Result<(), Error> {
+        self.poke(point.address, point.original)?;
+        self.move_to(point.address)?;
+        let mut signal = None;
+        loop {
+            ptrace::step(self.pid, signal).map_err(|error| self.refused("trace", error))?;
+            match self.wait()? {
+                Stop::Exec | Stop::Trap => break,
+                Stop::Signal(other) => signal = Some(other),
+            }
+        }
+        self.poke(point.address, point.original & !0xff | INT3)?;
+        self.proceed(None)
+    }
+
+    fn registers(&self) -> Result<libc::user_regs_struct, Error> {
+        ptrace::getregs(self.pid).map_err(|error| self.refused("trace", error))
+    }
+
+    fn move_to(&self, address: u64) -> Result<(), Error> {
+        let mut registers = self.registers()?;
+        registers.rip = address;
+        ptrace::setregs(self.pid, registers).map_err(|error| self.refused("trace", error))
     }
 
     fn poke(&self, address: u64, word: libc::c_long) -> Result<(), Error> {
@@ -186,11 +280,11 @@ impl Suspended {
             WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(Stop::Trap),
             WaitStatus::Stopped(_, signal) => Ok(Stop::Signal(signal)),
             WaitStatus::Exited(_, code) => Err(Error::Usage(format!(
-                "`{}` ended with exit code {code} before its entry point",
+                "`{}` ended with exit code {code} before it could be held",
                 self.name
             ))),
             WaitStatus::Signaled(_, signal, _) => Err(Error::Usage(format!(
-                "`{}` was ended by {signal} before its entry point",
+                "`{}` was ended by {signal} before it could be held",
                 self.name
             ))),
             other => Err(Error::kernel(
@@ -259,26 +353,6 @@ impl Ended {
         };
         code as u8
     }
-}
-
-/// The entry point of what the process executes, where it is mapped.
-fn entry_point(pid: u32) -> io::Result<u64> {
-    let mut identification = [0; 5];
-    fs::File::open(format!("/proc/{pid}/exe"))?.read_exact(&mut identification)?;
-    // EI_CLASS; the vector of a 32-bit process has 32-bit words.
-    let word = if identification[4] == 1 { 4 } else { 8 };
-    let vector = fs::read(format!("/proc/{pid}/auxv"))?;
-    entry_of_auxv(&vector, word)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no AT_ENTRY in its auxv"))
-}
-
-fn entry_of_auxv(vector: &[u8], word: usize) -> Option<u64> {
-    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-    vector
-        .chunks_exact(2 * word)
-        .map(|pair| pair.split_at(word))
-        .find(|(key, _)| number(key) == AT_ENTRY)
-        .map(|(_, value)| number(value))
 }
 
 #[cfg(test)]

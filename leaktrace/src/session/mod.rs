@@ -4,6 +4,7 @@ mod budget;
 mod filters;
 mod follow;
 pub mod launch;
+mod loader;
 mod log;
 mod mapped;
 mod missed;
@@ -56,8 +57,6 @@ pub enum Outcome {
     CommandEnded {
         /// Its exit code; 128 and the signal's number if a signal ended it.
         code: u8,
-        /// Blocks outstanding at its end.
-        outstanding_count: u64,
     },
 }
 
@@ -198,14 +197,8 @@ impl Session {
                     if let Some(child) = &self.child {
                         self.collector.exited(child.pid());
                     }
-                    let snapshot = self.snapshot(spec, true)?;
-                    let leaking = snapshot.sites.iter().filter(|site| site.can_leak());
-                    let outstanding_count = leaking.map(|site| site.outstanding.count).sum();
-                    sink(&snapshot)?;
-                    return Ok(Outcome::CommandEnded {
-                        code: ended.exit_code(),
-                        outstanding_count,
-                    });
+                    sink(&self.snapshot(spec, true)?)?;
+                    return Ok(Outcome::CommandEnded { code: ended.exit_code() });
                 }
             }
         }

@@ -190,6 +190,7 @@ impl Session {
             None => Vec::new(),
         };
         let overhead = Overhead::start(&spec.trace, &processes)?;
+        let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
         if spec.output.verbose > 0 {
@@ -224,7 +225,7 @@ impl Session {
             records,
             overhead,
             log,
-            unseen: Vec::new(),
+            unseen: unseen.into_iter().collect(),
             awaited_caches: Vec::new(),
             ends: None,
         })

@@ -179,14 +179,6 @@ pub struct Site {
     pub blocks: Vec<Block>,
 }
 
-impl Site {
-    /// Whether what is outstanding here can be a leak: not memory that somebody holds for blocks,
-    /// stacks or code that are accounted for elsewhere.
-    pub fn can_leak(&self) -> bool {
-        self.mapping.is_none_or(|mapping| mapping.role == Role::Program)
-    }
-}
-
 /// How a process mapped memory, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mapping {

@@ -140,6 +140,7 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
         let debug_frame = Some((address, data.as_ref()));
         rows = eh_frame::compile(&Sections { debug_frame, text, got, ..Sections::default() });
     }
+    end_at_entry(&mut rows, elf.entry());
     let mut segments: Vec<Segment> = elf
         .segments()
         .filter(|segment| segment.permissions().executable())
@@ -159,9 +160,52 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
     Ok(CompiledObject { rows, segments, code_bytes })
 }
 
+/// Most bytes of code at an entry point that have no row of their own.
+const ENTRY_BYTES: u32 = 256;
+
+/// Where an object begins to run is the outermost frame, also where no call frame information says
+/// so: glibc's loader has none there (`RTLD_START`, sysdeps/x86_64/dl-machine.h, 2.36), and calls
+/// constructors from it.
+fn end_at_entry(rows: &mut Vec<UnwindRow>, entry: u64) {
+    let Ok(entry) = u32::try_from(entry) else { return };
+    let next = rows.partition_point(|row| row.pc <= entry);
+    let is_short = rows.get(next).is_some_and(|row| row.pc - entry <= ENTRY_BYTES);
+    let before = next.checked_sub(1).and_then(|at| rows.get(at)).copied();
+    if entry == 0 || !is_short || before.is_some_and(|row| row.rule != CfaRule::Gap) {
+        return;
+    }
+    if before.is_some_and(|row| row.pc == entry) {
+        rows.remove(next - 1);
+    }
+    let at = rows.partition_point(|row| row.pc <= entry);
+    rows.insert(at, UnwindRow { pc: entry, rule: CfaRule::End, offset: 0, rbp_offset: 0 });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_point_without_a_row_ends_the_stack() {
+        let row = |pc, rule| UnwindRow { pc, rule, offset: 8, rbp_offset: 0 };
+        let rules = |entry, rows: &[UnwindRow]| {
+            let mut rows = rows.to_vec();
+            end_at_entry(&mut rows, entry);
+            rows.iter().map(|row| (row.pc, row.rule)).collect::<Vec<_>>()
+        };
+        let (gap, rsp, end) = (CfaRule::Gap, CfaRule::Rsp, CfaRule::End);
+        let rows = [row(64, rsp), row(128, gap), row(256, rsp)];
+        let known = [(64, rsp), (128, gap), (256, rsp)];
+        let with = |entry| [(64, rsp), (128, gap), (entry, end), (256, rsp)].to_vec();
+        assert_eq!(rules(160, &rows), with(160));
+        assert_eq!(rules(128, &rows), [(64, rsp), (128, end), (256, rsp)]);
+        // It has a row, or none is near: then all of the code may be without.
+        assert_eq!(rules(100, &rows), known);
+        assert_eq!(rules(300, &rows), known);
+        assert_eq!(rules(0, &rows), known);
+        let far = [row(64, rsp), row(128, gap), row(1024, rsp)];
+        assert_eq!(rules(160, &far), [(64, rsp), (128, gap), (1024, rsp)]);
+    }
 
     fn libc() -> File {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();

@@ -118,25 +118,28 @@ impl Symbols {
         self.has_mark(C_LIBRARY)
     }
 
-    /// The functions of each family that allocates and frees.
-    pub(super) fn choose(mut self, is_named: bool) -> Found {
+    /// The functions of each family that allocates and frees. What `is_whole`, as a static
+    /// program is, has no free if nothing in it frees: the linker leaves it out.
+    pub(super) fn choose(mut self, is_named: bool, is_whole: bool) -> Found {
         let plain = self.plain_name();
+        let never_frees = is_whole || self.is_c_library();
         // The C library's operators are libstdc++'s, which call malloc.
         if !is_named && (plain == GLIBC || plain == MUSL) {
             self.families.values_mut().for_each(|family| {
                 family.retain(|candidate| !candidate.function.is_operator());
             });
         }
-        let is_whole = |family: &[Candidate]| {
-            let has = |symbol| family.iter().any(|one| one.function.symbol() == symbol);
-            has("malloc") && has("free")
-        };
+        let has =
+            |family: &[Candidate], symbol| family.iter().any(|one| one.function.symbol() == symbol);
+        let is_pair = |family: &[Candidate]| has(family, "malloc") && has(family, "free");
         let mut chosen: Vec<(&str, Vec<Candidate>)> = Vec::new();
         for (prefix, name) in PREFIXES {
             // Of a prefixed build only what is called may be linked: Rust never calls its free.
             let may_lack = is_named || !prefix.is_empty();
             if let Some(family) = self.families.remove(prefix)
-                && (is_whole(&family) || (may_lack && allocates_and_frees(&family)))
+                && (is_pair(&family)
+                    || (may_lack && allocates_and_frees(&family))
+                    || (prefix.is_empty() && never_frees && has(&family, "malloc")))
             {
                 chosen.push((if prefix.is_empty() { plain } else { name }, family));
             }
@@ -144,7 +147,7 @@ impl Symbols {
         if is_named {
             // The C library's insides have other arguments than their names tell.
             self.families.retain(|prefix, _| !prefix.starts_with("_int_"));
-            let families = self.families.into_values().filter(|family| is_whole(family));
+            let families = self.families.into_values().filter(|family| is_pair(family));
             chosen.extend(families.map(|family| ("", family)));
         }
         let mut name = String::new();
@@ -188,11 +191,15 @@ mod tests {
 
     /// The name and the symbols that are chosen of some.
     fn choose(symbols: &[&str], is_named: bool) -> (String, Vec<&'static str>) {
+        choose_of(symbols, is_named, false)
+    }
+
+    fn choose_of(symbols: &[&str], is_named: bool, is_whole: bool) -> (String, Vec<&'static str>) {
         let mut all = Symbols::default();
         for (index, symbol) in symbols.iter().enumerate() {
             all.add(symbol, 0x1000 + index as u64 * 16, 16, is_named);
         }
-        let found = all.choose(is_named);
+        let found = all.choose(is_named, is_whole);
         let functions = found.candidates.iter().map(|one| one.function.symbol()).collect();
         (found.name, functions)
     }
@@ -204,6 +211,15 @@ mod tests {
         // A library that replaces operator new over another's malloc is no allocator.
         assert_eq!(choose(&["_Znwm", "_ZdlPv"], false).1, [""; 0]);
         assert_eq!(choose(&["_Znwm", "_ZdlPv"], true).1, ["_Znwm", "_ZdlPv"]);
+    }
+
+    /// What frees nothing is linked without free: musl's malloc is a file of its own.
+    #[test]
+    fn a_static_program_may_do_without_free() {
+        let musl = ["__libc_malloc_impl", "__libc_start_main", "malloc"];
+        assert_eq!(choose(&musl, false), ("musl".into(), vec!["malloc"]));
+        assert_eq!(choose_of(&["_start", "malloc"], false, true).1, ["malloc"]);
+        assert_eq!(choose_of(&["_start", "calloc"], false, true).1, [""; 0]);
     }
 
     #[test]
@@ -248,7 +264,7 @@ mod tests {
         for symbol in ["_ZdaPv", "tc_free", "free", "cfree", "malloc"] {
             all.add(symbol, if symbol == "malloc" { 16 } else { 32 }, 16, false);
         }
-        let found = all.choose(false).candidates;
+        let found = all.choose(false, false).candidates;
         let symbols: Vec<_> = found.iter().map(|one| one.function.symbol()).collect();
         assert_eq!(symbols, ["malloc", "free"]);
     }

@@ -1,6 +1,6 @@
 //! Commands that end, fail, stop and cannot be run.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use super::*;
 
@@ -98,19 +98,54 @@ fn a_signal_is_forwarded() {
     assert_eq!(code, 143);
 }
 
+/// With its libraries mapped, and as if no breakpoint had ever been there.
 #[test]
-fn it_is_held_at_its_entry_point_and_killed_when_dropped() {
+fn it_is_held_before_constructors_and_killed_when_dropped() {
     let suspended = Suspended::start(&argv(&["/bin/true"])).unwrap();
+    assert_eq!(suspended.unseen(), None);
     let pid = suspended.pid();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("(tracing stop)"), "{status}");
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     assert!(maps.contains("libc"), "{maps}");
-    let entry = entry_point(pid).unwrap();
-    let word = ptrace::read(suspended.pid, entry as ptrace::AddressType).unwrap();
-    assert_ne!(word & 0xff, INT3);
+    let auxiliary = Auxiliary::of(pid).unwrap();
+    let Interpreter::Known(loader) = Interpreter::of(pid, &auxiliary) else { panic!("{maps}") };
+    assert_eq!(suspended.registers().unwrap().rip, loader.break_address);
+    for address in [auxiliary.entry, loader.break_address] {
+        let word = ptrace::read(suspended.pid, address as ptrace::AddressType).unwrap();
+        assert_ne!(word & 0xff, INT3);
+    }
     drop(suspended);
     assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+/// The loader may be what is executed: then it maps the command as well.
+#[test]
+fn a_loader_that_is_told_what_to_run_has_mapped_it() {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let path = |line: &str| line.split_whitespace().nth(5).map(str::to_owned);
+    let loader = maps.lines().filter_map(path).find(|path| path.contains("/ld-")).unwrap();
+    let suspended = Suspended::start(&argv(&[&loader, "/bin/true"])).unwrap();
+    assert_eq!(suspended.unseen(), None);
+    let maps = fs::read_to_string(format!("/proc/{}/maps", suspended.pid())).unwrap();
+    assert!(maps.contains("/true") && maps.contains("libc"), "{maps}");
+    drop(suspended);
+    assert_eq!(exit_code(&[&loader, "/bin/sh", "-c", "exit 5"]), 5);
+}
+
+/// Its constructors have not run either, but its entry point is the first instruction of all.
+#[test]
+fn musl_is_held_with_its_libraries_mapped() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("musl");
+    let source = directory.path().join("musl.c");
+    fs::write(&source, "int main(void) { return 6; }").unwrap();
+    let built = Command::new("musl-gcc").arg(&source).arg("-o").arg(&program).status().unwrap();
+    assert!(built.success());
+    let suspended = Suspended::start(&argv(&[program.to_str().unwrap()])).unwrap();
+    assert_eq!(suspended.unseen(), None);
+    drop(suspended);
+    assert_eq!(exit_code(&[program.to_str().unwrap()]), 6);
 }
 
 #[test]
@@ -122,13 +157,4 @@ fn what_cannot_be_run_is_a_usage_error() {
     let error = Suspended::start(&[file.path().into()]).unwrap_err();
     assert!(error.to_string().ends_with(": Permission denied"), "{error}");
     assert!(matches!(Suspended::start(&[]), Err(Error::Usage(_))));
-}
-
-#[test]
-fn the_entry_point_is_found_in_both_word_sizes() {
-    let wide: Vec<u8> = [6u64, 4096, 9, 0x40_1000, 0, 0].map(u64::to_le_bytes).concat();
-    assert_eq!(entry_of_auxv(&wide, 8), Some(0x40_1000));
-    let narrow: Vec<u8> = [9u32, 0x804_8000, 0, 0].map(u32::to_le_bytes).concat();
-    assert_eq!(entry_of_auxv(&narrow, 4), Some(0x804_8000));
-    assert_eq!(entry_of_auxv(&[], 8), None);
 }
