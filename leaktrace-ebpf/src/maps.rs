@@ -11,8 +11,7 @@ use aya_ebpf::{
 use leaktrace_common::{
     Bucket, CGROUPS, CacheName, CgroupTest, Config, GFP_TESTS, GfpTest, InFlight, LossReason,
     MAX_PROCESSES, Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PageRegion, RcuLayout, SiteKey,
-    SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange,
-    VmallocCall,
+    SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextRange, VmallocCall,
 };
 
 use crate::user::walk::{CachedRule, Walk};
