@@ -107,8 +107,6 @@ pub struct Config {
     pub preemptible: u32,
     /// Never anything but 0: see `own_stack` of leaktrace-ebpf.
     pub tail_calls: u32,
-    /// Index of the result of `napi_skb_cache_get`, which comes behind its arguments.
-    pub skb_get_result: u64,
     /// Where the address of the cache of packets' heads lies; 0 if unknown.
     pub skb_cache_at: u64,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
@@ -231,7 +229,7 @@ const _: () = assert!(size_of::<CgroupTest>() == 16);
 const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16);
 const _: () = assert!(
     size_of::<Config>()
-        == 8 * 8
+        == 7 * 8
             + 38 * 4
             + size_of::<RcuLayout>()
             + size_of::<TextRange>()

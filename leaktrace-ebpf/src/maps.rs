@@ -64,7 +64,6 @@ pub(crate) static CONFIG: Config = Config {
     count_calls: 0,
     preemptible: 0,
     tail_calls: 0,
-    skb_get_result: 0,
     skb_cache_at: 0,
     rcu: RcuLayout {
         work_function: 0,

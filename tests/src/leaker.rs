@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 41] = [
+        let runs: [(&str, &[&str], &[&str]); 43] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -211,9 +211,11 @@ mod tests {
             ("pool", &[], &["holding"]),
             ("pool-static", &[], &["holding"]),
             ("quitter", &["stay"], &["holding"]),
+            ("renamed", &[], &["holding"]),
             ("reused", &[], &["holding"]),
             ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),
             ("semantics", &[], &["holding"]),
+            ("uring", &[], &["holding", "closed"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();
         assert_eq!(names, crate::program::names().collect::<Vec<_>>());

@@ -13,7 +13,10 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
+    helpers::{
+        bpf_ktime_get_ns, bpf_probe_read_kernel,
+        generated::{bpf_get_func_arg, bpf_get_func_ret},
+    },
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
@@ -33,8 +36,8 @@ const MAX_PARTS: u64 = 16;
 
 #[fexit(function = "kmem_cache_alloc_bulk")]
 pub(crate) fn lt_alloc_bulk(ctx: FExitContext) -> i32 {
-    let (cache, gfp) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1));
-    let (pointers, count) = (ctx.arg::<u64>(3), ctx.arg::<u64>(4) as i32);
+    let (cache, gfp, pointers) = (argument(&ctx, 0), argument(&ctx, 1), argument(&ctx, 3));
+    let count = result(&ctx) as i32;
     if count > 0 && filter::wants_gfp(gfp as u32) {
         record(&ctx, 12, cache, pointers, count as u64);
     }
@@ -43,7 +46,7 @@ pub(crate) fn lt_alloc_bulk(ctx: FExitContext) -> i32 {
 
 #[fexit(function = "napi_skb_cache_get")]
 pub(crate) fn lt_skb_get(ctx: FExitContext) -> i32 {
-    let skb = if config!(skb_get_result) == 1 { ctx.arg::<u64>(1) } else { ctx.arg::<u64>(0) };
+    let skb = result(&ctx);
     if skb != 0 {
         leaktrace_free_one(skb);
         if let Some((size_bytes, site, tgid)) = site_of(&ctx, 13, skb_cache()) {
@@ -55,7 +58,7 @@ pub(crate) fn lt_skb_get(ctx: FExitContext) -> i32 {
 
 #[fexit(function = "napi_skb_cache_get_bulk")]
 pub(crate) fn lt_skb_get_bulk(ctx: FExitContext) -> i32 {
-    let (pointers, count) = (ctx.arg::<u64>(0), ctx.arg::<u64>(2) as u32);
+    let (pointers, count) = (argument(&ctx, 0), result(&ctx) as u32);
     if count > 0 {
         // It asks for 64 at most (NAPI_SKB_CACHE_SIZE, net/core/skbuff.c).
         leaktrace_free_all(pointers, u64::from(count));
@@ -66,8 +69,27 @@ pub(crate) fn lt_skb_get_bulk(ctx: FExitContext) -> i32 {
 
 #[fentry(function = "napi_skb_cache_put")]
 pub(crate) fn lt_skb_put(ctx: FEntryContext) -> i32 {
-    leaktrace_free_one(ctx.arg::<u64>(0));
+    leaktrace_free_one(argument(&ctx, 0));
     0
+}
+
+/// An argument as a plain word, whatever its type: read from the context it would be a pointer that
+/// the verifier follows, or, as `void **`, refused (btf_ctx_access, kernel/bpf/btf.c, 6.1).
+#[inline(always)]
+fn argument<C: EbpfContext>(ctx: &C, index: u32) -> u64 {
+    let mut value = 0;
+    // SAFETY: the context of a fentry or fexit program, as the helper needs; from 5.17.
+    unsafe { bpf_get_func_arg(ctx.as_ptr(), index, &raw mut value) };
+    value
+}
+
+/// The result, as [`argument`].
+#[inline(always)]
+fn result(ctx: &FExitContext) -> u64 {
+    let mut value = 0;
+    // SAFETY: as above.
+    unsafe { bpf_get_func_ret(ctx.as_ptr(), &raw mut value) };
+    value
 }
 
 /// The cache of packets' heads; 0 if it cannot be read.

@@ -35,7 +35,6 @@ pub fn constants(layout: &KernelLayout, config: Config) -> Config {
         cache_size_arg: layout.slab.cache_size.unwrap_or(0),
         rcu: layout.rcu.unwrap_or_default(),
         rcu_call_offset: u32::from(layout.rcu_call_offset),
-        skb_get_result: layout.skb_cache.map_or(0, |cache| cache.get_arguments),
         skb_cache_at: layout.skb_cache.map_or(0, |cache| cache.cache_at),
         percpu_size_arg: layout.percpu_size.unwrap_or(0),
         possible_cpus: possible_cpus(),

@@ -86,8 +86,6 @@ pub struct NameLayout {
 pub struct SkbCache {
     /// Where the address of their slab cache lies.
     pub cache_at: u64,
-    /// Arguments of `napi_skb_cache_get`.
-    pub get_arguments: u64,
     /// Whether many can be taken at once.
     pub has_bulk: bool,
     /// Whether what is put back passes a function of its own: the compiler may have inlined it.
@@ -390,10 +388,7 @@ fn alloc_bulk_function(params_of: impl Fn(&str) -> Option<Vec<Param>>) -> Option
 /// Where the cache of packets' heads is: net/core/skbuff.c, 5.15 to 6.18; from 6.9 on its address
 /// lies among others (include/net/hotdata.h).
 fn skb_cache(btf: &Btf) -> Option<SkbCache> {
-    let get_arguments = btf.function("napi_skb_cache_get")?.len() as u64;
-    if get_arguments > 1 {
-        return None;
-    }
+    btf.function("napi_skb_cache_get")?;
     let names = ["net_hotdata", "skbuff_head_cache", "skbuff_cache"];
     let addresses = kallsyms::addresses(&names);
     let cache_at = match (addresses.first()?, btf.member_offset("net_hotdata", "skbuff_cache")) {
@@ -402,7 +397,7 @@ fn skb_cache(btf: &Btf) -> Option<SkbCache> {
     };
     let has_bulk = btf.function("napi_skb_cache_get_bulk").is_some_and(|params| params.len() == 2);
     let has_put = btf.function("napi_skb_cache_put").is_some_and(|params| params.len() == 1);
-    Some(SkbCache { cache_at: cache_at?, get_arguments, has_bulk, has_put })
+    Some(SkbCache { cache_at: cache_at?, has_bulk, has_put })
 }
 
 /// Offsets of kfree_rcu's lists: mm/slab_common.c from 6.15, kernel/rcu/tree.c from 6.4.

@@ -158,7 +158,7 @@ mod tests {
             "leaktrace/src/attach/plan.rs",
             "use super::Attached;\nuse crate::{\n    host,\n    collect::Collector,\n};",
             &["leaktrace/src/attach/plan.rs:4: `attach` may not use `collect`: \
-               only host, bpf, session::spec, error, units"],
+               only host, bpf, session::spec, snapshot, error, units"],
         );
         check_one(
             "leaktrace/src/snapshot/names.rs",
