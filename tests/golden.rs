@@ -229,7 +229,10 @@ fn run_as_nobody(args: &[&str]) -> Finished {
         let all = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(path, all).unwrap_or_else(|error| panic!("{error}"));
     };
-    std::fs::copy(leaktrace_bin(), &copy).unwrap_or_else(|error| panic!("{error}"));
+    // By another process: a file that we write is still open in what another test has just forked,
+    // and cannot be executed as long as it is.
+    let copied = run(Command::new("cp").arg(leaktrace_bin()).arg(&copy));
+    assert_eq!(copied.code, 0, "{}", copied.stderr);
     allow(folder.path());
     allow(&copy);
     let mut command = Command::new(&copy);
