@@ -220,7 +220,10 @@ mod tests {
             ("uring", &[], &["holding", "closed"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();
-        assert_eq!(names, crate::program::names().collect::<Vec<_>>());
+        // Those that leaktrace runs have no stages.
+        let is_run = |name: &&str| ["keeps", "neverfrees-musl-static"].contains(name);
+        let led = crate::program::names().filter(|name| !is_run(name));
+        assert_eq!(names, led.collect::<Vec<_>>());
         for (name, args, stages) in runs {
             let mut leaker = Leaker::start(name, args);
             for stage in stages {
