@@ -310,8 +310,10 @@ fn started_by_leaktrace() {
 fn the_documented_table_is_tested() {
     let path = workspace().join("docs/allocators.md");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{error}"));
+    // Other tables follow.
+    let own = text.lines().take_while(|line| *line != "## What is not seen");
     let documented: BTreeSet<&str> =
-        text.lines().filter(|line| line.matches('|').count() == 6).skip(2).collect();
+        own.filter(|line| line.matches('|').count() == 6).skip(2).collect();
     let tested: BTreeSet<String> = ROWS
         .iter()
         .map(|row| {
