@@ -154,9 +154,10 @@ const HOST: [&str; 5] = [SERIAL[0], "--skip", "host_wide::", "--skip", REFUSED];
 const REFUSED: &str = "old_kernel::";
 /// What an emulated machine is too slow for, where the kernel's part in it is the same as in other
 /// tests: a thousand backtraces each, of which one test of `unwinding` is enough; every way to an
-/// allocator but attaching to it; what is run again and again, or lists a tree of files. And
-/// prices, which in an emulated machine change from one second to the next.
-const SLOW: [&str; 12] = [
+/// allocator but attaching to it; what is run again and again, lists a tree of files, or has a
+/// second emulator below it. And prices, which in an emulated machine change from one second to the
+/// next.
+const SLOW: [&str; 13] = [
     "gdb::",
     "stacks_of_c_are_those_of_gdb_",
     "stacks_of_cpp",
@@ -169,6 +170,7 @@ const SLOW: [&str; 12] = [
     "run::an_image_after_many",
     "run::ls_prints",
     "sampling::a_steady_load",
+    "valgrind::",
 ];
 
 /// A machine: its kernel, a test file, and which of its tests run (arguments of the test runner;

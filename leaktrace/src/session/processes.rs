@@ -390,6 +390,8 @@ impl Processes {
             Ok(false) => {}
             Ok(true) => self.came_late(pid),
             Err(_) if self.shares_probes => {}
+            // It was quicker, whatever the kernel calls that.
+            Err(_) if proc::is_ending(pid) => self.came_late(pid),
             Err(error) => {
                 self.failed.insert(pid, error.to_string());
             }
