@@ -37,11 +37,18 @@ const MAX_PARTS: u64 = 16;
 #[fexit(function = "kmem_cache_alloc_bulk")]
 pub(crate) fn lt_alloc_bulk(ctx: FExitContext) -> i32 {
     let (cache, gfp, pointers) = (argument(&ctx, 0), argument(&ctx, 1), argument(&ctx, 3));
-    let count = result(&ctx) as i32;
-    if count > 0 && filter::wants_gfp(gfp as u32) {
-        record(&ctx, 12, cache, pointers, count as u64);
+    let count = argument(&ctx, 2);
+    if has_succeeded(result(&ctx), count) && filter::wants_gfp(gfp as u32) {
+        record(&ctx, 12, cache, pointers, count);
     }
     0
+}
+
+/// Whether `kmem_cache_alloc_bulk` has given all that was asked for; it gives all or nothing. Up to
+/// 6.18 it returns their number, on 7.2 a bool, of which the lowest byte alone is defined.
+#[inline(always)]
+fn has_succeeded(result: u64, count: u64) -> bool {
+    if count & 0xff == 0 { result as u32 != 0 } else { result as u8 != 0 }
 }
 
 #[fexit(function = "napi_skb_cache_get")]
