@@ -60,8 +60,8 @@ pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32>
 /// [`leaktrace_new_site`] found no room.
 const NO_SITE: u32 = u32::MAX;
 
-/// Makes a call site of the parts of its key, kind, generation and space in one word; gives its index or
-/// [`NO_SITE`]. Global and not inlined, so that the verifier checks it once.
+/// Makes a call site of the parts of its key, kind, generation and space in one word; gives its index
+/// or [`NO_SITE`]. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_new_site(kind: u64, detail: u64, call_site: u64, stack: u64) -> u32 {

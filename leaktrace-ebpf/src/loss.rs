@@ -47,9 +47,8 @@ const STACKS_FULL: u32 = LossReason::StacksFull as u32;
 const STACK_UNREADABLE: u32 = LossReason::StackUnreadable as u32;
 const DELETE_REFUSED: u32 = LossReason::DeleteRefused as u32;
 const EVENTS_FULL: u32 = LossReason::EventsFull as u32;
-const MISSED_FREE: u32 = LossReason::MissedFree as u32;
 
-/// Logs a reason, with an error of the kernel or an address. Global and not inlined, so that the
+/// Logs a reason, with the error of the kernel. Global and not inlined, so that the
 /// stack of its text is not the caller's, and the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -63,7 +62,6 @@ pub extern "C" fn leaktrace_tell(reason: u32, code: u64) -> u32 {
         STACK_UNREADABLE => aya_log_ebpf::warn!((), "the kernel gave no stack: {}", error),
         DELETE_REFUSED => aya_log_ebpf::warn!((), "OVERFLOW refused a delete: {}", error),
         EVENTS_FULL => aya_log_ebpf::warn!((), "EVENTS refused an event: {}", error),
-        MISSED_FREE => aya_log_ebpf::warn!((), "given out again, its free was missed: {:x}", code),
         _ => return 0,
     }
     1

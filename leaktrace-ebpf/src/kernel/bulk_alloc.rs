@@ -3,7 +3,7 @@
 //!
 //! | function | arguments | result |
 //! |---|---|---|
-//! | `kmem_cache_alloc_bulk` (mm/slub.c; `_noprof` from 6.10) | s, flags, size, p | objects in p |
+//! | `kmem_cache_alloc_bulk` (mm/slub.c; `_noprof` from 6.10) | s, flags, size, p | objects in p; on 7.2 whether |
 //! | `napi_skb_cache_get` (net/core/skbuff.c, from 5.13) | none; alloc from 6.15 | the head |
 //! | `napi_skb_cache_get_bulk` (from 6.15) | skbs, n | heads in skbs |
 //! | `napi_skb_cache_put` | skb | |

@@ -27,11 +27,15 @@ pub(super) struct Ground {
 // Two functions that are nothing but the instruction that is probed.
 std::arch::global_asm!(
     ".pushsection .text.leaktrace_price, \"ax\", @progbits",
+    ".globl leaktrace_price_emulated",
+    ".hidden leaktrace_price_emulated",
     ".type leaktrace_price_emulated, @function",
     "leaktrace_price_emulated:",
     "nop",
     "ret",
     ".size leaktrace_price_emulated, . - leaktrace_price_emulated",
+    ".globl leaktrace_price_stepped",
+    ".hidden leaktrace_price_stepped",
     ".type leaktrace_price_stepped, @function",
     "leaktrace_price_stepped:",
     "test rdi, rdi",
