@@ -208,10 +208,12 @@ fn kernel(facts: &HostFacts) -> [Check; 5] {
         name: "fentry",
         needed_by: Modes::None,
         lost: if facts.has_kprobe {
-            "nothing: kprobes take its place"
+            "sight of kmem_cache_alloc_bulk: objects allocated through it are in no figure; kprobes \
+             take its place for the rest"
         } else {
-            "sight of kmem_cache_free_bulk: objects freed through it still look outstanding; and \
-             kfree_rcu is seen some seconds late"
+            "sight of kmem_cache_free_bulk: objects freed through it still look outstanding; of \
+             kmem_cache_alloc_bulk: objects allocated through it are in no figure; and kfree_rcu is \
+             seen some seconds late"
         },
         mend: "use a kernel with CONFIG_FUNCTION_TRACER=y and CONFIG_DEBUG_INFO_BTF=y",
     };
