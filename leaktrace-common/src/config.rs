@@ -101,7 +101,7 @@ pub struct Config {
     /// 1: hits of probes in processes are counted in `CALLS`.
     pub count_calls: u32,
     /// 1 or 2: raw tracepoint programs can be preempted, and those that then would be missed have a
-    /// second program; 2: they make the [`crate::KernelCall`]s that switch preemption off.
+    /// second program; 2: they make the [`crate::KernelCall`]s that switch preemption off and on.
     pub preemptible: u32,
     /// Never anything but 0: see `own_stack` of leaktrace-ebpf.
     pub tail_calls: u32,

@@ -75,4 +75,8 @@ impl KernelCall {
     pub const PREEMPT_DISABLE: i32 = 0x6c74_7064;
     /// `bpf_preempt_enable`
     pub const PREEMPT_ENABLE: i32 = 0x6c74_7065;
+    /// `bpf_local_irq_save`
+    pub const IRQ_SAVE: i32 = 0x6c74_6973;
+    /// `bpf_local_irq_restore`
+    pub const IRQ_RESTORE: i32 = 0x6c74_6972;
 }

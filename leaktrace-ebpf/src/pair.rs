@@ -7,11 +7,11 @@
 //! second program is not running then; where it is itself the one that is in the way, the first is
 //! not.
 //!
-//! These programs switch preemption off while they run, where the kernel has a function for that
-//! (from 6.10), so that none is stopped in the middle of its work, with a lock or the kernel's
-//! buffer for stacks in its hands. Who is to be preempted then is so at the end, where the program
-//! still counts as running: a third task that comes while a second one has been stopped there as
-//! well is refused twice, and counted.
+//! These programs switch preemption off while they run, where the kernel has functions for that, so
+//! that none is stopped in the middle of its work, with a lock or the kernel's buffer for stacks in
+//! its hands. Who is to be preempted then is so behind the program's end (see `allow_preemption`): a
+//! program is preempted in its first and last few instructions alone. A third task that comes while
+//! a second one has been stopped there as well is refused twice, and counted.
 //!
 //! Each second program finds out by itself whether its event has been recorded: in the table of
 //! blocks, among the traced processes, in the thread's own slot. [`HANDLED`] only saves that look.
@@ -19,6 +19,8 @@
 //! while it stands in the way of others: what it refuses finds no mark, or that of the event that is
 //! in the way. A task that is preempted between the two programs may find another's mark or be on
 //! another CPU, and looks.
+
+use core::mem::MaybeUninit;
 
 use leaktrace_common::{KernelCall, Pair};
 
@@ -80,31 +82,46 @@ fn look_again(pair: Pair, event: u64, run: impl FnOnce() -> bool) {
     }
 }
 
-/// A call of a function of the kernel.
-macro_rules! call {
-    ($function:expr) => {
-        if config!(preemptible) == 2 {
-            // SAFETY: the function takes nothing and gives nothing, and calls as helpers do.
-            unsafe {
-                core::arch::asm!(
-                    "call {}",
-                    const $function,
-                    lateout("r0") _, lateout("r1") _, lateout("r2") _,
-                    lateout("r3") _, lateout("r4") _, lateout("r5") _,
-                );
-            }
-        }
-    };
-}
-
 #[inline(always)]
 fn stop_preemption() {
-    call!(KernelCall::PREEMPT_DISABLE);
+    if config!(preemptible) != 2 {
+        return;
+    }
+    // SAFETY: the function takes nothing and gives nothing, and calls as helpers do.
+    unsafe {
+        core::arch::asm!(
+            "call {}",
+            const KernelCall::PREEMPT_DISABLE,
+            out("r0") _, out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _,
+        );
+    }
 }
 
+/// Switches preemption on while interrupts are off: who is to be preempted is so at the kernel's
+/// next look, when the program has been counted as ended, and stands in nobody's way.
+/// (`preempt_schedule` does nothing while interrupts are off, kernel/sched/core.c, 7.2.)
 #[inline(always)]
 fn allow_preemption() {
-    call!(KernelCall::PREEMPT_ENABLE);
+    if config!(preemptible) != 2 {
+        return;
+    }
+    let mut flags = MaybeUninit::<u64>::uninit();
+    // SAFETY: the functions call as helpers do. The first writes the flags of interrupts to its
+    // argument, a slot of this stack, and the last reads them there; nothing else uses the slot.
+    unsafe {
+        core::arch::asm!(
+            "r1 = {flags}",
+            "call {save}",
+            "call {enable}",
+            "r1 = {flags}",
+            "call {restore}",
+            flags = in(reg) flags.as_mut_ptr(),
+            save = const KernelCall::IRQ_SAVE,
+            enable = const KernelCall::PREEMPT_ENABLE,
+            restore = const KernelCall::IRQ_RESTORE,
+            out("r0") _, out("r1") _, out("r2") _, out("r3") _, out("r4") _, out("r5") _,
+        );
+    }
 }
 
 #[inline(always)]

@@ -4,10 +4,13 @@ use aya::{Btf, BtfError};
 use aya_obj::btf::BtfKind;
 use leaktrace_common::KernelCall;
 
-/// Functions, and what stands for them in the object.
-const FUNCTIONS: [(i32, &str); 2] = [
+/// Functions, and what stands for them in the object. Those of preemption are there from 6.10 on,
+/// those of interrupts from 6.14 on (kernel/bpf/helpers.c).
+const FUNCTIONS: [(i32, &str); 4] = [
     (KernelCall::PREEMPT_DISABLE, "bpf_preempt_disable"),
     (KernelCall::PREEMPT_ENABLE, "bpf_preempt_enable"),
+    (KernelCall::IRQ_SAVE, "bpf_local_irq_save"),
+    (KernelCall::IRQ_RESTORE, "bpf_local_irq_restore"),
 ];
 
 /// An instruction that calls, its flag for a function of the kernel, and their bytes (`struct
