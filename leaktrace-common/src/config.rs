@@ -145,8 +145,9 @@ pub const MODULES_MOST: usize = 12;
 pub const CGROUPS: usize = 4;
 /// Ranges in [`Config::page_owners`].
 pub const PAGE_OWNERS: usize = 24;
-/// Ranges in [`Config::told_twice`].
-pub const TOLD_TWICE: usize = 8;
+/// Ranges in [`Config::told_twice`]: two for each function, as compilers put what runs rarely apart
+/// (`NAME.cold`).
+pub const TOLD_TWICE: usize = 16;
 
 /// Holds for GFP flags that have this value under this mask.
 #[repr(C)]

@@ -359,10 +359,12 @@ fn pages_in_pipes_are_counted_until_they_are_closed() {
 }
 
 /// From 6.11 on kmalloc tells a block that is larger than its caches twice: a pipe of 1 MiB has 256
-/// buffers of 40 bytes (pipe_resize_ring, fs/pipe.c).
+/// buffers of 40 bytes (pipe_resize_ring, fs/pipe.c). By way of kvmalloc as well: a list of
+/// attributes' names (listxattr, fs/xattr.c) is a block until the call ends.
 #[test]
 fn a_large_block_that_is_told_twice_is_one() {
     const PIPES: u64 = 200;
+    const LISTS: u64 = 300;
     const RING_BYTES: u64 = 256 * 40;
     let pid = std::process::id();
     let mut traced = Traced::start(&["kernel", "-p", &pid.to_string(), "-i", "500ms"]);
@@ -384,10 +386,22 @@ fn a_large_block_that_is_told_twice_is_one() {
     assert_eq!(held.outstanding_bytes, PIPES * RING_BYTES);
     assert_eq!((held.allocated_count, held.freed_count), (PIPES, 0));
     drop(pipes);
+    for _ in 0..LISTS {
+        let mut names = [0; 1 << 16];
+        // SAFETY: the buffer is as long as told.
+        let bytes = unsafe { libc::listxattr(c"/proc".as_ptr(), names.as_mut_ptr(), names.len()) };
+        assert!(bytes >= 0, "{}", std::io::Error::last_os_error());
+    }
     traced.wait_report("the rings are freed", SOON, |report| rings(report).outstanding_count == 0);
     let ended = traced.interrupt();
     let report = ended.final_report();
     assert_eq!(rings(report).allocated_count, PIPES, "{}", report.outline());
+    let is_list = |site: &Site<'_>| {
+        let symbols = site.symbols();
+        site.kind() == "kmalloc" && symbols.first().is_some_and(|name| name.ends_with("listxattr"))
+    };
+    let lists = report.sum(is_list);
+    assert_eq!((lists.allocated_count, lists.freed_count), (LISTS, LISTS), "{}", report.outline());
     assert_eq!(report.loss("missed_frees"), 0);
 }
 

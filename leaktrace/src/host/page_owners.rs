@@ -41,7 +41,7 @@ const FUNCTIONS: [&str; 24] = [
 
 /// Functions of kmalloc that tell a large block as their own before it is told as the caller's,
 /// as the compiler inlines `__do_kmalloc_node` and what calls it: mm/slub.c, 6.11 to 7.2.
-const TOLD_TWICE_FUNCTIONS: [&str; TOLD_TWICE] = [
+const TOLD_TWICE_FUNCTIONS: [&str; TOLD_TWICE / 2] = [
     "__do_kmalloc_node",
     "__kmalloc_noprof",
     "__kmalloc_node_noprof",
