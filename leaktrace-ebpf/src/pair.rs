@@ -39,6 +39,14 @@ fn is_attached(pair: Pair) -> bool {
     pair as u32 <= LAST_ON_ALL || config!(preemptible) != 0
 }
 
+/// Runs a program that has no second one: of a function's entry or return, or of what is rare.
+#[inline(always)]
+pub(crate) fn alone(run: impl FnOnce()) {
+    stop_preemption();
+    run();
+    allow_preemption();
+}
+
 /// Runs a first program; `event` is what names it for its second, never 0.
 #[inline(always)]
 pub(crate) fn first(pair: Pair, event: u64, run: impl FnOnce()) {

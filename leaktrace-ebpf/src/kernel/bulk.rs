@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::{AllocKey, KERNEL_SPACE};
 
-use crate::{ledger, maps::config};
+use crate::{ledger, maps::config, pair};
 
 /// Pointers in one call of [`leaktrace_free_all`].
 const MAX_POINTERS: u64 = 512;
@@ -23,7 +23,7 @@ const MAX_PARTS: u64 = 8;
 #[fentry(function = "kvfree_call_rcu")]
 pub(crate) fn lt_rcu_call(ctx: FEntryContext) -> i32 {
     // The arguments' types differ between kernels: plain words.
-    rcu_call(ctx.arg::<u64>(0), ctx.arg::<u64>(1));
+    pair::alone(|| rcu_call(ctx.arg::<u64>(0), ctx.arg::<u64>(1)));
     0
 }
 
@@ -46,7 +46,7 @@ fn rcu_call(head: u64, second: u64) {
 /// well.
 #[fentry(function = "kmem_cache_free_bulk")]
 pub(crate) fn lt_free_bulk(ctx: FEntryContext) -> i32 {
-    free_bulk(ctx.arg::<u64>(1), ctx.arg::<u64>(2));
+    pair::alone(|| free_bulk(ctx.arg::<u64>(1), ctx.arg::<u64>(2)));
     0
 }
 

@@ -27,7 +27,7 @@ use super::{
     by_stack,
     slab::{Allocation, learn_cache_name, object_size},
 };
-use crate::{filter, ledger, loss, maps::config};
+use crate::{filter, ledger, loss, maps::config, pair};
 
 /// Pointers in one call of [`leaktrace_record_all`].
 const MAX_POINTERS: u64 = 512;
@@ -39,7 +39,7 @@ pub(crate) fn lt_alloc_bulk(ctx: FExitContext) -> i32 {
     let (cache, gfp, pointers) = (argument(&ctx, 0), argument(&ctx, 1), argument(&ctx, 3));
     let count = argument(&ctx, 2);
     if has_succeeded(result(&ctx), count) && filter::wants_gfp(gfp as u32) {
-        record(&ctx, 12, cache, pointers, count);
+        pair::alone(|| record(&ctx, 12, cache, pointers, count));
     }
     0
 }
@@ -55,10 +55,12 @@ fn has_succeeded(result: u64, count: u64) -> bool {
 pub(crate) fn lt_skb_get(ctx: FExitContext) -> i32 {
     let skb = result(&ctx);
     if skb != 0 {
-        leaktrace_free_one(skb);
-        if let Some((size_bytes, site, tgid)) = site_of(&ctx, 13, skb_cache()) {
-            leaktrace_record_one(skb, size_bytes, site, tgid);
-        }
+        pair::alone(|| {
+            leaktrace_free_one(skb);
+            if let Some((size_bytes, site, tgid)) = site_of(&ctx, 13, skb_cache()) {
+                leaktrace_record_one(skb, size_bytes, site, tgid);
+            }
+        });
     }
     0
 }
@@ -68,15 +70,19 @@ pub(crate) fn lt_skb_get_bulk(ctx: FExitContext) -> i32 {
     let (pointers, count) = (argument(&ctx, 0), result(&ctx) as u32);
     if count > 0 {
         // It asks for 64 at most (NAPI_SKB_CACHE_SIZE, net/core/skbuff.c).
-        leaktrace_free_all(pointers, u64::from(count));
-        record(&ctx, 14, skb_cache(), pointers, u64::from(count));
+        pair::alone(|| {
+            leaktrace_free_all(pointers, u64::from(count));
+            record(&ctx, 14, skb_cache(), pointers, u64::from(count));
+        });
     }
     0
 }
 
 #[fentry(function = "napi_skb_cache_put")]
 pub(crate) fn lt_skb_put(ctx: FEntryContext) -> i32 {
-    leaktrace_free_one(argument(&ctx, 0));
+    pair::alone(|| {
+        leaktrace_free_one(argument(&ctx, 0));
+    });
     0
 }
 

@@ -12,6 +12,7 @@ use leaktrace_common::{ENDED_SLOTS, EndedProcess};
 use crate::{
     atomic,
     maps::{CURSORS, ENDED, config},
+    pair,
     task,
 };
 
@@ -22,11 +23,13 @@ const CURSOR: u32 = 4;
 /// nothing for names.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn lt_ended(_ctx: RawTracePointContext) -> i32 {
-    if task::is_last()
-        && let Some(leader) = task::leader()
-    {
-        remember(leader);
-    }
+    pair::alone(|| {
+        if task::is_last()
+            && let Some(leader) = task::leader()
+        {
+            remember(leader);
+        }
+    });
     0
 }
 

@@ -19,23 +19,26 @@ use super::{module_text, slab::arg};
 use crate::{
     atomic, loss,
     maps::{CURSORS, GENERATIONS, KERNEL_SCRATCH, MODULE_EVENTS, config},
+    pair,
 };
 
 /// module:module_load
 #[raw_tracepoint(tracepoint = "module_load")]
 pub(crate) fn lt_module_load(ctx: RawTracePointContext) -> i32 {
-    tell(ModuleEventKind::Loaded, arg!(ctx, 0))
+    pair::alone(|| tell(ModuleEventKind::Loaded, arg!(ctx, 0)));
+    0
 }
 
 /// module:module_free
 #[raw_tracepoint(tracepoint = "module_free")]
 pub(crate) fn lt_module_free(ctx: RawTracePointContext) -> i32 {
-    tell(ModuleEventKind::Freed, arg!(ctx, 0))
+    pair::alone(|| tell(ModuleEventKind::Freed, arg!(ctx, 0)));
+    0
 }
 
 #[inline(always)]
-fn tell(kind: ModuleEventKind, module: u64) -> i32 {
-    let Some(counter) = CURSORS.get_ptr_mut(3) else { return 0 };
+fn tell(kind: ModuleEventKind, module: u64) {
+    let Some(counter) = CURSORS.get_ptr_mut(3) else { return };
     // SAFETY: a live map value, aligned.
     let generation = unsafe { atomic::fetch_add(counter, 1) } + 1;
     let generation = if generation < LAST_GENERATION { generation } else { LAST_GENERATION };
@@ -64,7 +67,6 @@ fn tell(kind: ModuleEventKind, module: u64) -> i32 {
     if MODULE_EVENTS.output::<ModuleEvent>(event, 0).is_err() {
         loss::count(LossReason::ModuleEventsFull);
     }
-    0
 }
 
 /// Where a part of a module lies, by where it says so.

@@ -128,7 +128,7 @@ fn slot_of(thread: u64, depth: u32) -> u64 {
 /// `vfree(const void *addr)`
 #[fentry(function = "vfree")]
 pub(crate) fn lt_vfree(ctx: FEntryContext) -> i32 {
-    freed(ctx.arg::<u64>(0));
+    pair::alone(|| freed(ctx.arg::<u64>(0)));
     0
 }
 
@@ -143,7 +143,7 @@ pub(crate) fn lt_vfree_k(ctx: ProbeContext) -> u32 {
 /// `vfree_atomic(const void *addr)`
 #[fentry(function = "vfree_atomic")]
 pub(crate) fn lt_vfree_atomic(ctx: FEntryContext) -> i32 {
-    freed(ctx.arg::<u64>(0));
+    pair::alone(|| freed(ctx.arg::<u64>(0)));
     0
 }
 
