@@ -65,7 +65,7 @@ pub use pair::{KernelCall, Pair};
 pub use site::{
     CacheName, Kind, LIFETIME_BUCKETS, SiteKey, SiteRecord, SiteVerdict, Weights, lifetime_bucket,
 };
-pub use stack::{MAX_FRAMES, StackEnd, StackId, StackRecord};
+pub use stack::{FrameMark, MAX_FRAMES, StackEnd, StackId, StackRecord, ends_with_call};
 pub use unwind::{
     CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
     Unwinding, WALKS_PER_CPU,

@@ -89,6 +89,57 @@ impl StackEnd {
     }
 }
 
+/// Bits of a user frame that say how it was found, above those that an address has: 57 with five
+/// levels of page tables.
+pub struct FrameMark;
+
+impl FrameMark {
+    /// By frame pointer.
+    pub const FRAME_POINTER: u64 = 1 << 63;
+    /// A signal has interrupted it: it has not called, and its instruction is in the byte before.
+    pub const INTERRUPTED: u64 = 1 << 62;
+    /// All of them.
+    pub const ALL: u64 = Self::FRAME_POINTER | Self::INTERRUPTED;
+}
+
+/// Whether code ends with a near call: what a return address is behind.
+///
+/// Of a few bytes before any other address it is true now and then as well: by the last five of
+/// them once in 256.
+#[inline(always)]
+pub const fn ends_with_call(code: [u8; 7]) -> bool {
+    // E8 and a distance of 32 bits (Intel SDM, volume 2A, CALL).
+    if code[2] == 0xe8 {
+        return true;
+    }
+    // FF /2: the target in a register or in memory, with an address of 0, 1 or 4 bytes behind
+    // ModRM and, where that asks for it, SIB.
+    is_indirect(code[5], code[6], 0, 0)
+        || is_indirect(code[4], code[5], code[6], 1)
+        || is_indirect(code[3], code[4], code[5], 2)
+        || is_indirect(code[1], code[2], code[3], 4)
+        || is_indirect(code[0], code[1], code[2], 5)
+}
+
+/// Whether `rest` bytes follow a call's ModRM byte.
+#[inline(always)]
+const fn is_indirect(opcode: u8, modrm: u8, sib: u8, rest: u8) -> bool {
+    if opcode != 0xff || modrm & 0x38 != 0x10 {
+        return false;
+    }
+    let (way, register) = (modrm >> 6, modrm & 7);
+    let has_sib = way != 3 && register == 4;
+    let bytes = match way {
+        3 => 0,
+        2 => 4,
+        1 => 1,
+        // Relative to the next instruction, or without a base.
+        _ if register == 5 || (has_sib && sib & 7 == 5) => 4,
+        _ => 0,
+    };
+    rest == bytes + has_sib as u8
+}
+
 /// The frames of one stack, innermost first, as return addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +148,7 @@ pub struct StackRecord {
     pub count: u32,
     /// A [`StackEnd`].
     pub end: u32,
-    /// Return addresses; what lies behind `count` is left over and means nothing.
+    /// Return addresses, those of processes with [`FrameMark`]s; what lies behind `count` is left over and means nothing.
     pub frames: [u64; MAX_FRAMES],
     /// Of a kernel stack: the latest number of the modules in it, see [`crate::ModuleEvent`].
     pub generation: u64,
@@ -108,6 +159,46 @@ const _: () = assert!(size_of::<StackRecord>() == 1032);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_form_of_a_call_is_one() {
+        let calls: [&[u8]; 13] = [
+            &[0xe8, 1, 2, 3, 4],
+            &[0xff, 0xd0],
+            &[0x41, 0xff, 0xd4],
+            &[0xff, 0x13],
+            &[0xff, 0x50, 0x18],
+            &[0xff, 0x55, 0xf8],
+            &[0xff, 0x14, 0xc8],
+            &[0x41, 0xff, 0x54, 0x24, 0x08],
+            &[0xff, 0x15, 1, 2, 3, 4],
+            &[0xff, 0x90, 1, 2, 3, 4],
+            &[0xff, 0x94, 0x24, 1, 2, 3, 4],
+            &[0xff, 0x14, 0xc5, 1, 2, 3, 4],
+            &[0xff, 0x14, 0x25, 1, 2, 3, 4],
+        ];
+        for call in calls {
+            let mut code = [0x90; 7];
+            code[7 - call.len()..].copy_from_slice(call);
+            assert!(ends_with_call(code), "{call:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_before_a_function_is_no_call() {
+        let others: [[u8; 7]; 6] = [
+            [0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+            [0xcc; 7],
+            [0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc3],
+            // jmp *%rax; jmp *8(%rbx); push (%rax).
+            [0x90, 0x90, 0x90, 0x90, 0x90, 0xff, 0xe0],
+            [0x90, 0x90, 0x90, 0x90, 0xff, 0x63, 8],
+            [0x90, 0x90, 0x90, 0x90, 0x90, 0xff, 0x30],
+        ];
+        for code in others {
+            assert!(!ends_with_call(code), "{code:x?}");
+        }
+    }
 
     #[test]
     fn ends_survive_their_number_and_have_reasons() {

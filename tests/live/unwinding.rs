@@ -26,7 +26,7 @@ const EARLY: u64 = 29_999;
 /// Stacks by the size of the block.
 type Stacks = BTreeMap<u64, Stack>;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Stack {
     addresses: Vec<u64>,
     truncated: Option<String>,
@@ -85,6 +85,19 @@ fn sites_by_size(report: &Report) -> BTreeMap<u64, Site<'_>> {
         }
     }
     sites
+}
+
+/// The executable mappings of a process.
+fn executable_ranges(pid: u32) -> Vec<(u64, u64)> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
+        .unwrap_or_else(|error| panic!("{error}"));
+    let ranges = maps.lines().filter_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        rest.get(2..3).filter(|access| *access == "x").and(Some((number(start)?, number(end)?)))
+    });
+    ranges.collect()
 }
 
 fn attach_oracle(leaker: &Leaker) -> Oracle {
@@ -217,6 +230,67 @@ fn stacks_of_cpp_are_those_of_gdb() {
 #[test]
 fn stacks_of_cpp_are_those_of_gdb_with_probes_at_the_entry() {
     check_cpp(&["--probe-at", "entry"]);
+}
+
+/// rbp leads to two words on the stack, the second of which is an address of code.
+#[test]
+fn a_frame_pointer_that_leads_to_no_caller_makes_no_frame() {
+    let mut leaker = Leaker::start("coroutines", &[]);
+    let pid = leaker.pid_arg();
+    let traced = Traced::start(&["user", "-p", &pid, "--interval", "1h", "--show-allocs"]);
+    leaker.advance("traced");
+    let report = traced.interrupt().final_report().clone();
+    leaker.advance("checked");
+    leaker.end();
+    let sites = sites_by_size(&report);
+    let Some(site) = sites.get(&20_005) else { panic!("{}", report.outline()) };
+    // The last one is the code made at run time.
+    assert_eq!(site.symbols(), ["leak", "leaf", "in_code", ""], "{}", report.outline());
+    assert_eq!(stack_of(*site).truncated.as_deref(), Some("code without frame pointers"));
+}
+
+/// A stack by gdb as far as it is code: behind the outermost function of a stack that was made by
+/// hand, gdb takes for a caller whatever is there.
+fn as_far_as_code(stack: &Stack, code: &[(u64, u64)]) -> Vec<u64> {
+    let is_code = |address: &u64| code.iter().any(|(start, end)| (start..end).contains(&address));
+    stack.addresses.iter().copied().take_while(is_code).collect()
+}
+
+/// The outermost function of a coroutine was not called: its address was put into a new stack.
+#[test]
+fn stacks_of_coroutines_are_those_of_gdb() {
+    let mut leaker = Leaker::start("coroutines", &[]);
+    let pid = leaker.pid_arg();
+    let args = ["user", "-p", &pid, "--interval", "1h", "--show-allocs"];
+    let traced = Traced::start(&args);
+    leaker.advance("traced");
+    let report = traced.interrupt().final_report().clone();
+    let code = executable_ranges(leaker.pid());
+    let oracle = attach_oracle(&leaker);
+    leaker.advance("checked");
+    leaker.end();
+
+    let expected = stacks_of(oracle);
+    let sites = sites_by_size(&report);
+    let mut ends = Vec::new();
+    for size in [20_001, 20_002, 20_003, 20_004] {
+        let site = sites.get(&size).copied();
+        let whole = expected.get(&size).unwrap_or_else(|| panic!("gdb saw {expected:?}"));
+        let got = site.map(stack_of).unwrap_or_default();
+        assert_eq!(
+            got.addresses,
+            as_far_as_code(whole, &code),
+            "{}",
+            show(size, site, Some(whole))
+        );
+        ends.push(got.truncated);
+    }
+    // boost.context's outermost function has no call frame information.
+    let without = Some("an address without call frame information".to_owned());
+    assert_eq!(ends, [None, None, without, None], "{}", report.outline());
+    let outermost = sites.get(&20_004).map(|site| site.symbols()).unwrap_or_default();
+    assert_eq!(outermost, ["leak", "leaf", "by_hand", "hand_made"]);
+    report.assert_complete();
 }
 
 #[test]

@@ -66,6 +66,11 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "chain", source: "chain.c", flags: UNWIND_FLAGS },
     // Static: probes that reach children reach every process that maps the same file.
     Recipe { name: "children", source: "children.c", flags: &["-fomit-frame-pointer", "-static"] },
+    Recipe {
+        name: "coroutines",
+        source: "coroutines.c",
+        flags: &["-O2", "-fomit-frame-pointer", "-fbuiltin", "-lboost_context"],
+    },
     Recipe { name: "cpp", source: "cpp.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "crowd", source: "crowd.c", flags: &["-fomit-frame-pointer"] },
     Recipe { name: "deep", source: "deep.c", flags: &[] },

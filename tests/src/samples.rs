@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use leaktrace_common::{AllocFunction, InFlight, MAX_FRAMES, StackEnd, StackRecord};
+use leaktrace_common::{AllocFunction, FrameMark, InFlight, MAX_FRAMES, StackEnd, StackRecord};
 use serde_json::Value;
 
 use crate::{
@@ -148,8 +148,10 @@ fn hex(value: &Value) -> u64 {
     u64::from_str_radix(digits, 16).unwrap_or_else(|error| panic!("{value}: {error}"))
 }
 
-fn frames_of(record: &StackRecord) -> &[u64] {
-    &record.frames[..MAX_FRAMES.min(record.count as usize)]
+/// As gdb has them: without [`FrameMark`]s.
+fn frames_of(record: &StackRecord) -> Vec<u64> {
+    let frames = &record.frames[..MAX_FRAMES.min(record.count as usize)];
+    frames.iter().map(|frame| frame & !FrameMark::ALL).collect()
 }
 
 /// Both sides' frames of a stack, in two columns.
@@ -159,7 +161,7 @@ fn show(expected: &[u64], got: &StackRecord) -> String {
     let mut text = format!("leaktrace's stack ends {end:?}; gdb, leaktrace:\n");
     for index in 0..frames.len().max(expected.len()) {
         let column = |frames: &[u64]| frames.get(index).map(|frame| format!("{frame:#x}"));
-        let (left, right) = (column(expected), column(frames));
+        let (left, right) = (column(expected), column(&frames));
         let mark = if left == right { ' ' } else { '!' };
         let (left, right) = (left.unwrap_or_default(), right.unwrap_or_default());
         let _ = writeln!(text, "{mark} {index:3} {left:>18} {right:>18}");

@@ -40,6 +40,7 @@ const TEST_PACKAGES: [&str; 11] = [
     "libjemalloc-dev",
     "libgoogle-perftools-dev",
     "libmimalloc-dev",
+    "libboost-context-dev",
 ];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];

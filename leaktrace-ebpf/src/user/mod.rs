@@ -4,5 +4,6 @@ mod malloc;
 mod mapping;
 mod own_stack;
 mod process;
+mod rule;
 mod sampling;
 pub(crate) mod walk;

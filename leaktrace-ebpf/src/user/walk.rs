@@ -8,14 +8,17 @@
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated::bpf_probe_read_user};
 use leaktrace_common::{
-    CfaRule, EventKind, LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord, TEXT_PAGE_BYTES,
-    UnwindRow, Unwinding, WALKS_PER_CPU,
+    CfaRule, EventKind, FrameMark, LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord,
+    TextMapping, UnwindRow, WALKS_PER_CPU,
 };
 
-use super::process;
+use super::{
+    process,
+    rule::{BY_FRAME_POINTER, NO_CALL, NO_RULE, leaktrace_find_rule, leaktrace_is_called},
+};
 use crate::{
     atomic, loss,
-    maps::{MAPPINGS, PAGES, ROWS, RULE_CACHE, TEXT_MAPS, WALKS, config},
+    maps::{RULE_CACHE, TEXT_MAPS, WALKS, config},
     stack,
 };
 
@@ -27,8 +30,6 @@ const WINDOW_WORDS: usize = 512;
 /// What is too little of a stack: some frames. The environment and the auxiliary vector, above the
 /// first frames of the main thread, are longer.
 const LITTLE_BYTES: u32 = 1024;
-/// Steps of a binary search over `MAX_MAPPINGS` or `MAX_ROWS_IN_PAGE` (2^12) entries.
-const SEARCH_STEPS: u32 = 13;
 
 /// State of one stack walk.
 #[repr(C)]
@@ -36,28 +37,39 @@ pub(crate) struct Walk {
     /// Number of claims on this slot: whoever raised it from 0 owns it.
     claims: u64,
     /// Address whose rule is next: in the calling instruction.
-    address: u64,
+    pub(super) address: u64,
+    /// What that is: [`Walk::RETURN`], [`Walk::FRAME_POINTER`] or [`Walk::INTERRUPTED`].
+    pub(super) how: u64,
     /// Stack and frame pointer in that frame.
     stack_pointer: u64,
     frame_pointer: u64,
     /// The process image's part of `MAPPINGS`, and its generation.
-    first_mapping: u32,
-    mapping_count: u32,
+    pub(super) first_mapping: u32,
+    pub(super) mapping_count: u32,
     generation: u32,
-    /// Mapping of the frame before: most often this one's as well.
-    last_mapping: u32,
     /// Index of this slot.
     slot: u32,
-    /// Whether the step before was by frame pointer.
-    by_frame_pointer: u32,
+    /// Mapping of the frame before: most often this one's as well.
+    pub(super) mapping: TextMapping,
     /// Address of the first word of `window`.
     window_start: u64,
     /// Words in `window` that hold stack contents.
     window_words: u64,
     /// Hash of the frames so far.
     hash: u64,
+    /// The same without the last one.
+    hash_before: u64,
     window: [u64; WINDOW_WORDS],
     record: StackRecord,
+}
+
+impl Walk {
+    /// [`Walk::address`] is before a return address that was found by call frame information.
+    pub(super) const RETURN: u64 = 0;
+    /// It is before a return address that was found by frame pointer.
+    pub(super) const FRAME_POINTER: u64 = FrameMark::FRAME_POINTER;
+    /// It is that of the instruction that a signal has interrupted.
+    pub(super) const INTERRUPTED: u64 = FrameMark::INTERRUPTED;
 }
 
 /// A rule found before. `check` is the key XOR [`seal`] of the rule: an entry that is torn, by
@@ -76,12 +88,6 @@ fn seal(rule: u64) -> u64 {
     rule.wrapping_mul(StackId::SEED)
 }
 
-/// Marks a rule that says: by frame pointer. Else the low half is a packed [`UnwindRow`].
-const BY_FRAME_POINTER: u64 = 1 << 32;
-/// [`leaktrace_find_rule`] found none: the low half is a [`StackEnd`].
-const NO_RULE: u64 = 1 << 33;
-/// No mapping has this index.
-const NO_MAPPING: u32 = u32::MAX;
 /// [`leaktrace_step`] found no reason to stop.
 const GO_ON: u32 = 0xff;
 
@@ -123,14 +129,16 @@ pub extern "C" fn leaktrace_walk(
         (*walk).stack_pointer = stack_pointer.wrapping_add(8);
         (*walk).frame_pointer = frame_pointer;
         (*walk).window_words = 0;
-        (*walk).last_mapping = NO_MAPPING;
+        // No address lies in it.
+        (*walk).mapping.end = 0;
         (*walk).slot = slot;
-        (*walk).by_frame_pointer = 0;
+        (*walk).how = Walk::RETURN;
         let mut caller = caller;
         if caller == 0 {
             // What cannot be read is no call's: the walk ends there.
             caller = read_word(walk, stack_pointer).unwrap_or(0);
         }
+        let caller = caller & !FrameMark::ALL;
         (*walk).address = caller.wrapping_sub(1);
         (*walk).hash = StackId::mix(StackId::SEED, caller);
         (*walk).record.count = 1;
@@ -149,7 +157,9 @@ pub extern "C" fn leaktrace_walk(
             }
         }
         (*walk).record.end = if end == GO_ON { StackEnd::TooDeep as u32 } else { end };
-        if end == StackEnd::NoMapping as u32 {
+        if end == StackEnd::NoMapping as u32 && leaktrace_is_made_by_hand(slot) != 0 {
+            (*walk).record.end = StackEnd::Complete as u32;
+        } else if end == StackEnd::NoMapping as u32 {
             process::tell_once(EventKind::Unmapped, tgid, space);
         }
         stack::store_hashed(&raw mut (*walk).record, (*walk).hash)
@@ -208,7 +218,7 @@ pub unsafe extern "C" fn leaktrace_step(slot: u32) -> u32 {
             return rule as u32;
         }
         if rule & BY_FRAME_POINTER != 0 {
-            return step_by_frame_pointer(walk);
+            return step_by_frame_pointer(walk, slot, rule as u32);
         }
         step_by_row(walk, UnwindRow::unpack_rule(rule as u32))
     }
@@ -227,7 +237,7 @@ unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
         }
         // The generation goes over all bits, as it outgrows those that an address leaves free.
         let generation = u64::from((*walk).generation).wrapping_mul(StackId::SEED);
-        let key = (*walk).address ^ generation;
+        let key = (*walk).address ^ (*walk).how ^ generation;
         let hash = StackId::mix(StackId::SEED, key);
         let Some(entry) = RULE_CACHE.get_ptr_mut(hash as u32 & (CACHE_SLOTS - 1)) else {
             return leaktrace_find_rule(slot);
@@ -291,9 +301,9 @@ unsafe fn step_by_row(walk: *mut Walk, row: UnwindRow) -> u32 {
             return StackEnd::Complete as u32;
         }
         (*walk).stack_pointer = cfa;
-        (*walk).by_frame_pointer = 0;
+        (*walk).how = Walk::RETURN;
         (*walk).address = address.wrapping_sub(1);
-        push(walk, address)
+        push(walk, address, Walk::RETURN)
     }
 }
 
@@ -319,54 +329,95 @@ unsafe fn step_over_signal(walk: *mut Walk) -> u32 {
         (*walk).stack_pointer = rsp;
         // This one is no return address: the very instruction was interrupted. It is kept as
         // if it were one, so that the byte before it is the instruction.
+        (*walk).how = Walk::INTERRUPTED;
         (*walk).address = rip;
-        push(walk, rip.wrapping_add(1))
+        push(walk, rip.wrapping_add(1), Walk::INTERRUPTED)
     }
 }
 
+/// `end` is that of a stack whose frame pointer leads to no caller: that it does takes evidence, as
+/// code without frame pointers has any number there.
 #[inline(always)]
-unsafe fn step_by_frame_pointer(walk: *mut Walk) -> u32 {
+unsafe fn step_by_frame_pointer(walk: *mut Walk, slot: u32, end: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         let frame_pointer = (*walk).frame_pointer;
         // Code with frame pointers has one in each frame, and the outermost caller's is 0. One
         // that is 0 where the walk came by other means belongs to code without them.
         if frame_pointer == 0 {
-            let end = (*walk).by_frame_pointer != 0;
-            return if end { StackEnd::Complete } else { StackEnd::NoFramePointer } as u32;
+            let is_outermost = (*walk).how == Walk::FRAME_POINTER;
+            return if is_outermost { StackEnd::Complete as u32 } else { end };
         }
         // A frame lies above the one before, is aligned, and not absurdly large.
         let above = frame_pointer.wrapping_sub((*walk).stack_pointer);
         if frame_pointer & 7 != 0 || above > 1 << 20 {
-            return StackEnd::NoFramePointer as u32;
+            return end;
         }
-        let Some(next) = read_word(walk, frame_pointer) else {
-            return StackEnd::ReadFailed as u32;
-        };
-        let Some(address) = read_word(walk, frame_pointer.wrapping_add(8)) else {
-            return StackEnd::ReadFailed as u32;
-        };
-        // No return address is in the first page or in the kernel's half.
-        if address < 4096 || address >> 47 != 0 {
-            return StackEnd::NoFramePointer as u32;
+        let Some(next) = read_word(walk, frame_pointer) else { return end };
+        let Some(address) = read_word(walk, frame_pointer.wrapping_add(8)) else { return end };
+        let (how, at) = ((*walk).how, (*walk).address);
+        (*walk).how = Walk::FRAME_POINTER;
+        (*walk).address = address.wrapping_sub(1);
+        let rule = cached_rule(walk, slot);
+        // In no mapping, or behind no call.
+        if rule & NO_RULE != 0 {
+            const NO_MAPPING: u32 = StackEnd::NoMapping as u32;
+            const NO_CALL: u32 = StackEnd::NoFramePointer as u32;
+            match rule as u32 {
+                NO_MAPPING | NO_CALL => {
+                    (*walk).how = how;
+                    (*walk).address = at;
+                    return end;
+                }
+                _ => {}
+            }
         }
         (*walk).stack_pointer = frame_pointer.wrapping_add(16);
         (*walk).frame_pointer = next;
-        (*walk).by_frame_pointer = 1;
-        (*walk).address = address.wrapping_sub(1);
-        push(walk, address)
+        push(walk, address, Walk::FRAME_POINTER)
+    }
+}
+
+/// Whether the walk's last address, which is in no mapping, is none because nobody has called the
+/// frame before it: the outermost one of a stack that somebody has made. Above that lies what he
+/// liked, as makecontext's `uc_link`. Takes the address out then. Global as [`leaktrace_step`].
+///
+/// # Safety
+///
+/// Called with a slot that the caller has claimed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_is_made_by_hand(slot: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return 0 };
+    // SAFETY: the caller owns the slot; the index is checked.
+    unsafe {
+        let count = (*walk).record.count;
+        let before = count.wrapping_sub(2) as usize;
+        if (*walk).how != Walk::RETURN || before >= MAX_FRAMES {
+            return 0;
+        }
+        let outermost = (*walk).record.frames[before];
+        // Marked ones were found by other means.
+        if outermost & FrameMark::ALL != 0 || leaktrace_is_called(outermost) != NO_CALL {
+            return 0;
+        }
+        (*walk).record.count = count - 1;
+        (*walk).hash = (*walk).hash_before;
+        1
     }
 }
 
 /// Adds a frame.
 #[inline(always)]
-unsafe fn push(walk: *mut Walk, address: u64) -> u32 {
+unsafe fn push(walk: *mut Walk, address: u64, how: u64) -> u32 {
     // SAFETY: the caller's promise; the index is checked.
     unsafe {
         let count = (*walk).record.count as usize;
         if count >= MAX_FRAMES || count >= config!(max_frames) as usize {
             return StackEnd::TooDeep as u32;
         }
+        let address = address & !FrameMark::ALL | how;
+        (*walk).hash_before = (*walk).hash;
         (*walk).hash = StackId::mix((*walk).hash, address);
         (*walk).record.frames[count] = address;
         (*walk).record.count = count as u32 + 1;
@@ -425,111 +476,5 @@ pub unsafe extern "C" fn leaktrace_refill(slot: u32, address: u64) -> u32 {
         }
         (*walk).window_words = u64::from(to_page_end / 8);
         to_page_end / 8
-    }
-}
-
-/// Finds how to unwind the walk's present frame: [`BY_FRAME_POINTER`], a packed row, or
-/// [`NO_RULE`] with the reason. Global as [`leaktrace_step`].
-///
-/// # Safety
-///
-/// Called with a slot that the caller has claimed.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
-    let Some(walk) = WALKS.get_ptr_mut(slot) else { return no_rule(StackEnd::ReadFailed) };
-    // SAFETY: the caller owns the slot; mappings and rows are written by the loader before
-    // they are published.
-    unsafe {
-        let address = (*walk).address;
-        let mut index = (*walk).last_mapping;
-        let same = match MAPPINGS.get(index) {
-            Some(mapping) => address >= mapping.start && address < mapping.end,
-            None => false,
-        };
-        if !same {
-            index = leaktrace_find_mapping((*walk).first_mapping, (*walk).mapping_count, address);
-            (*walk).last_mapping = index;
-        }
-        let Some(mapping) = MAPPINGS.get(index) else { return no_rule(StackEnd::NoMapping) };
-        const TABLE: u32 = Unwinding::Table as u32;
-        const FRAME_POINTER: u32 = Unwinding::FramePointer as u32;
-        const PENDING: u32 = Unwinding::Pending as u32;
-        const MIXED: u32 = Unwinding::Mixed as u32;
-        match mapping.unwinding {
-            TABLE | MIXED => {}
-            FRAME_POINTER => return BY_FRAME_POINTER,
-            PENDING => return no_rule(StackEnd::TablePending),
-            _ => return no_rule(StackEnd::NoTable),
-        }
-        let pc = address.wrapping_sub(mapping.bias);
-        let page = (pc / TEXT_PAGE_BYTES).wrapping_sub(u64::from(mapping.page_base));
-        let mut rule = no_rule(StackEnd::NoRow);
-        if page < u64::from(mapping.page_count)
-            && let Some(range) = PAGES.get(mapping.first_page.wrapping_add(page as u32))
-        {
-            rule = leaktrace_find_row(*range as u32, (*range >> 32) as u32, pc as u32);
-        }
-        // CfaRule::Gap is 0.
-        if mapping.unwinding == MIXED && (rule & NO_RULE != 0 || rule as u32 & 7 == 0) {
-            return BY_FRAME_POINTER;
-        }
-        rule
-    }
-}
-
-#[inline(always)]
-const fn no_rule(end: StackEnd) -> u64 {
-    NO_RULE | end as u64
-}
-
-/// The mapping that holds `address`, among `count` sorted ones from `first` on, or
-/// [`NO_MAPPING`]. Global as [`leaktrace_step`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_find_mapping(first: u32, count: u32, address: u64) -> u32 {
-    let (mut low, mut high) = (first, first.wrapping_add(count));
-    for _ in 0..SEARCH_STEPS {
-        if low >= high {
-            break;
-        }
-        let middle = low + (high - low) / 2;
-        let Some(mapping) = MAPPINGS.get(middle) else { return NO_MAPPING };
-        if address >= mapping.end {
-            low = middle + 1;
-        } else if address < mapping.start {
-            high = middle;
-        } else {
-            return middle;
-        }
-    }
-    NO_MAPPING
-}
-
-/// The packed row in force at `pc`, among those from `first` to `last`. Global as
-/// [`leaktrace_step`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_find_row(first: u32, last: u32, pc: u32) -> u64 {
-    // The last row that does not begin behind `pc`: in [low, high).
-    let (mut low, mut high) = (first, last.wrapping_add(1));
-    for _ in 0..SEARCH_STEPS {
-        if low >= high {
-            break;
-        }
-        let middle = low + (high - low) / 2;
-        let Some(row) = ROWS.get(middle) else { return no_rule(StackEnd::NoRow) };
-        if *row as u32 <= pc {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    if low == first {
-        return no_rule(StackEnd::NoRow);
-    }
-    match ROWS.get(low - 1) {
-        Some(row) => *row >> 32,
-        None => no_rule(StackEnd::NoRow),
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use leaktrace_common::FrameMark;
+
 use super::{Collector, mappings::Mappings};
 use crate::{
     error::Error,
-    snapshot::{Frame, Place, Process},
+    snapshot::{Found, Frame, Place, Process},
     unwind::tables::ProcessMapping,
 };
 
@@ -28,12 +30,19 @@ impl Images {
         self.known.contains_key(&space)
     }
 
-    /// Normalizes an address of a process image.
+    /// Normalizes an address of a process image, as a stack holds it.
     pub(super) fn frame(&self, space: u32, address: u64) -> Frame {
-        match self.known.get(&space) {
+        let found = match address & FrameMark::ALL {
+            0 => Found::Return,
+            FrameMark::INTERRUPTED => Found::Interrupted,
+            _ => Found::FramePointer,
+        };
+        let address = address & !FrameMark::ALL;
+        let frame = match self.known.get(&space) {
             Some((_, mappings)) => mappings.frame(address),
-            None => Frame { address, place: Place::Unmapped },
-        }
+            None => Frame::new(address, Place::Unmapped),
+        };
+        Frame { found, ..frame }
     }
 
     pub(super) fn processes(&self) -> BTreeMap<u32, Process> {

@@ -50,7 +50,7 @@ impl Mappings {
 
     /// Normalizes a return address.
     pub fn frame(&self, address: u64) -> Frame {
-        Frame { address, place: self.find(address).unwrap_or(Place::Unmapped) }
+        Frame::new(address, self.find(address).unwrap_or(Place::Unmapped))
     }
 
     fn find(&self, address: u64) -> Option<Place> {

@@ -166,7 +166,7 @@ impl Modules {
             Some(load) => Place::Module { load: load as u32 },
             None => Place::Kernel,
         };
-        Frame { address, place }
+        Frame::new(address, place)
     }
 
     /// The latest load there that was not later than `generation`, unless it had gone: then it is

@@ -71,8 +71,7 @@ mod tests {
     const OTHER: Place = Place::Object { object: 4, file_offset: 16 };
 
     fn seen(stacks: &mut Stacks, now: Place) -> Option<Place> {
-        let stack =
-            Stack { frames: vec![Frame { address: 0x1010, place: now }], end: StackEnd::Complete };
+        let stack = Stack { frames: vec![Frame::new(0x1010, now)], end: StackEnd::Complete };
         let stack = stacks.get_or(KEY, || Some(stack))?;
         stack.frames.first().map(|frame| frame.place)
     }

@@ -31,7 +31,7 @@ fn amount(count: u64, bytes: u64) -> Amount {
 }
 
 fn frame(address: u64, place: Place) -> Frame {
-    Frame { address, place }
+    Frame::new(address, place)
 }
 
 fn known(name: &str, offset: u64, object: &str, line: Option<(&str, u32)>) -> Symbol {

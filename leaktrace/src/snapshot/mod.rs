@@ -246,6 +246,27 @@ pub struct Frame {
     pub address: u64,
     /// Where it lies.
     pub place: Place,
+    /// How it was found.
+    pub found: Found,
+}
+
+impl Frame {
+    /// A return address as the tables, or the kernel, have it.
+    pub fn new(address: u64, place: Place) -> Self {
+        Self { address, place, found: Found::Return }
+    }
+}
+
+/// How a frame was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Found {
+    /// By call frame information, or by the kernel.
+    Return,
+    /// By frame pointer, as nothing better was there: callers may be missing before it.
+    FramePointer,
+    /// In a signal's frame: no call, and the address is the one behind the interrupted
+    /// instruction's first byte.
+    Interrupted,
 }
 
 /// Where a frame lies.

@@ -325,7 +325,7 @@ ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
         }
 
         fn ask_in(&mut self, address: u64, place: Place) -> String {
-            let frame = Frame { address, place };
+            let frame = Frame::new(address, place);
             let found = self.kernel.resolve(&Blazesym::new(), &self.snapshot, &[frame]);
             match &found.first().unwrap().1 {
                 Resolved::Known(symbols) => symbols
@@ -425,7 +425,7 @@ ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
         for wanted in ["kfree", "vfs_read", "do_exit"] {
             let line = text.lines().find(|line| line.ends_with(&format!(" T {wanted}"))).unwrap();
             let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
-            let frame = Frame { address: address + 5, place: Place::Kernel };
+            let frame = Frame::new(address + 5, Place::Kernel);
             let (_, resolved) =
                 kernel.resolve(&Blazesym::new(), &snapshot, &[frame]).pop().unwrap();
             if address == 0 {

@@ -190,7 +190,7 @@ mod tests {
             .unwrap();
         // As if the call were the function's first instruction.
         let file_offset = address - start + offset + 1;
-        let frame = Frame { address: address + 1, place: Place::Object { object: 0, file_offset } };
+        let frame = Frame::new(address + 1, Place::Object { object: 0, file_offset });
         let object = Object { path: "/the/test".into(), readable_at: "/proc/self/exe".into() };
         let mut names = Names::default();
         Symbolizer::new(&[]).resolve(&snapshot(vec![frame], vec![object]), &mut names);
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_named_has_a_reason() {
-        let at = |place| Frame { address: 0x1000, place };
+        let at = |place| Frame::new(0x1000, place);
         let frames = vec![
             at(Place::Unmapped),
             at(Place::Anonymous { pid: u32::MAX }),

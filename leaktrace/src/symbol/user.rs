@@ -1,15 +1,16 @@
 //! Names of functions in mapped files, by offset in the file: right for deleted files, in other
 //! mount namespaces and after the process has gone.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, fs::File, os::unix::fs::FileExt as _};
 
 use blazesym::symbolize::{
     Input, Sym, Symbolized, Symbolizer as Blazesym,
     source::{Elf, Source},
 };
+use leaktrace_common::ends_with_call;
 
 use super::{convert, functions::Functions};
-use crate::snapshot::{Frame, Object, Resolved, Unknown};
+use crate::snapshot::{Found, Frame, Object, Resolved, Unknown};
 
 /// Names frames of one object, given with their file offsets.
 pub(super) fn resolve(
@@ -31,28 +32,60 @@ pub(super) fn resolve(
     // The call lies before its return address.
     let offsets: Vec<u64> = frames.iter().map(|(_, offset)| offset.saturating_sub(1)).collect();
     let source = Source::Elf(Elf::new(&object.readable_at));
-    let found = match blazesym.symbolize(&source, Input::FileOffset(&offsets)) {
+    let symbolize = |offsets: &[u64]| blazesym.symbolize(&source, Input::FileOffset(offsets));
+    let mut found = match symbolize(&offsets) {
         Ok(found) => found,
         Err(error) => {
             return all(Unknown::Unreadable(object.path.clone(), error.to_string()));
         }
     };
+    // Where nobody has called, somebody may have put the address of a function into a stack that
+    // he has made (makecontext).
+    let uncalled = uncalled(object, frames);
+    let at: Vec<u64> = uncalled.iter().map(|(_, offset)| *offset).collect();
+    let functions = functions
+        .entry(object.readable_at.clone())
+        .or_insert_with(|| Functions::of(&object.readable_at));
+    if let (false, Ok(there)) = (at.is_empty(), symbolize(&at)) {
+        for ((index, _), symbolized) in uncalled.iter().zip(there) {
+            if let Symbolized::Sym(sym) = symbolized
+                && let sym = corrected(sym, functions)
+                && sym.offset == 0
+                && let Some(place) = found.get_mut(*index)
+            {
+                *place = Symbolized::Sym(sym);
+            }
+        }
+    }
     frames
         .iter()
         .zip(found)
         .map(|((frame, _), symbolized)| {
             let resolved = match symbolized {
-                Symbolized::Sym(sym) => {
-                    let functions = functions
-                        .entry(object.readable_at.clone())
-                        .or_insert_with(|| Functions::of(&object.readable_at));
-                    convert(&corrected(sym, functions), &object.path)
-                }
+                Symbolized::Sym(sym) => convert(&corrected(sym, functions), &object.path),
                 Symbolized::Unknown(_) => Resolved::Unknown(Unknown::NoSymbol(object.path.clone())),
             };
             (*frame, resolved)
         })
         .collect()
+}
+
+/// The return addresses that are behind no call, by index and file offset.
+fn uncalled(object: &Object, frames: &[(Frame, u64)]) -> Vec<(usize, u64)> {
+    let Ok(file) = File::open(&object.readable_at) else { return Vec::new() };
+    let is_called = |offset: u64| {
+        let mut code = [0; 7];
+        let before = offset.checked_sub(code.len() as u64);
+        // What cannot be read is taken for a call, as nearly all are.
+        before.is_none_or(|before| {
+            file.read_exact_at(&mut code, before).is_err() || ends_with_call(code)
+        })
+    };
+    let wanted = frames
+        .iter()
+        .enumerate()
+        .filter(|(_, (frame, offset))| frame.found != Found::Interrupted && !is_called(*offset));
+    wanted.map(|(index, (_, offset))| (index, *offset)).collect()
 }
 
 /// Puts right what blazesym (0.2.7) says of functions that debug information describes: where
@@ -97,7 +130,7 @@ mod tests {
 
     fn resolve_in(object: &Object, file_offset: u64) -> Resolved {
         let place = Place::Object { object: 0, file_offset };
-        let frame = Frame { address: 0x7000_0000_0000, place };
+        let frame = Frame::new(0x7000_0000_0000, place);
         let blazesym = super::super::Symbolizer::new(&[]).blazesym;
         resolve(&blazesym, &mut HashMap::new(), object, &[(frame, file_offset)]).pop().unwrap().1
     }
@@ -131,7 +164,7 @@ mod tests {
             .map(|symbol| {
                 let file_offset = symbol.address() - shift + 1;
                 let place = Place::Object { object: 0, file_offset };
-                (Frame { address: file_offset, place }, file_offset)
+                (Frame::new(file_offset, place), file_offset)
             })
             .collect();
         assert!(frames.len() > 1000);
@@ -141,6 +174,28 @@ mod tests {
             let Resolved::Known(symbols) = resolved else { panic!("{frame:x?}: {resolved:?}") };
             assert_eq!(symbols.last().unwrap().offset, 0, "{frame:x?}: {symbols:?}");
         }
+    }
+
+    /// A return address that is a function's first byte, and behind no call.
+    #[test]
+    fn a_function_that_nobody_has_called_is_named() {
+        let path = libc();
+        let data = std::fs::read(&path).unwrap();
+        let object = Object { path: path.clone(), readable_at: path };
+        let mut checked = 0;
+        for name in ["malloc", "realloc", "free", "puts", "getdelim", "fopen", "qsort_r"] {
+            let offset = file_offset(&data, name);
+            let before: [u8; 7] = data[offset as usize - 7..offset as usize].try_into().unwrap();
+            if ends_with_call(before) {
+                continue;
+            }
+            let resolved = resolve_in(&object, offset);
+            let Resolved::Known(symbols) = resolved else { panic!("{name}: {resolved:?}") };
+            let symbol = symbols.last().unwrap();
+            assert_eq!((symbol.name.as_str(), symbol.offset), (name, 0));
+            checked += 1;
+        }
+        assert!(checked > 0, "calls before all of them");
     }
 
     #[test]

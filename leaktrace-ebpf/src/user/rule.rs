@@ -1,0 +1,214 @@
+//! Where an address of a user stack lies, and the rule by which its frame is unwound.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use leaktrace_common::{StackEnd, TEXT_PAGE_BYTES, TextMapping, Unwinding, ends_with_call};
+
+use super::walk::Walk;
+use crate::maps::{MAPPINGS, PAGES, ROWS, WALKS};
+
+/// Steps of a binary search over `MAX_MAPPINGS` or `MAX_ROWS_IN_PAGE` (2^12) entries.
+const SEARCH_STEPS: u32 = 13;
+
+/// Marks a rule that says: by frame pointer. The low half is the [`StackEnd`] of a stack where that
+/// leads to no caller. Else the low half is a packed [`leaktrace_common::UnwindRow`].
+pub(super) const BY_FRAME_POINTER: u64 = 1 << 32;
+/// There is no rule: the low half is a [`StackEnd`].
+pub(super) const NO_RULE: u64 = 1 << 33;
+
+/// [`leaktrace_find_row`] found none. No row is this: its address would be the last one.
+const NO_ROW: u64 = u64::MAX;
+/// No mapping has this index.
+const NO_MAPPING: u32 = u32::MAX;
+
+#[inline(always)]
+const fn no_rule(end: StackEnd) -> u64 {
+    NO_RULE | end as u64
+}
+
+/// Finds how to unwind the walk's present frame: [`BY_FRAME_POINTER`], a packed row, or
+/// [`NO_RULE`] with the reason. Global as [`super::walk::leaktrace_step`].
+///
+/// # Safety
+///
+/// Called with a slot that the caller has claimed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return no_rule(StackEnd::ReadFailed) };
+    // SAFETY: the caller owns the slot; mappings and rows are written by the loader before
+    // they are published.
+    unsafe {
+        let address = (*walk).address;
+        if leaktrace_find_text(slot, address) == 0 {
+            return no_rule(StackEnd::NoMapping);
+        }
+        let returns_to = address.wrapping_add(1);
+        // What a frame pointer leads to is a return address only behind a call.
+        if (*walk).how == Walk::FRAME_POINTER && leaktrace_is_called(returns_to) != CALL {
+            return no_rule(StackEnd::NoFramePointer);
+        }
+        let mapping = &raw const (*walk).mapping;
+        const TABLE: u32 = Unwinding::Table as u32;
+        const FRAME_POINTER: u32 = Unwinding::FramePointer as u32;
+        const PENDING: u32 = Unwinding::Pending as u32;
+        const MIXED: u32 = Unwinding::Mixed as u32;
+        let unwinding = (*mapping).unwinding;
+        match unwinding {
+            TABLE | MIXED => {}
+            FRAME_POINTER => return BY_FRAME_POINTER | StackEnd::NoFramePointer as u64,
+            PENDING => return no_rule(StackEnd::TablePending),
+            _ => return no_rule(StackEnd::NoTable),
+        }
+        let rule = if (*walk).how == Walk::INTERRUPTED {
+            row_at(mapping, address) >> 32
+        } else {
+            row_of_return(mapping, returns_to)
+        };
+        // CfaRule::Gap is 0.
+        if rule == NO_ROW >> 32 || rule & 7 == 0 {
+            return match unwinding {
+                MIXED => BY_FRAME_POINTER | StackEnd::NoRow as u64,
+                _ => no_rule(StackEnd::NoRow),
+            };
+        }
+        rule
+    }
+}
+
+/// The rule of the call before a return address.
+///
+/// A row that begins right there is a function's first, or behind a call that never returns; or
+/// nobody has called: makecontext and others put the address of a function into a stack that they
+/// make. Then it is that function's frame.
+///
+/// # Safety
+///
+/// `mapping` is part of a live map value.
+#[inline(always)]
+unsafe fn row_of_return(mapping: *const TextMapping, returns_to: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let row = row_at(mapping, returns_to);
+        let pc = returns_to.wrapping_sub((*mapping).bias) as u32;
+        if row != NO_ROW && row as u32 != pc {
+            return row >> 32;
+        }
+        if row != NO_ROW && leaktrace_is_called(returns_to) == NO_CALL {
+            return row >> 32;
+        }
+        row_at(mapping, returns_to.wrapping_sub(1)) >> 32
+    }
+}
+
+/// # Safety
+///
+/// As for [`row_of_return`].
+#[inline(always)]
+unsafe fn row_at(mapping: *const TextMapping, address: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pc = address.wrapping_sub((*mapping).bias);
+        let page = (pc / TEXT_PAGE_BYTES).wrapping_sub(u64::from((*mapping).page_base));
+        if page >= u64::from((*mapping).page_count) {
+            return NO_ROW;
+        }
+        match PAGES.get((*mapping).first_page.wrapping_add(page as u32)) {
+            Some(range) => leaktrace_find_row(*range as u32, (*range >> 32) as u32, pc as u32),
+            None => NO_ROW,
+        }
+    }
+}
+
+/// What [`leaktrace_is_called`] says where the code cannot be read; not [`CALL`] or [`NO_CALL`].
+const UNREADABLE: u32 = 2;
+const CALL: u32 = 1;
+pub(super) const NO_CALL: u32 = 0;
+
+/// Whether a call instruction ends right before an address: [`CALL`], [`NO_CALL`] or
+/// [`UNREADABLE`]. Global as [`super::walk::leaktrace_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_is_called(address: u64) -> u32 {
+    let mut code = [0_u8; 7];
+    let from = address.wrapping_sub(7) as *const _;
+    // SAFETY: the helper checks the user address and writes at most the size given.
+    if unsafe { bpf_probe_read_user(code.as_mut_ptr().cast(), 7, from) } != 0 {
+        return UNREADABLE;
+    }
+    if ends_with_call(code) { CALL } else { NO_CALL }
+}
+
+/// Has the walk's mapping be the one that holds `address`; 0 if there is none. Global as
+/// [`super::walk::leaktrace_step`].
+///
+/// # Safety
+///
+/// Called with a slot that the caller has claimed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_find_text(slot: u32, address: u64) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return 0 };
+    // SAFETY: the caller owns the slot; mappings are written by the loader before they are
+    // published.
+    unsafe {
+        let last = &raw const (*walk).mapping;
+        if address >= (*last).start && address < (*last).end {
+            return 1;
+        }
+        let index = leaktrace_find_mapping((*walk).first_mapping, (*walk).mapping_count, address);
+        let Some(mapping) = MAPPINGS.get(index) else { return 0 };
+        (*walk).mapping = *mapping;
+        1
+    }
+}
+
+/// The index of the mapping that holds `address`, among `count` sorted ones from `first` on, or
+/// [`NO_MAPPING`]. Global as [`super::walk::leaktrace_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_find_mapping(first: u32, count: u32, address: u64) -> u32 {
+    let (mut low, mut high) = (first, first.wrapping_add(count));
+    for _ in 0..SEARCH_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low) / 2;
+        let Some(mapping) = MAPPINGS.get(middle) else { return NO_MAPPING };
+        if address >= mapping.end {
+            low = middle + 1;
+        } else if address < mapping.start {
+            high = middle;
+        } else {
+            return middle;
+        }
+    }
+    NO_MAPPING
+}
+
+/// The row in force at `pc`, among those from `first` to `last`, or [`NO_ROW`]. Global as
+/// [`super::walk::leaktrace_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_find_row(first: u32, last: u32, pc: u32) -> u64 {
+    // The last row that does not begin behind `pc`: in [low, high).
+    let (mut low, mut high) = (first, last.wrapping_add(1));
+    for _ in 0..SEARCH_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low) / 2;
+        let Some(row) = ROWS.get(middle) else { return NO_ROW };
+        if *row as u32 <= pc {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    if low == first {
+        return NO_ROW;
+    }
+    match ROWS.get(low - 1) {
+        Some(row) => *row,
+        None => NO_ROW,
+    }
+}
