@@ -107,6 +107,8 @@ pub struct Config {
     pub tail_calls: u32,
     /// 1: rare refusals are told one by one (`-vv`).
     pub log: u32,
+    /// Where the kernel keeps what it knows of a mapping.
+    pub areas: AreaLayout,
     /// Where the address of the cache of packets' heads lies; 0 if unknown.
     pub skb_cache_at: u64,
     /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
@@ -123,6 +125,37 @@ pub struct Config {
     pub page_owners: [TextRange; PAGE_OWNERS],
     /// Functions of kmalloc that tell a large block as their own before it is told as the caller's.
     pub told_twice: [TextRange; TOLD_TWICE],
+}
+
+/// Offsets in `struct vm_area_struct` and what it leads to; all zero on a kernel without
+/// `bpf_find_vma` (before 5.17), or where they are not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AreaLayout {
+    /// `vm_start`
+    pub start: u32,
+    /// `vm_end`
+    pub end: u32,
+    /// `vm_pgoff`
+    pub file_offset: u32,
+    /// `vm_flags`
+    pub flags: u32,
+    /// `vm_file`
+    pub file: u32,
+    /// `f_inode` in `struct file`
+    pub inode: u32,
+    /// `i_ino` in `struct inode`
+    pub number: u32,
+    /// `i_sb` there
+    pub super_block: u32,
+    /// `s_dev` in `struct super_block`
+    pub device: u32,
+    /// [`crate::Unwinding`] of code without a file.
+    pub without_file: u32,
+    /// [`crate::Unwinding`] of a file that is not in `OBJECTS`.
+    pub unknown_file: u32,
+    /// Always zero.
+    pub zero: u32,
 }
 
 /// Bits of [`Config::follow`].
@@ -232,6 +265,7 @@ const _: () = assert!(
     size_of::<Config>()
         == 7 * 8
             + 38 * 4
+            + size_of::<AreaLayout>()
             + size_of::<RcuLayout>()
             + size_of::<TextRange>()
             + size_of::<crate::ModuleLayout>()

@@ -23,6 +23,7 @@
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
 //! | `MAPPINGS` | index -> [`TextMapping`] | loader, by mmap | BPF walk |
+//! | `OBJECTS` | [`FileKey`] -> [`TextObject`] | loader | BPF walk |
 //! | `TEXT_MAPS` | space -> [`TextMap`] | loader, by mmap, and BPF fork program; BPF marks what it has told | BPF walk |
 //! | `MODULE_TEXT` | [`TextRange`]s of the modules asked for | loader: 0; BPF module programs: 1 | BPF filters |
 //! | `ENDED` | ring of [`EndedProcess`] | BPF program of ends, in kernel mode | collector, by mmap |
@@ -50,8 +51,8 @@ pub use alloc::{
     AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE, VmallocCall,
 };
 pub use config::{
-    CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS, RcuLayout,
-    StackMode, TEXT_RANGES, TOLD_TWICE, TextRange,
+    AreaLayout, CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS,
+    RcuLayout, StackMode, TEXT_RANGES, TOLD_TWICE, TextRange,
 };
 pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
 pub use loss::LossReason;
@@ -67,8 +68,8 @@ pub use site::{
 };
 pub use stack::{FrameMark, MAX_FRAMES, StackEnd, StackId, StackRecord, ends_with_call};
 pub use unwind::{
-    CfaRule, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow,
-    Unwinding, WALKS_PER_CPU,
+    CfaRule, FileKey, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TEXT_SEGMENTS, TextMap,
+    TextMapping, TextObject, TextSegment, UnwindRow, Unwinding, WALKS_PER_CPU,
 };
 pub use user::{
     CALLS, Call, ENDED_SLOTS, EndedProcess, Event, EventKind, InFlight, MAX_PROCESSES, STEPPED,
@@ -81,8 +82,8 @@ mod pod {
     use aya::Pod;
 
     use super::{
-        AllocKey, Bucket, CacheName, Config, EndedProcess, InFlight, Outstanding, SiteKey,
-        SiteRecord, StackRecord, Target, TextMap, TextMapping, TextRange, VmallocCall,
+        AllocKey, Bucket, CacheName, Config, EndedProcess, FileKey, InFlight, Outstanding, SiteKey,
+        SiteRecord, StackRecord, Target, TextMap, TextMapping, TextObject, TextRange, VmallocCall,
     };
 
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
@@ -116,4 +117,8 @@ mod pod {
     unsafe impl Pod for TextMapping {}
     // SAFETY: as above.
     unsafe impl Pod for VmallocCall {}
+    // SAFETY: as above.
+    unsafe impl Pod for FileKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for TextObject {}
 }

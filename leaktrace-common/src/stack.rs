@@ -23,6 +23,13 @@ impl StackId {
         mixed ^ (mixed >> 32)
     }
 
+    /// Takes back the last [`StackId::mix`].
+    #[inline(always)]
+    pub const fn unmix(hash: u64, frame: u64) -> u64 {
+        // The factor's inverse.
+        (hash ^ (hash >> 32)).wrapping_mul(0x4f74_430c_22a5_4005) ^ frame
+    }
+
     /// Ends a hash: never one of the two special values.
     #[inline(always)]
     pub const fn finish(hash: u64, end: u32) -> u64 {
@@ -102,42 +109,27 @@ impl FrameMark {
     pub const ALL: u64 = Self::FRAME_POINTER | Self::INTERRUPTED;
 }
 
-/// Whether code ends with a near call: what a return address is behind.
+/// Whether the eight bytes before an address, the first in the lowest, end with a near call: what a
+/// return address is behind.
 ///
-/// Of a few bytes before any other address it is true now and then as well: by the last five of
-/// them once in 256.
+/// Before any other address they seem to now and then as well: by E8 once in 256.
 #[inline(always)]
-pub const fn ends_with_call(code: [u8; 7]) -> bool {
+pub const fn ends_with_call(code: u64) -> bool {
     // E8 and a distance of 32 bits (Intel SDM, volume 2A, CALL).
-    if code[2] == 0xe8 {
-        return true;
-    }
-    // FF /2: the target in a register or in memory, with an address of 0, 1 or 4 bytes behind
-    // ModRM and, where that asks for it, SIB.
-    is_indirect(code[5], code[6], 0, 0)
-        || is_indirect(code[4], code[5], code[6], 1)
-        || is_indirect(code[3], code[4], code[5], 2)
-        || is_indirect(code[1], code[2], code[3], 4)
-        || is_indirect(code[0], code[1], code[2], 5)
-}
-
-/// Whether `rest` bytes follow a call's ModRM byte.
-#[inline(always)]
-const fn is_indirect(opcode: u8, modrm: u8, sib: u8, rest: u8) -> bool {
-    if opcode != 0xff || modrm & 0x38 != 0x10 {
-        return false;
-    }
-    let (way, register) = (modrm >> 6, modrm & 7);
-    let has_sib = way != 3 && register == 4;
-    let bytes = match way {
-        3 => 0,
-        2 => 4,
-        1 => 1,
-        // Relative to the next instruction, or without a base.
-        _ if register == 5 || (has_sib && sib & 7 == 5) => 4,
-        _ => 0,
-    };
-    rest == bytes + has_sib as u8
+    (code >> 24) & 0xff == 0xe8
+        // FF /2: ModRM alone, with the target in a register or where one points.
+        || (code >> 48) & 0xf8ff == 0xd0ff
+        || (code >> 48) & 0xf8ff == 0x10ff
+        // With SIB, with an address of one byte, with both.
+        || (code >> 40) & 0xffff == 0x14ff
+        || (code >> 40) & 0xf8ff == 0x50ff
+        || (code >> 32) & 0xffff == 0x54ff
+        // With an address of four bytes, relative to the next instruction or to a register, and
+        // with SIB as well.
+        || (code >> 16) & 0xffff == 0x15ff
+        || (code >> 16) & 0xf8ff == 0x90ff
+        || (code >> 8) & 0xffff == 0x94ff
+        || (code >> 8) & 0xffff == 0x14ff
 }
 
 /// The frames of one stack, innermost first, as return addresses.
@@ -161,6 +153,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_mixed_in_can_be_taken_back() {
+        for frame in [0, 1, 0x7fff_dead_beef, u64::MAX] {
+            let before = StackId::mix(StackId::SEED, 0x5555_0000_1234);
+            assert_eq!(StackId::unmix(StackId::mix(before, frame), frame), before);
+        }
+    }
+
+    #[test]
     fn every_form_of_a_call_is_one() {
         let calls: [&[u8]; 13] = [
             &[0xe8, 1, 2, 3, 4],
@@ -178,25 +178,25 @@ mod tests {
             &[0xff, 0x14, 0x25, 1, 2, 3, 4],
         ];
         for call in calls {
-            let mut code = [0x90; 7];
-            code[7 - call.len()..].copy_from_slice(call);
-            assert!(ends_with_call(code), "{call:x?}");
+            let mut code = [0x90; 8];
+            code[8 - call.len()..].copy_from_slice(call);
+            assert!(ends_with_call(u64::from_le_bytes(code)), "{call:x?}");
         }
     }
 
     #[test]
     fn what_is_before_a_function_is_no_call() {
-        let others: [[u8; 7]; 6] = [
-            [0x0f, 0x1f, 0x80, 0, 0, 0, 0],
-            [0xcc; 7],
-            [0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc3],
+        let others: [[u8; 8]; 6] = [
+            [0x90, 0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+            [0xcc; 8],
+            [0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc3],
             // jmp *%rax; jmp *8(%rbx); push (%rax).
-            [0x90, 0x90, 0x90, 0x90, 0x90, 0xff, 0xe0],
-            [0x90, 0x90, 0x90, 0x90, 0xff, 0x63, 8],
-            [0x90, 0x90, 0x90, 0x90, 0x90, 0xff, 0x30],
+            [0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xff, 0xe0],
+            [0x90, 0x90, 0x90, 0x90, 0x90, 0xff, 0x63, 8],
+            [0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xff, 0x30],
         ];
         for code in others {
-            assert!(!ends_with_call(code), "{code:x?}");
+            assert!(!ends_with_call(u64::from_le_bytes(code)), "{code:x?}");
         }
     }
 

@@ -135,6 +135,54 @@ pub struct TextMapping {
     pub unwinding: u32,
 }
 
+/// A file as the kernel knows it: device and inode number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    /// `s_dev` of its file system: 12 bits of major, 20 of minor number (include/linux/kdev_t.h).
+    pub device: u64,
+    /// `i_ino`
+    pub inode: u64,
+}
+
+impl FileKey {
+    /// From the numbers in `/proc/PID/maps`.
+    pub const fn new(device: (u32, u32), inode: u64) -> Self {
+        Self { device: ((device.0 as u64) << 20) | device.1 as u64, inode }
+    }
+}
+
+/// Most segments of code of an object in `OBJECTS`.
+pub const TEXT_SEGMENTS: usize = 4;
+
+/// A segment of code, by its pages in the file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextSegment {
+    /// Offset in the file of the first page.
+    pub start: u64,
+    /// Offset behind the last byte; 0 if there is no such segment.
+    pub end: u64,
+    /// Virtual address of the first page.
+    pub address: u64,
+}
+
+/// An object's table, in `OBJECTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextObject {
+    /// In the order of `start`.
+    pub segments: [TextSegment; TEXT_SEGMENTS],
+    /// See [`TextMapping`].
+    pub first_page: u32,
+    /// See [`TextMapping`].
+    pub page_base: u32,
+    /// See [`TextMapping`].
+    pub page_count: u32,
+    /// An [`Unwinding`].
+    pub unwinding: u32,
+}
+
 /// A process image's part of `MAPPINGS`, sorted by address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,6 +199,7 @@ pub struct TextMap {
 }
 
 const _: () = assert!(size_of::<TextMapping>() == 40 && size_of::<TextMap>() == 16);
+const _: () = assert!(size_of::<FileKey>() == 16 && size_of::<TextObject>() == 112);
 
 #[cfg(test)]
 mod tests {

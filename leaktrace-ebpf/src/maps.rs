@@ -9,10 +9,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, RingBuf},
 };
 use leaktrace_common::{
-    Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, GFP_TESTS, GfpTest, InFlight,
-    LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS,
-    PAGE_REGIONS_COUNT, PARTS, PageRegion, Pair, RcuLayout, SiteKey, SiteRecord, StackRecord,
-    TEXT_RANGES, TOLD_TWICE, Target, TextMap, TextMapping, TextRange, VmallocCall,
+    AreaLayout, Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, FileKey, GFP_TESTS,
+    GfpTest, InFlight, LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding,
+    PAGE_OWNERS, PAGE_REGIONS_COUNT, PARTS, PageRegion, Pair, RcuLayout, SiteKey, SiteRecord,
+    StackRecord, TEXT_RANGES, TOLD_TWICE, Target, TextMap, TextMapping, TextObject, TextRange,
+    VmallocCall,
 };
 
 use crate::user::walk::{CachedRule, Walk};
@@ -64,6 +65,20 @@ pub(crate) static CONFIG: Config = Config {
     preemptible: 0,
     tail_calls: 0,
     log: 0,
+    areas: AreaLayout {
+        start: 0,
+        end: 0,
+        file_offset: 0,
+        flags: 0,
+        file: 0,
+        inode: 0,
+        number: 0,
+        super_block: 0,
+        device: 0,
+        without_file: 0,
+        unknown_file: 0,
+        zero: 0,
+    },
     skb_cache_at: 0,
     rcu: RcuLayout {
         work_function: 0,
@@ -277,6 +292,10 @@ pub(crate) static MAPPINGS: Array<TextMapping> = Array::with_max_entries(1, BPF_
 /// program for a child. A slot for each space, as a look-up in a hash map takes longer.
 #[map]
 pub(crate) static TEXT_MAPS: Array<TextMap> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Objects with unwind rows, by file; written by the loader.
+#[map]
+pub(crate) static OBJECTS: HashMap<FileKey, TextObject> = HashMap::with_max_entries(1, 0);
 
 /// Rules found lately, by address; written by user stack walks, which may tear an entry; that does
 /// not go unnoticed, see [`CachedRule`].

@@ -4,6 +4,7 @@
 mod allocators;
 mod exact;
 mod filters;
+mod first_stacks;
 mod followed;
 mod gdb;
 mod holders;

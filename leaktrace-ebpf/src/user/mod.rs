@@ -6,4 +6,5 @@ mod own_stack;
 mod process;
 mod rule;
 mod sampling;
+mod vma;
 pub(crate) mod walk;

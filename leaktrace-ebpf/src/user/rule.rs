@@ -1,7 +1,7 @@
 //! Where an address of a user stack lies, and the rule by which its frame is unwound.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
-use leaktrace_common::{StackEnd, TEXT_PAGE_BYTES, TextMapping, Unwinding, ends_with_call};
+use aya_ebpf::helpers::bpf_probe_read_user;
+use leaktrace_common::{FrameMark, StackEnd, TEXT_PAGE_BYTES, Unwinding, ends_with_call};
 
 use super::walk::Walk;
 use crate::maps::{MAPPINGS, PAGES, ROWS, WALKS};
@@ -14,8 +14,10 @@ const SEARCH_STEPS: u32 = 13;
 pub(super) const BY_FRAME_POINTER: u64 = 1 << 32;
 /// There is no rule: the low half is a [`StackEnd`].
 pub(super) const NO_RULE: u64 = 1 << 33;
+/// The address is in no published mapping.
+pub(super) const NO_MAPPING_KNOWN: u64 = no_rule(StackEnd::NoMapping);
 
-/// [`leaktrace_find_row`] found none. No row is this: its address would be the last one.
+/// [`find_row`] found none. No row is this: its address would be the last one.
 const NO_ROW: u64 = u64::MAX;
 /// No mapping has this index.
 const NO_MAPPING: u32 = u32::MAX;
@@ -38,13 +40,14 @@ pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
     // SAFETY: the caller owns the slot; mappings and rows are written by the loader before
     // they are published.
     unsafe {
-        let address = (*walk).address;
+        let how = (*walk).address & FrameMark::ALL;
+        let address = (*walk).address & !FrameMark::ALL;
         if leaktrace_find_text(slot, address) == 0 {
-            return no_rule(StackEnd::NoMapping);
+            return NO_MAPPING_KNOWN;
         }
         let returns_to = address.wrapping_add(1);
         // What a frame pointer leads to is a return address only behind a call.
-        if (*walk).how == Walk::FRAME_POINTER && leaktrace_is_called(returns_to) != CALL {
+        if how == Walk::FRAME_POINTER && leaktrace_is_called(returns_to) != CALL {
             return no_rule(StackEnd::NoFramePointer);
         }
         let mapping = &raw const (*walk).mapping;
@@ -59,10 +62,10 @@ pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
             PENDING => return no_rule(StackEnd::TablePending),
             _ => return no_rule(StackEnd::NoTable),
         }
-        let rule = if (*walk).how == Walk::INTERRUPTED {
-            row_at(mapping, address) >> 32
+        let rule = if how == Walk::INTERRUPTED {
+            leaktrace_row_at(slot, address) >> 32
         } else {
-            row_of_return(mapping, returns_to)
+            row_of_return(slot, (*mapping).bias, returns_to)
         };
         // CfaRule::Gap is 0.
         if rule == NO_ROW >> 32 || rule & 7 == 0 {
@@ -83,37 +86,43 @@ pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
 ///
 /// # Safety
 ///
-/// `mapping` is part of a live map value.
+/// As for [`leaktrace_row_at`]; `bias` is the mapping's.
 #[inline(always)]
-unsafe fn row_of_return(mapping: *const TextMapping, returns_to: u64) -> u64 {
+unsafe fn row_of_return(slot: u32, bias: u64, returns_to: u64) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
-        let row = row_at(mapping, returns_to);
-        let pc = returns_to.wrapping_sub((*mapping).bias) as u32;
+        let row = leaktrace_row_at(slot, returns_to);
+        let pc = returns_to.wrapping_sub(bias) as u32;
         if row != NO_ROW && row as u32 != pc {
             return row >> 32;
         }
         if row != NO_ROW && leaktrace_is_called(returns_to) == NO_CALL {
             return row >> 32;
         }
-        row_at(mapping, returns_to.wrapping_sub(1)) >> 32
+        leaktrace_row_at(slot, returns_to.wrapping_sub(1)) >> 32
     }
 }
 
+/// The row in force at an address of the walk's mapping, or [`NO_ROW`]. Global as
+/// [`super::walk::leaktrace_step`].
+///
 /// # Safety
 ///
-/// As for [`row_of_return`].
-#[inline(always)]
-unsafe fn row_at(mapping: *const TextMapping, address: u64) -> u64 {
-    // SAFETY: the caller's promise.
+/// Called with a slot that the caller has claimed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_row_at(slot: u32, address: u64) -> u64 {
+    let Some(walk) = WALKS.get_ptr(slot) else { return NO_ROW };
+    // SAFETY: the caller owns the slot.
     unsafe {
+        let mapping = &raw const (*walk).mapping;
         let pc = address.wrapping_sub((*mapping).bias);
         let page = (pc / TEXT_PAGE_BYTES).wrapping_sub(u64::from((*mapping).page_base));
         if page >= u64::from((*mapping).page_count) {
             return NO_ROW;
         }
         match PAGES.get((*mapping).first_page.wrapping_add(page as u32)) {
-            Some(range) => leaktrace_find_row(*range as u32, (*range >> 32) as u32, pc as u32),
+            Some(range) => find_row(*range as u32, (*range >> 32) as u32, pc as u32),
             None => NO_ROW,
         }
     }
@@ -129,16 +138,15 @@ pub(super) const NO_CALL: u32 = 0;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_is_called(address: u64) -> u32 {
-    let mut code = [0_u8; 7];
-    let from = address.wrapping_sub(7) as *const _;
-    // SAFETY: the helper checks the user address and writes at most the size given.
-    if unsafe { bpf_probe_read_user(code.as_mut_ptr().cast(), 7, from) } != 0 {
-        return UNREADABLE;
+    // SAFETY: the helper checks the user address.
+    match unsafe { bpf_probe_read_user(address.wrapping_sub(8) as *const u64) } {
+        Ok(code) if ends_with_call(code) => CALL,
+        Ok(_) => NO_CALL,
+        Err(_) => UNREADABLE,
     }
-    if ends_with_call(code) { CALL } else { NO_CALL }
 }
 
-/// Has the walk's mapping be the one that holds `address`; 0 if there is none. Global as
+/// Has the walk's mapping be the published one that holds `address`; 0 if there is none. Global as
 /// [`super::walk::leaktrace_step`].
 ///
 /// # Safety
@@ -155,7 +163,7 @@ pub unsafe extern "C" fn leaktrace_find_text(slot: u32, address: u64) -> u32 {
         if address >= (*last).start && address < (*last).end {
             return 1;
         }
-        let index = leaktrace_find_mapping((*walk).first_mapping, (*walk).mapping_count, address);
+        let index = find_mapping((*walk).first_mapping, (*walk).mapping_count, address);
         let Some(mapping) = MAPPINGS.get(index) else { return 0 };
         (*walk).mapping = *mapping;
         1
@@ -163,10 +171,9 @@ pub unsafe extern "C" fn leaktrace_find_text(slot: u32, address: u64) -> u32 {
 }
 
 /// The index of the mapping that holds `address`, among `count` sorted ones from `first` on, or
-/// [`NO_MAPPING`]. Global as [`super::walk::leaktrace_step`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_find_mapping(first: u32, count: u32, address: u64) -> u32 {
+/// [`NO_MAPPING`].
+#[inline(always)]
+fn find_mapping(first: u32, count: u32, address: u64) -> u32 {
     let (mut low, mut high) = (first, first.wrapping_add(count));
     for _ in 0..SEARCH_STEPS {
         if low >= high {
@@ -185,11 +192,9 @@ pub extern "C" fn leaktrace_find_mapping(first: u32, count: u32, address: u64) -
     NO_MAPPING
 }
 
-/// The row in force at `pc`, among those from `first` to `last`, or [`NO_ROW`]. Global as
-/// [`super::walk::leaktrace_step`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_find_row(first: u32, last: u32, pc: u32) -> u64 {
+/// The row in force at `pc`, among those from `first` to `last`, or [`NO_ROW`].
+#[inline(always)]
+fn find_row(first: u32, last: u32, pc: u32) -> u64 {
     // The last row that does not begin behind `pc`: in [low, high).
     let (mut low, mut high) = (first, last.wrapping_add(1));
     for _ in 0..SEARCH_STEPS {

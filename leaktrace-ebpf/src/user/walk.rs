@@ -14,7 +14,11 @@ use leaktrace_common::{
 
 use super::{
     process,
-    rule::{BY_FRAME_POINTER, NO_CALL, NO_RULE, leaktrace_find_rule, leaktrace_is_called},
+    rule::{
+        BY_FRAME_POINTER, NO_CALL, NO_MAPPING_KNOWN, NO_RULE, leaktrace_find_rule,
+        leaktrace_is_called,
+    },
+    vma::{Area, leaktrace_find_area},
 };
 use crate::{
     atomic, loss,
@@ -36,10 +40,9 @@ const LITTLE_BYTES: u32 = 1024;
 pub(crate) struct Walk {
     /// Number of claims on this slot: whoever raised it from 0 owns it.
     claims: u64,
-    /// Address whose rule is next: in the calling instruction.
+    /// Address whose rule is next: in the calling instruction. Marked as [`Walk::RETURN`],
+    /// [`Walk::FRAME_POINTER`] or [`Walk::INTERRUPTED`].
     pub(super) address: u64,
-    /// What that is: [`Walk::RETURN`], [`Walk::FRAME_POINTER`] or [`Walk::INTERRUPTED`].
-    pub(super) how: u64,
     /// Stack and frame pointer in that frame.
     stack_pointer: u64,
     frame_pointer: u64,
@@ -51,14 +54,17 @@ pub(crate) struct Walk {
     slot: u32,
     /// Mapping of the frame before: most often this one's as well.
     pub(super) mapping: TextMapping,
+    /// Whether the kernel was asked for one that the loader has not published.
+    pub(super) has_asked: u32,
+    zero: u32,
+    /// Its answer.
+    pub(super) area: Area,
     /// Address of the first word of `window`.
     window_start: u64,
     /// Words in `window` that hold stack contents.
     window_words: u64,
     /// Hash of the frames so far.
     hash: u64,
-    /// The same without the last one.
-    hash_before: u64,
     window: [u64; WINDOW_WORDS],
     record: StackRecord,
 }
@@ -131,15 +137,15 @@ pub extern "C" fn leaktrace_walk(
         (*walk).window_words = 0;
         // No address lies in it.
         (*walk).mapping.end = 0;
+        (*walk).has_asked = 0;
         (*walk).slot = slot;
-        (*walk).how = Walk::RETURN;
         let mut caller = caller;
         if caller == 0 {
             // What cannot be read is no call's: the walk ends there.
             caller = read_word(walk, stack_pointer).unwrap_or(0);
         }
         let caller = caller & !FrameMark::ALL;
-        (*walk).address = caller.wrapping_sub(1);
+        (*walk).address = caller.wrapping_sub(1) & !FrameMark::ALL;
         (*walk).hash = StackId::mix(StackId::SEED, caller);
         (*walk).record.count = 1;
         (*walk).record.frames[0] = caller;
@@ -159,7 +165,7 @@ pub extern "C" fn leaktrace_walk(
         (*walk).record.end = if end == GO_ON { StackEnd::TooDeep as u32 } else { end };
         if end == StackEnd::NoMapping as u32 && leaktrace_is_made_by_hand(slot) != 0 {
             (*walk).record.end = StackEnd::Complete as u32;
-        } else if end == StackEnd::NoMapping as u32 {
+        } else if end == StackEnd::NoMapping as u32 || (*walk).has_asked != 0 {
             process::tell_once(EventKind::Unmapped, tgid, space);
         }
         stack::store_hashed(&raw mut (*walk).record, (*walk).hash)
@@ -213,20 +219,37 @@ pub unsafe extern "C" fn leaktrace_step(slot: u32) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(slot) else { return StackEnd::ReadFailed as u32 };
     // SAFETY: the caller owns the slot.
     unsafe {
-        let rule = cached_rule(walk, slot);
+        let rule = rule_of(walk, slot);
         if rule & NO_RULE != 0 {
             return rule as u32;
         }
         if rule & BY_FRAME_POINTER != 0 {
-            return step_by_frame_pointer(walk, slot, rule as u32);
+            return leaktrace_step_by_fp(slot, rule as u32);
         }
         step_by_row(walk, UnwindRow::unpack_rule(rule as u32))
     }
 }
 
+/// The rule for [`Walk::address`]. Only this asks the kernel, and not what finds rules: calls take
+/// from one small stack, and that of 6.1 is at its end there.
+///
 /// # Safety
 ///
 /// `walk` is a live map value that the caller owns, as for all functions below.
+#[inline(always)]
+unsafe fn rule_of(walk: *mut Walk, slot: u32) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let rule = cached_rule(walk, slot);
+        let is_found = rule == NO_MAPPING_KNOWN
+            && leaktrace_find_area(slot, (*walk).address & !FrameMark::ALL) != 0;
+        if is_found { leaktrace_find_rule(slot) } else { rule }
+    }
+}
+
+/// # Safety
+///
+/// As for [`rule_of`].
 #[inline(always)]
 unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
     // SAFETY: the caller's promise; cache entries are checked, see [`CachedRule`].
@@ -237,7 +260,7 @@ unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
         }
         // The generation goes over all bits, as it outgrows those that an address leaves free.
         let generation = u64::from((*walk).generation).wrapping_mul(StackId::SEED);
-        let key = (*walk).address ^ (*walk).how ^ generation;
+        let key = (*walk).address ^ generation;
         let hash = StackId::mix(StackId::SEED, key);
         let Some(entry) = RULE_CACHE.get_ptr_mut(hash as u32 & (CACHE_SLOTS - 1)) else {
             return leaktrace_find_rule(slot);
@@ -297,13 +320,13 @@ unsafe fn step_by_row(walk: *mut Walk, row: UnwindRow) -> u32 {
         let Some(address) = read_word(walk, cfa.wrapping_sub(8)) else {
             return StackEnd::ReadFailed as u32;
         };
+        let address = address & !FrameMark::ALL;
         if address == 0 {
             return StackEnd::Complete as u32;
         }
         (*walk).stack_pointer = cfa;
-        (*walk).how = Walk::RETURN;
-        (*walk).address = address.wrapping_sub(1);
-        push(walk, address, Walk::RETURN)
+        (*walk).address = (address - 1) | Walk::RETURN;
+        push(walk, address | Walk::RETURN)
     }
 }
 
@@ -329,23 +352,30 @@ unsafe fn step_over_signal(walk: *mut Walk) -> u32 {
         (*walk).stack_pointer = rsp;
         // This one is no return address: the very instruction was interrupted. It is kept as
         // if it were one, so that the byte before it is the instruction.
-        (*walk).how = Walk::INTERRUPTED;
-        (*walk).address = rip;
-        push(walk, rip.wrapping_add(1), Walk::INTERRUPTED)
+        let rip = rip & !FrameMark::ALL;
+        (*walk).address = rip | Walk::INTERRUPTED;
+        push(walk, rip.wrapping_add(1) | Walk::INTERRUPTED)
     }
 }
 
 /// `end` is that of a stack whose frame pointer leads to no caller: that it does takes evidence, as
-/// code without frame pointers has any number there.
-#[inline(always)]
-unsafe fn step_by_frame_pointer(walk: *mut Walk, slot: u32, end: u32) -> u32 {
-    // SAFETY: the caller's promise.
+/// code without frame pointers has any number there. Global as [`leaktrace_step`], to keep that one
+/// small.
+///
+/// # Safety
+///
+/// Called with a slot that the caller has claimed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn leaktrace_step_by_fp(slot: u32, end: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return StackEnd::ReadFailed as u32 };
+    // SAFETY: the caller owns the slot.
     unsafe {
         let frame_pointer = (*walk).frame_pointer;
         // Code with frame pointers has one in each frame, and the outermost caller's is 0. One
         // that is 0 where the walk came by other means belongs to code without them.
         if frame_pointer == 0 {
-            let is_outermost = (*walk).how == Walk::FRAME_POINTER;
+            let is_outermost = (*walk).address & FrameMark::ALL == Walk::FRAME_POINTER;
             return if is_outermost { StackEnd::Complete as u32 } else { end };
         }
         // A frame lies above the one before, is aligned, and not absurdly large.
@@ -355,17 +385,16 @@ unsafe fn step_by_frame_pointer(walk: *mut Walk, slot: u32, end: u32) -> u32 {
         }
         let Some(next) = read_word(walk, frame_pointer) else { return end };
         let Some(address) = read_word(walk, frame_pointer.wrapping_add(8)) else { return end };
-        let (how, at) = ((*walk).how, (*walk).address);
-        (*walk).how = Walk::FRAME_POINTER;
-        (*walk).address = address.wrapping_sub(1);
-        let rule = cached_rule(walk, slot);
+        let at = (*walk).address;
+        let address = address & !FrameMark::ALL;
+        (*walk).address = (address.wrapping_sub(1) & !FrameMark::ALL) | Walk::FRAME_POINTER;
+        let rule = rule_of(walk, slot);
         // In no mapping, or behind no call.
         if rule & NO_RULE != 0 {
             const NO_MAPPING: u32 = StackEnd::NoMapping as u32;
             const NO_CALL: u32 = StackEnd::NoFramePointer as u32;
             match rule as u32 {
                 NO_MAPPING | NO_CALL => {
-                    (*walk).how = how;
                     (*walk).address = at;
                     return end;
                 }
@@ -374,7 +403,7 @@ unsafe fn step_by_frame_pointer(walk: *mut Walk, slot: u32, end: u32) -> u32 {
         }
         (*walk).stack_pointer = frame_pointer.wrapping_add(16);
         (*walk).frame_pointer = next;
-        push(walk, address, Walk::FRAME_POINTER)
+        push(walk, address | Walk::FRAME_POINTER)
     }
 }
 
@@ -393,7 +422,7 @@ pub unsafe extern "C" fn leaktrace_is_made_by_hand(slot: u32) -> u32 {
     unsafe {
         let count = (*walk).record.count;
         let before = count.wrapping_sub(2) as usize;
-        if (*walk).how != Walk::RETURN || before >= MAX_FRAMES {
+        if (*walk).address & FrameMark::ALL != Walk::RETURN || before >= MAX_FRAMES {
             return 0;
         }
         let outermost = (*walk).record.frames[before];
@@ -402,22 +431,21 @@ pub unsafe extern "C" fn leaktrace_is_made_by_hand(slot: u32) -> u32 {
             return 0;
         }
         (*walk).record.count = count - 1;
-        (*walk).hash = (*walk).hash_before;
+        // A loop would multiply the verifier's work.
+        (*walk).hash = StackId::unmix((*walk).hash, (*walk).address.wrapping_add(1));
         1
     }
 }
 
-/// Adds a frame.
+/// Adds a frame, marked as [`Walk::address`] is.
 #[inline(always)]
-unsafe fn push(walk: *mut Walk, address: u64, how: u64) -> u32 {
+unsafe fn push(walk: *mut Walk, address: u64) -> u32 {
     // SAFETY: the caller's promise; the index is checked.
     unsafe {
         let count = (*walk).record.count as usize;
         if count >= MAX_FRAMES || count >= config!(max_frames) as usize {
             return StackEnd::TooDeep as u32;
         }
-        let address = address & !FrameMark::ALL | how;
-        (*walk).hash_before = (*walk).hash;
         (*walk).hash = StackId::mix((*walk).hash, address);
         (*walk).record.frames[count] = address;
         (*walk).record.count = count as u32 + 1;

@@ -7,9 +7,9 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use leaktrace_common::{
-    AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, LossReason, MODULE_NAME_BYTES,
-    Outstanding, SiteKey, SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap, TextMapping,
-    TextRange, VmallocCall,
+    AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, FileKey, LossReason,
+    MODULE_NAME_BYTES, Outstanding, SiteKey, SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap,
+    TextMapping, TextObject, TextRange, VmallocCall,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -105,6 +105,7 @@ impl Loaded {
             rows: MappedArray::new("ROWS", self.take("ROWS")?)?,
             pages: MappedArray::new("PAGES", self.take("PAGES")?)?,
             mappings: MappedArray::new("MAPPINGS", self.take("MAPPINGS")?)?,
+            objects: self.typed("OBJECTS")?,
             text_maps: MappedArray::new("TEXT_MAPS", self.take("TEXT_MAPS")?)?,
         })
     }
@@ -336,6 +337,8 @@ pub struct UnwindMaps {
     pub pages: MappedArray<u64>,
     /// Executable mappings of all processes.
     pub mappings: MappedArray<TextMapping>,
+    /// Objects by file.
+    pub objects: HashMap<MapData, FileKey, TextObject>,
     text_maps: MappedArray<TextMap>,
 }
 

@@ -69,6 +69,7 @@ impl Loaded {
             .map_max_entries("STACKS", sizes.stacks)
             .map_max_entries("IN_FLIGHT", sizes.threads)
             .map_max_entries("WALKS", sizes.walks)
+            .map_max_entries("OBJECTS", sizes.objects)
             .map_max_entries("MAP_EVENTS", sizes.map_ring_bytes)
             .map_max_entries("MODULE_EVENTS", sizes.module_ring_bytes)
             .map_max_entries("ROWS", sizes.unwind_rows)

@@ -17,6 +17,8 @@ pub struct Sizes {
     pub threads: u32,
     /// Slots for user stack walks; 1 where no process is traced.
     pub walks: u32,
+    /// Objects with unwind rows; 1 where no process is traced.
+    pub objects: u32,
     /// Process images that can be forgotten; 1 where no process is traced.
     pub spaces: u32,
     /// Processes that have ended and are remembered; 1 where processes are traced.
@@ -44,6 +46,8 @@ impl Sizes {
             // early.
             threads: if traces_processes { 16 * 1024 + 128 * cpus } else { 1 },
             walks: if traces_processes { WALKS_PER_CPU * cpus } else { 1 },
+            // Half a MiB; a host has some thousand libraries and programs.
+            objects: if traces_processes { 4096 } else { 1 },
             spaces: if traces_processes { BlockWord::SPACES } else { 1 },
             ended: if traces_processes { 1 } else { ENDED_SLOTS },
             // Some 40,000 forks, execs and ends of processes.
@@ -65,6 +69,7 @@ impl Sizes {
             stacks: 1,
             threads: 1,
             walks: 1,
+            objects: 1,
             spaces: 1,
             ended: 1,
             event_ring_bytes: 4096,

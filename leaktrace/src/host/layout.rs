@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use leaktrace_common::{ModuleLayout, RcuLayout, TextRange};
+use leaktrace_common::{AreaLayout, ModuleLayout, RcuLayout, TextRange};
 
 use super::{
     btf::{Btf, Param},
@@ -120,6 +120,8 @@ pub struct TaskLayout {
     pub flags_offset: u32,
     /// Offset of `group_exec_task` there: from 5.17.
     pub exec_offset: Option<u32>,
+    /// What `bpf_find_vma` finds, where the kernel has it: from 5.17.
+    pub areas: Option<AreaLayout>,
 }
 
 impl TaskLayout {
@@ -140,8 +142,27 @@ impl TaskLayout {
             live_offset: offset("signal_struct", "live")?,
             flags_offset: offset("signal_struct", "flags")?,
             exec_offset: btf.member_offset("signal_struct", "group_exec_task"),
+            areas: area_layout(&btf),
         })
     }
+}
+
+/// Where to read what a mapping is, if the kernel has the helper that finds one.
+fn area_layout(btf: &Btf) -> Option<AreaLayout> {
+    btf.enumerator("BPF_FUNC_find_vma")?;
+    let of_area = |member| btf.member_offset("vm_area_struct", member);
+    Some(AreaLayout {
+        start: of_area("vm_start")?,
+        end: of_area("vm_end")?,
+        file_offset: of_area("vm_pgoff")?,
+        flags: of_area("vm_flags")?,
+        file: of_area("vm_file")?,
+        inode: btf.member_offset("file", "f_inode")?,
+        number: btf.member_offset("inode", "i_ino")?,
+        super_block: btf.member_offset("inode", "i_sb")?,
+        device: btf.member_offset("super_block", "s_dev")?,
+        ..AreaLayout::default()
+    })
 }
 
 /// The kernel's types, for something that cannot do without.
@@ -523,6 +544,16 @@ mod tests {
         let number = [Param::Other, Param::Other];
         assert_eq!(page_struct_shift(Some(&alloc), Some(&number), Some(64)), None);
         assert_eq!(page_struct_shift(None, Some(&free), Some(64)), None);
+    }
+
+    #[test]
+    fn the_running_kernel_says_where_mappings_are() {
+        if Path::new(VMLINUX_BTF).exists() {
+            let layout = TaskLayout::of_running_kernel().unwrap();
+            let has_helper = read_btf("").unwrap().enumerator("BPF_FUNC_find_vma").is_some();
+            assert_eq!(layout.areas.is_some(), has_helper);
+            assert!(layout.areas.is_none_or(|areas| areas.file != 0 && areas.device != 0));
+        }
     }
 
     #[test]

@@ -7,13 +7,18 @@ use std::path::{Path, PathBuf};
 
 use leaktrace_common::{Config, Event, EventKind, Follow};
 
-use super::{filters, processes::Processes, spec::Wanted};
+use super::{
+    filters,
+    processes::Processes,
+    spec::{Unwind, Wanted},
+};
 use crate::{
     bpf::Loaded,
     collect::Collector,
     error::Error,
     host::{cgroup, layout::TaskLayout, proc},
     snapshot::Process,
+    unwind::tables,
 };
 
 /// Passes over /proc at the start: a process may begin behind the back of one.
@@ -85,7 +90,12 @@ impl Rules {
 }
 
 /// The constants by which the programs follow processes.
-pub(super) fn constants(wanted: &Wanted, children: bool, config: Config) -> Result<Config, Error> {
+pub(super) fn constants(
+    wanted: &Wanted,
+    children: bool,
+    unwind: Unwind,
+    config: Config,
+) -> Result<Config, Error> {
     let follows = children || wanted.is_open();
     let task = match TaskLayout::of_running_kernel() {
         Ok(task) => task,
@@ -103,6 +113,7 @@ pub(super) fn constants(wanted: &Wanted, children: bool, config: Config) -> Resu
     Ok(Config {
         task_tgid_offset: task.tgid_offset,
         task_mm_offset: task.mm_offset,
+        areas: task.areas.map(|areas| tables::in_areas(unwind, areas)).unwrap_or_default(),
         task_signal_offset: task.signal_offset,
         signal_live_offset: task.live_offset,
         signal_flags_offset: task.flags_offset,

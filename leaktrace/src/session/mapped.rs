@@ -1,7 +1,14 @@
 //! What a traced process maps: read while it runs, or taken from the kernel's records once it has
 //! ended; and its allocators, which get their probes.
 
-use std::{collections::hash_map::Entry, fs::File, io, os::unix::fs::FileExt as _};
+use std::{
+    collections::hash_map::Entry,
+    fs::File,
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+};
+
+use leaktrace_common::FileKey;
 
 use super::{
     named,
@@ -56,6 +63,15 @@ impl Processes {
     /// Compiles the unwind tables that a process needs and that are not there yet.
     fn compile(&mut self, pid: u32, collector: &Collector) {
         let Some(traced) = self.traced.get(&pid) else { return };
+        let files: Vec<(FileKey, ObjectId)> = traced
+            .lines
+            .iter()
+            .zip(&traced.mappings)
+            .filter_map(|(line, mapping)| {
+                Some((FileKey::new(line.device, line.inode), mapping.object?))
+            })
+            .filter(|(file, _)| !self.tables.knows_file(file))
+            .collect();
         let missing: Vec<ObjectId> = traced
             .mappings
             .iter()
@@ -91,6 +107,14 @@ impl Processes {
             self.tables.place(id, &compiled);
         }
         self.tables.publish(traced.space, &traced.mappings);
+        for (file, id) in files {
+            let held = collector.objects.get(id).and_then(|object| object.file.as_ref().ok());
+            // While it is held, no other file gets its numbers. Those of btrfs and overlayfs are
+            // not what the kernel has with a mapping.
+            if held.is_some_and(|held| is_file(held, file)) {
+                self.tables.know_file(file, id);
+            }
+        }
     }
 
     /// Takes what a process that has ended had mapped from the kernel's records, as far as it is
@@ -124,6 +148,8 @@ impl Processes {
         let exe = traced.lines.iter().filter_map(|line| line.path.as_deref()).next();
         collector.name_process(traced.space, image.comm.as_deref(), exe);
         collector.update_mappings(traced.space, &traced.mappings);
+        // The next one that maps the same finds its tables.
+        self.compile(pid, collector);
         if let Ok(allocators) = self.find_allocators(pid, collector)
             && self.are_late(pid, &allocators)
         {
@@ -252,6 +278,14 @@ impl Traced {
         let at = self.mappings.iter().position(|mapping| mapping.object == Some(id))?;
         self.lines.get(at).filter(|line| line.path.as_deref() == Some("[vdso]"))
     }
+}
+
+/// Whether a file has these numbers.
+fn is_file(file: &File, key: FileKey) -> bool {
+    file.metadata().is_ok_and(|metadata| {
+        let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+        FileKey::new(device, metadata.ino()) == key
+    })
 }
 
 /// Memory of a process.

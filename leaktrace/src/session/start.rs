@@ -145,7 +145,8 @@ impl Session {
         let spared = Spared::new(spec, wanted, command, &facts.kernel_release, note)?;
         let sizes = Sizes::new(spec.trace.max_outstanding, true, kinds.mmap);
         let rules = Rules::new(wanted)?;
-        let config = follow::constants(wanted, spec.trace.children, config(spec))?;
+        let config =
+            follow::constants(wanted, spec.trace.children, spec.trace.unwind, config(spec))?;
         if rules.is_open() || spec.trace.children || suspended.is_some() {
             proc::raise_file_limit();
         }

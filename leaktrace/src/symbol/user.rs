@@ -74,11 +74,12 @@ pub(super) fn resolve(
 fn uncalled(object: &Object, frames: &[(Frame, u64)]) -> Vec<(usize, u64)> {
     let Ok(file) = File::open(&object.readable_at) else { return Vec::new() };
     let is_called = |offset: u64| {
-        let mut code = [0; 7];
+        let mut code = [0; 8];
         let before = offset.checked_sub(code.len() as u64);
         // What cannot be read is taken for a call, as nearly all are.
         before.is_none_or(|before| {
-            file.read_exact_at(&mut code, before).is_err() || ends_with_call(code)
+            file.read_exact_at(&mut code, before).is_err()
+                || ends_with_call(u64::from_le_bytes(code))
         })
     };
     let wanted = frames
@@ -185,8 +186,8 @@ mod tests {
         let mut checked = 0;
         for name in ["malloc", "realloc", "free", "puts", "getdelim", "fopen", "qsort_r"] {
             let offset = file_offset(&data, name);
-            let before: [u8; 7] = data[offset as usize - 7..offset as usize].try_into().unwrap();
-            if ends_with_call(before) {
+            let before: [u8; 8] = data[offset as usize - 8..offset as usize].try_into().unwrap();
+            if ends_with_call(u64::from_le_bytes(before)) {
                 continue;
             }
             let resolved = resolve_in(&object, offset);

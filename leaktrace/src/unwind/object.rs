@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use leaktrace_common::{CfaRule, UnwindRow};
+use leaktrace_common::{CfaRule, TextSegment, UnwindRow};
 use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadRef};
 
 use super::eh_frame::{self, Sections};
@@ -42,6 +42,17 @@ pub struct Segment {
     pub address: u64,
 }
 
+impl Segment {
+    /// As it is mapped: from the beginning of its first page.
+    pub fn pages(&self) -> TextSegment {
+        TextSegment {
+            start: self.file_offset & !0xfff,
+            end: self.file_offset.saturating_add(self.file_bytes),
+            address: self.address & !0xfff,
+        }
+    }
+}
+
 impl CompiledObject {
     /// Whether most of its code has no rows.
     pub fn is_mostly_bare(&self) -> bool {
@@ -62,11 +73,9 @@ impl CompiledObject {
     /// last that begins there.
     pub fn address_of(&self, file_offset: u64) -> Option<u64> {
         let found = self.segments.iter().filter_map(|segment| {
-            // A mapping starts at a page, before its segment.
-            let start = segment.file_offset & !0xfff;
+            let TextSegment { start, end, address } = segment.pages();
             let within = file_offset.checked_sub(start)?;
-            let file_bytes = segment.file_bytes.saturating_add(segment.file_offset - start);
-            (within < file_bytes).then(|| (start, (segment.address & !0xfff).wrapping_add(within)))
+            (file_offset < end).then(|| (start, address.wrapping_add(within)))
         });
         found.max_by_key(|(start, _)| *start).map(|(_, address)| address)
     }

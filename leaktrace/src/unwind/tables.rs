@@ -1,12 +1,13 @@
 //! The unwind tables in the BPF maps: rows and text pages by object, mappings by process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use leaktrace_common::{
-    MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TextMap, TextMapping, UnwindRow, Unwinding,
+    AreaLayout, FileKey, MAX_MAPPINGS, MAX_ROWS_IN_PAGE, TEXT_PAGE_BYTES, TEXT_SEGMENTS, TextMap,
+    TextMapping, TextObject, TextSegment, UnwindRow, Unwinding,
 };
 
-use super::object::{BuildId, CompiledObject};
+use super::object::{BuildId, CompiledObject, Segment};
 use crate::{bpf::maps::UnwindMaps, host::objects::ObjectId, session::spec::Unwind};
 
 /// Where an object's table lies in the maps.
@@ -47,7 +48,7 @@ pub struct TableUse {
 /// All tables.
 pub struct Tables {
     maps: UnwindMaps,
-    objects: HashMap<ObjectId, (Placed, Vec<super::object::Segment>)>,
+    objects: HashMap<ObjectId, (Placed, Vec<Segment>)>,
     /// The first object with each build ID.
     by_build_id: HashMap<BuildId, ObjectId>,
     next_row: usize,
@@ -56,6 +57,40 @@ pub struct Tables {
     generation: u32,
     refused: u32,
     unwind: Unwind,
+    /// Those that the programs know.
+    files: HashSet<FileKey>,
+}
+
+/// How code is unwound that is in no object.
+fn without_table(unwind: Unwind) -> Unwinding {
+    if unwind == Unwind::Tables { Unwinding::Nothing } else { Unwinding::FramePointer }
+}
+
+/// How the programs unwind what the kernel tells of a mapping.
+pub fn in_areas(unwind: Unwind, layout: AreaLayout) -> AreaLayout {
+    let unknown = match unwind {
+        Unwind::FramePointers => Unwinding::FramePointer,
+        Unwind::Auto | Unwind::Tables => Unwinding::Pending,
+    };
+    AreaLayout {
+        without_file: without_table(unwind) as u32,
+        unknown_file: unknown as u32,
+        ..layout
+    }
+}
+
+/// An object as the programs know it, unless it has too many segments of code.
+fn text_object(placed: &Placed, segments: &[Segment]) -> Option<TextObject> {
+    let mut sorted: Vec<TextSegment> = segments.iter().map(Segment::pages).collect();
+    sorted.sort_by_key(|segment| segment.start);
+    sorted.resize(sorted.len().max(TEXT_SEGMENTS), TextSegment::default());
+    Some(TextObject {
+        segments: sorted.try_into().ok()?,
+        first_page: placed.first_page,
+        page_base: placed.page_base,
+        page_count: placed.page_count,
+        unwinding: placed.unwinding as u32,
+    })
 }
 
 impl Tables {
@@ -71,6 +106,7 @@ impl Tables {
             generation: 0,
             refused: 0,
             unwind,
+            files: HashSet::new(),
         }
     }
 
@@ -121,7 +157,26 @@ impl Tables {
     }
 
     fn without_table(&self) -> Unwinding {
-        if self.unwind == Unwind::Tables { Unwinding::Nothing } else { Unwinding::FramePointer }
+        without_table(self.unwind)
+    }
+
+    /// Lets the programs find an object's table by its file, in processes whose mappings have not
+    /// been read.
+    pub fn know_file(&mut self, file: FileKey, id: ObjectId) {
+        if !self.files.insert(file) {
+            return;
+        }
+        let Some((placed, segments)) = self.objects.get(&id) else { return };
+        if let Some(object) = text_object(placed, segments) {
+            // A full map leaves the file to be found by the mappings, as a kernel without
+            // bpf_find_vma does.
+            let _ = self.maps.objects.insert(file, object, 0);
+        }
+    }
+
+    /// Whether [`Tables::know_file`] was called for it.
+    pub fn knows_file(&self, file: &FileKey) -> bool {
+        self.files.contains(file)
     }
 
     /// Publishes the executable mappings of a process image, sorted by address; objects that
