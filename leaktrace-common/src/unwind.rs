@@ -102,7 +102,7 @@ pub const MAX_MAPPINGS: u32 = 4096;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unwinding {
-    /// By its table.
+    /// By its table alone (`--unwind dwarf`).
     Table = 0,
     /// By frame pointers: it has no table (code made at run time), or `--unwind fp`.
     FramePointer = 1,
@@ -110,8 +110,8 @@ pub enum Unwinding {
     Pending = 2,
     /// It has no table and frame pointers are not wanted.
     Nothing = 3,
-    /// By its table, and by frame pointers where that has no row: most of its code was compiled
-    /// without call frame information.
+    /// By its table, and by frame pointers where that has no row: code of runtimes (V8's builtins,
+    /// stubs of Go and OpenJDK), or compiled without call frame information.
     Mixed = 4,
 }
 

@@ -20,6 +20,7 @@ mod old_kernel;
 mod preemption;
 mod processes;
 mod run;
+mod runtimes;
 mod sampling;
 mod semantics;
 mod start;

@@ -28,7 +28,7 @@ pub(crate) const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
-const TEST_PACKAGES: [&str; 11] = [
+const TEST_PACKAGES: [&str; 13] = [
     "g++",
     "valgrind",
     "python3",
@@ -41,6 +41,7 @@ const TEST_PACKAGES: [&str; 11] = [
     "libgoogle-perftools-dev",
     "libmimalloc-dev",
     "libboost-context-dev",
+    "nodejs",
 ];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];

@@ -249,6 +249,8 @@ struct WireFrame<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u32>,
     inlined: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    by_frame_pointer: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<&'a str>,
 }
@@ -492,6 +494,7 @@ fn frame(frame: &FrameView) -> WireFrame<'_> {
         file: frame.file.as_deref(),
         line: frame.line,
         inlined: frame.inlined,
+        by_frame_pointer: frame.by_frame_pointer,
         unknown: frame.unknown.as_deref(),
     }
 }

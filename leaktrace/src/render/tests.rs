@@ -13,8 +13,8 @@ use crate::{
     report,
     session::spec::{By, Sort, View},
     snapshot::{
-        Amount, Block, Frame, Holder, Loss, Mapping, Mode, Names, Place, Process, Resolved, Role,
-        Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
+        Amount, Block, Found, Frame, Holder, Loss, Mapping, Mode, Names, Place, Process, Resolved,
+        Role, Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
     },
 };
 
@@ -163,7 +163,8 @@ fn user() -> (Snapshot, Names) {
         },
     );
     let object = |address| frame(address, Place::Object { object: 0, file_offset: address });
-    let (leaf, main, lost) = (object(0x1010), object(0x1020), object(0x9999));
+    let (leaf, lost) = (object(0x1010), object(0x9999));
+    let main = Frame { found: Found::FramePointer, ..object(0x1020) };
     snapshot.stacks.insert(1, Stack { frames: vec![leaf, main], end: StackEnd::Complete });
     snapshot.stacks.insert(2, Stack { frames: vec![lost], end: StackEnd::NoRow });
     snapshot.sites = vec![

@@ -322,13 +322,14 @@ fn frame(view: &FrameView, row: &Row) -> String {
     let Some(symbol) = &view.symbol else {
         let reason = view.unknown.as_deref().unwrap_or("no name");
         let object = view.object.as_deref().map(|path| format!("{}: ", escape(path)));
-        return format!("{:#x} ({}{})", view.address, object.unwrap_or_default(), escape(reason));
+        let object = object.unwrap_or_default();
+        return format!("{:#x}{} ({object}{})", view.address, mark(view), escape(reason));
     };
     let symbol = escape(symbol);
     let name = if view.inlined {
         format!("{symbol} [inlined]")
     } else {
-        format!("{symbol}+{:#x}", view.offset)
+        format!("{symbol}+{:#x}{}", view.offset, mark(view))
     };
     let own = row.process.as_ref().map(|process| process.exe.as_str()).unwrap_or("vmlinux");
     let object = view.object.as_deref().filter(|object| *object != own);
@@ -338,6 +339,11 @@ fn frame(view: &FrameView, row: &Row) -> String {
         (None, _) => object.map(|path| escape(base_name(path))).unwrap_or_default(),
     };
     if place.is_empty() { name } else { format!("{name:<PLACE_COLUMN$} {place}") }
+}
+
+/// What is less sure than the rest.
+fn mark(view: &FrameView) -> &'static str {
+    if view.by_frame_pointer { " [by frame pointer]" } else { "" }
 }
 
 fn base_name(path: &str) -> &str {

@@ -6,7 +6,7 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
 use super::{Doubt, Keeper, Owner, Totals, kept, owner};
 use crate::snapshot::{
-    Block, Frame, Holder, Mapping, Names, Place, Process, Resolved, Site, Snapshot, StackRef,
+    Block, Found, Frame, Holder, Mapping, Names, Place, Process, Resolved, Site, Snapshot, StackRef,
     Unknown,
 };
 
@@ -109,6 +109,8 @@ pub struct FrameView {
     pub line: Option<u32>,
     /// Whether the compiler put the function into the next one.
     pub inlined: bool,
+    /// Whether it was found by frame pointer: callers may be missing before it.
+    pub by_frame_pointer: bool,
     /// Why there is no symbol.
     pub unknown: Option<String>,
     /// Which load of a kernel module it lies in, see [`Snapshot::modules`].
@@ -374,6 +376,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
         file: None,
         line: None,
         inlined: false,
+        by_frame_pointer: frame.found == Found::FramePointer,
         unknown: Some(unknown.reason()),
         load,
     };
@@ -388,6 +391,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
                 file: symbol.file.clone(),
                 line: symbol.line,
                 inlined: symbol.inlined,
+                by_frame_pointer: frame.found == Found::FramePointer,
                 unknown: None,
                 load,
             })

@@ -165,6 +165,7 @@ mod tests {
             file: None,
             line: None,
             inlined: false,
+            by_frame_pointer: false,
             unknown: None,
             load: None,
         }

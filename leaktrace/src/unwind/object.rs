@@ -23,13 +23,7 @@ pub struct CompiledObject {
     pub rows: Vec<UnwindRow>,
     /// Its segments of code.
     pub segments: Vec<Segment>,
-    /// Bytes of its sections of code.
-    pub code_bytes: u64,
 }
-
-/// Objects whose rows cover less than this part of their code were compiled without call frame
-/// information, but for what the C library's start files bring along.
-const LEAST_COVERED_PERCENT: u64 = 50;
 
 /// Part of a file and the virtual address that it is linked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +48,6 @@ impl Segment {
 }
 
 impl CompiledObject {
-    /// Whether most of its code has no rows.
-    pub fn is_mostly_bare(&self) -> bool {
-        let covered: u64 = self
-            .rows
-            .iter()
-            .zip(self.rows.iter().skip(1))
-            .filter(|(row, _)| row.rule != CfaRule::Gap)
-            .map(|(row, next)| u64::from(next.pc - row.pc))
-            .sum();
-        covered < self.code_bytes / 100 * LEAST_COVERED_PERCENT
-    }
-
     /// The virtual address at which an executable mapping from an offset in the file on begins.
     ///
     /// Segments may share a page of the file, which is then mapped once for each of them (lld
@@ -164,9 +146,7 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
         // no address is known then, and no row applies.
         segments.clear();
     }
-    let code = elf.sections().filter(|section| section.kind() == object::SectionKind::Text);
-    let code_bytes = code.fold(0_u64, |sum, section| sum.saturating_add(section.size()));
-    Ok(CompiledObject { rows, segments, code_bytes })
+    Ok(CompiledObject { rows, segments })
 }
 
 /// Most bytes of code at an entry point that have no row of their own.
@@ -246,7 +226,7 @@ mod tests {
         let headers = Segment { file_offset: 0, file_bytes: 0x185e0, address: 0 };
         let code = Segment { file_offset: 0x185e0, file_bytes: 0x4c130, address: 0x195e0 };
         let rows = Vec::new();
-        let object = CompiledObject { rows, segments: vec![headers, code], code_bytes: 0 };
+        let object = CompiledObject { rows, segments: vec![headers, code] };
         assert_eq!(object.address_of(0x18000), Some(0x19000));
         assert_eq!(object.address_of(0x17000), Some(0x17000));
         assert_eq!(object.address_of(0x64000), Some(0x65000));
@@ -346,7 +326,7 @@ mod tests {
                 times.push(start.elapsed());
             }
             let rows = compiled.rows.len();
-            let is = |row: &&UnwindRow| row.rule == CfaRule::Unsupported;
+            let is = |row: &&UnwindRow| row.rule == leaktrace_common::CfaRule::Unsupported;
             let unsupported = compiled.rows.iter().filter(is).count();
             let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
             eprintln!(

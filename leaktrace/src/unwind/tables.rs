@@ -137,7 +137,7 @@ impl Tables {
         if compiled.rows.is_empty() {
             placed.unwinding = self.without_table();
         } else if fits {
-            if self.unwind == Unwind::Auto && compiled.is_mostly_bare() {
+            if self.unwind == Unwind::Auto {
                 placed.unwinding = Unwinding::Mixed;
             }
             for (slot, row) in (self.next_row..).zip(&compiled.rows) {
