@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use leaktrace_tests::{
+    SOON,
     binary::workspace,
     leaker::Leaker,
     report::{Report, Site, number},
@@ -83,4 +84,32 @@ fn functions_of_javascript_have_names() {
     let at = |name: &str| frames(&site).iter().position(|frame| symbol(frame).contains(name));
     let (leaker, caller) = (at("leakHere "), at("callLeak "));
     assert!(leaker.is_some() && leaker < caller, "{:?}", site.symbols());
+}
+/// The perf map of a process is written after its first report.
+#[test]
+fn a_perf_map_that_comes_later_names_what_had_no_name() {
+    let mut leaker = Leaker::start("coroutines", &[]);
+    let pid = leaker.pid_arg();
+    let mut traced = Traced::start(&["user", "-p", &pid, "--interval", "200ms", "--show-allocs"]);
+    leaker.advance("traced");
+    let made = |report: &Report| {
+        let site = report.sites().into_iter().find(|site| site.has_frame("in_code"))?;
+        frames(&site).get(3).cloned()
+    };
+    let report = traced.wait_report("code was made", SOON, |report| made(report).is_some());
+    let frame = made(&report).unwrap_or_default();
+    assert_eq!(frame["unknown"], "code made at run time, no perf map");
+    let address = frame["address"].as_str().unwrap_or_default().trim_start_matches("0x");
+    let page = format!("{}000", &address[..address.len() - 3]);
+    let map = format!("/tmp/perf-{pid}.map");
+    std::fs::write(&map, format!("{page} 1000 code_made_at_run_time\n"))
+        .unwrap_or_else(|error| panic!("{map}: {error}"));
+    let report = traced.wait_report("the code has its name", SOON, |report| {
+        made(report).is_some_and(|frame| symbol(&frame) == "code_made_at_run_time")
+    });
+    let _ = std::fs::remove_file(&map);
+    assert_eq!(made(&report).unwrap_or_default()["object"], "[jit]");
+    traced.interrupt();
+    leaker.advance("checked");
+    leaker.end();
 }

@@ -217,6 +217,29 @@ fn rendered((snapshot, names): &(Snapshot, Names), format: Format) -> String {
     String::from_utf8(out).unwrap()
 }
 
+/// A just-in-time compiler makes the same function several times, at any address.
+#[test]
+fn unnamed_code_made_at_run_time_makes_no_rows() {
+    let (mut snapshot, mut names) = user();
+    let leaf = snapshot.sites[0].call_site;
+    let parts = [(7, 0x7000_1000, 30), (8, 0x7000_2000, 12)].map(|(id, address, count)| {
+        let made = frame(address, Place::Anonymous { pid: 42 });
+        names.frames.insert(made, Resolved::Unknown(Unknown::Anonymous(None)));
+        let stack = Stack { frames: vec![leaf, made], end: StackEnd::Complete };
+        snapshot.stacks.insert(id, stack);
+        Site {
+            allocated: amount(count, count * 10),
+            outstanding: amount(count, count * 10),
+            ..Site { stack: StackRef::Known(id), id, ..snapshot.sites[0].clone() }
+        }
+    });
+    snapshot.sites = parts.to_vec();
+    let report = report::build(&snapshot, &names, &VIEW);
+    let rows: Vec<_> = report.groups.iter().flat_map(|group| &group.rows).collect();
+    let amounts: Vec<_> = rows.iter().map(|row| row.totals.outstanding).collect();
+    assert_eq!(amounts, [amount(42, 420)]);
+}
+
 #[test]
 fn a_kernel_call_site_is_split_by_its_stacks() {
     insta::assert_snapshot!("kernel_text", rendered(&kernel(), Format::Text));

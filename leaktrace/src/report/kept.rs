@@ -145,6 +145,8 @@ mod tests {
                 file: None,
                 line: None,
                 inlined: false,
+                by_frame_pointer: false,
+                made_at_run_time: false,
                 unknown: None,
                 load: None,
             })

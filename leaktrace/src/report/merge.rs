@@ -6,8 +6,8 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
 use super::{Doubt, Keeper, Owner, Totals, kept, owner};
 use crate::snapshot::{
-    Block, Found, Frame, Holder, Mapping, Names, Place, Process, Resolved, Site, Snapshot, StackRef,
-    Unknown,
+    Block, Found, Frame, Holder, Mapping, Names, Place, Process, Resolved, Site, Snapshot,
+    StackRef, Unknown,
 };
 
 /// One call site with one stack.
@@ -111,6 +111,8 @@ pub struct FrameView {
     pub inlined: bool,
     /// Whether it was found by frame pointer: callers may be missing before it.
     pub by_frame_pointer: bool,
+    /// Whether it is code made at run time that has no name.
+    pub made_at_run_time: bool,
     /// Why there is no symbol.
     pub unknown: Option<String>,
     /// Which load of a kernel module it lies in, see [`Snapshot::modules`].
@@ -144,6 +146,9 @@ enum FrameIdentity {
         load: Option<u32>,
     },
     Address(u64, Option<u32>),
+    /// Code made at run time, without a name: of no two runs, and of no two functions that do the
+    /// same, is its address the same.
+    MadeAtRunTime,
 }
 
 impl Row {
@@ -358,6 +363,7 @@ fn identify(frame: &FrameView) -> FrameIdentity {
             offset: if frame.line.is_some() { 0 } else { frame.offset },
             load: frame.load,
         },
+        None if frame.made_at_run_time => FrameIdentity::MadeAtRunTime,
         None => FrameIdentity::Address(frame.address, frame.load),
     }
 }
@@ -377,6 +383,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
         line: None,
         inlined: false,
         by_frame_pointer: frame.found == Found::FramePointer,
+        made_at_run_time: matches!(unknown, Unknown::Anonymous(_)),
         unknown: Some(unknown.reason()),
         load,
     };
@@ -392,6 +399,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
                 line: symbol.line,
                 inlined: symbol.inlined,
                 by_frame_pointer: frame.found == Found::FramePointer,
+                made_at_run_time: false,
                 unknown: None,
                 load,
             })

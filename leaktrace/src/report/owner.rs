@@ -166,6 +166,7 @@ mod tests {
             line: None,
             inlined: false,
             by_frame_pointer: false,
+            made_at_run_time: false,
             unknown: None,
             load: None,
         }

@@ -44,8 +44,8 @@ pub struct Symbol {
 pub enum Unknown {
     /// The object has no symbol there (stripped); its path.
     NoSymbol(String),
-    /// Code made at run time, without a perf map.
-    Anonymous,
+    /// Code made at run time, without a perf map; what makes one, if that is known.
+    Anonymous(Option<String>),
     /// In no known mapping.
     Unmapped,
     /// In the kernel, in code that has been unloaded; the module, if it is known.
@@ -63,7 +63,7 @@ impl Unknown {
             Self::NoSymbol(path) | Self::Unreadable(path, _) => Some(path),
             Self::Unloaded(object) => object.as_deref(),
             Self::KernelHidden => Some("vmlinux"),
-            Self::Anonymous | Self::Unmapped => None,
+            Self::Anonymous(_) | Self::Unmapped => None,
         }
     }
 
@@ -71,7 +71,10 @@ impl Unknown {
     pub fn reason(&self) -> String {
         match self {
             Self::NoSymbol(_) => "no symbol there".into(),
-            Self::Anonymous => "code made at run time, no perf map".into(),
+            Self::Anonymous(None) => "code made at run time, no perf map".into(),
+            Self::Anonymous(Some(way)) => {
+                format!("code made at run time, no perf map: {way} makes one")
+            }
             Self::Unmapped => "in no known mapping".into(),
             Self::Unloaded(_) => "code that has been unloaded".into(),
             Self::KernelHidden => "kernel addresses are hidden (kernel.kptr_restrict)".into(),

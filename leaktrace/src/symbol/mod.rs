@@ -56,9 +56,14 @@ impl Symbolizer {
         let mut missing: HashSet<Frame> = HashSet::new();
         let of_stacks = snapshot.stacks.values().flat_map(|stack| &stack.frames);
         let of_sites = snapshot.sites.iter().map(|site| &site.call_site);
-        missing
-            .extend(of_stacks.chain(of_sites).filter(|frame| !names.frames.contains_key(*frame)));
+        // A map may come later that names code made at run time.
+        let has_name = |frame: &&Frame| match names.frames.get(*frame) {
+            None | Some(Resolved::Unknown(Unknown::Anonymous(_))) => false,
+            Some(_) => true,
+        };
+        missing.extend(of_stacks.chain(of_sites).filter(|frame| !has_name(frame)));
         let mut kernel = Vec::new();
+        let mut anonymous: BTreeMap<u32, Vec<Frame>> = BTreeMap::new();
         let mut objects: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
         for frame in missing {
             match frame.place {
@@ -67,14 +72,16 @@ impl Symbolizer {
                     objects.entry(object).or_default().push((frame, file_offset));
                 }
                 Place::Anonymous { pid } => {
-                    let found = self.anonymous(pid, frame.address);
-                    names.frames.insert(frame, found);
+                    anonymous.entry(pid).or_default().push(frame);
                 }
                 // Should its mapping be known by a later snapshot, that is another frame.
                 Place::Unmapped => {
                     names.frames.insert(frame, Resolved::Unknown(Unknown::Unmapped));
                 }
             }
+        }
+        for (pid, frames) in anonymous {
+            names.frames.extend(self.anonymous(snapshot, pid, frames));
         }
         if !kernel.is_empty() {
             names.frames.extend(self.kernel.resolve(&self.blazesym, snapshot, &kernel));
@@ -92,9 +99,17 @@ impl Symbolizer {
     }
 
     /// Code made at run time: by the map that its maker may have left for perf.
-    fn anonymous(&mut self, pid: u32, address: u64) -> Resolved {
+    fn anonymous(
+        &mut self,
+        snapshot: &Snapshot,
+        pid: u32,
+        frames: Vec<Frame>,
+    ) -> Vec<(Frame, Resolved)> {
         let map = self.perf_maps.entry(pid).or_default();
-        match map.find(pid, address.wrapping_sub(1)) {
+        map.refresh(pid);
+        let process = snapshot.processes.values().find(|process| process.pid == pid);
+        let way = process.and_then(|process| perf_map::way(&process.exe, pid));
+        let name = |frame: &Frame| match map.find(frame.address.wrapping_sub(1)) {
             Some((name, offset)) => Resolved::Known(vec![Symbol {
                 name: name.to_owned(),
                 offset,
@@ -103,8 +118,9 @@ impl Symbolizer {
                 line: None,
                 inlined: false,
             }]),
-            None => Resolved::Unknown(Unknown::Anonymous),
-        }
+            None => Resolved::Unknown(Unknown::Anonymous(way.clone())),
+        };
+        frames.into_iter().map(|frame| (frame, name(&frame))).collect()
     }
 }
 
@@ -220,7 +236,7 @@ mod tests {
             reasons,
             [
                 &Resolved::Unknown(Unknown::Unmapped),
-                &Resolved::Unknown(Unknown::Anonymous),
+                &Resolved::Unknown(Unknown::Anonymous(None)),
                 &Resolved::Unknown(Unknown::NoSymbol("[vdso]".into())),
             ]
         );

@@ -1,37 +1,51 @@
 //! Names of code made at run time, from the maps that JIT compilers write for perf.
 
-use std::fs;
+use std::{fs, time::SystemTime};
 
 /// The map of one process. Compilers append to it as they go, so it is read again when it has
 /// grown; what was read stays when the process has gone.
 #[derive(Debug, Default)]
 pub(super) struct PerfMap {
-    /// Size of the file when it was read.
-    file_bytes: u64,
+    /// Size of the file when it was read, and when it was written.
+    version: Option<(u64, SystemTime)>,
     /// First address, address behind the last, name; by address.
     functions: Vec<(u64, u64, String)>,
 }
 
 impl PerfMap {
-    /// The function at an address of process `pid`, and the offset in it.
-    pub(super) fn find(&mut self, pid: u32, address: u64) -> Option<(&str, u64)> {
-        if self.lookup(address).is_none()
-            && let Some(path) = path(pid)
+    /// Reads the map of process `pid` if it has come or changed.
+    pub(super) fn refresh(&mut self, pid: u32) {
+        if let Some(path) = path(pid)
             && let Ok(metadata) = fs::metadata(&path)
             && metadata.is_file()
-            && metadata.len() != self.file_bytes
+            && let Ok(written) = metadata.modified()
+            && let version = Some((metadata.len(), written))
+            && version != self.version
             && let Ok(map) = fs::read(&path)
         {
-            self.file_bytes = map.len() as u64;
+            self.version = version;
             self.functions = parse(&String::from_utf8_lossy(&map));
         }
-        self.lookup(address)
     }
 
-    fn lookup(&self, address: u64) -> Option<(&str, u64)> {
+    /// The function at an address, and the offset in it.
+    pub(super) fn find(&self, address: u64) -> Option<(&str, u64)> {
         let at = self.functions.partition_point(|(start, _, _)| *start <= address);
         let (start, end, name) = self.functions.get(at.checked_sub(1)?)?;
         (address < *end).then(|| (name.as_str(), address - start))
+    }
+}
+
+/// What has the runtime of a program write its map, if it is one that is known.
+pub(super) fn way(exe: &str, pid: u32) -> Option<String> {
+    let name = exe.rsplit('/').next().unwrap_or_default();
+    match name {
+        // From JDK 17.
+        "java" => Some(format!("`jcmd {pid} Compiler.perfmap`")),
+        "node" | "nodejs" => Some("`node --perf-basic-prof`".to_owned()),
+        // From 3.12.
+        _ if name.starts_with("python3") => Some("`python3 -X perf`".to_owned()),
+        _ => None,
     }
 }
 
@@ -70,11 +84,18 @@ mod tests {
     fn functions_are_found_by_address() {
         let functions =
             parse("1000 10 first\n0x2000 20 replaced\n2000 20 a name with blanks\nnonsense\n");
-        let map = PerfMap { file_bytes: 0, functions };
-        assert_eq!(map.lookup(0x100f), Some(("first", 0xf)));
-        assert_eq!(map.lookup(0x1010), None);
-        assert_eq!(map.lookup(0x2001), Some(("a name with blanks", 1)));
-        assert_eq!(map.lookup(0xfff), None);
+        let map = PerfMap { version: None, functions };
+        assert_eq!(map.find(0x100f), Some(("first", 0xf)));
+        assert_eq!(map.find(0x1010), None);
+        assert_eq!(map.find(0x2001), Some(("a name with blanks", 1)));
+        assert_eq!(map.find(0xfff), None);
+    }
+
+    #[test]
+    fn what_writes_a_map_is_known_of_some_runtimes() {
+        assert_eq!(way("/opt/jdk/bin/java", 7).as_deref(), Some("`jcmd 7 Compiler.perfmap`"));
+        assert!(way("/usr/bin/node", 7).is_some() && way("/usr/bin/python3.12", 7).is_some());
+        assert_eq!(way("/usr/bin/qemu-system-x86_64", 7), None);
     }
 
     /// The map of this very process, which is written while it is being asked for.
@@ -84,15 +105,18 @@ mod tests {
         let file = format!("/tmp/perf-{pid}.map");
         let mut map = PerfMap::default();
         fs::write(&file, "1000 10 first\n").unwrap();
-        let first = map.find(pid, 0x1001).map(|(name, offset)| (name.to_owned(), offset));
-        let second_too_early = map.find(pid, 0x2001).is_some();
+        map.refresh(pid);
+        let first = map.find(0x1001).map(|(name, offset)| (name.to_owned(), offset));
+        let second_too_early = map.find(0x2001).is_some();
         fs::write(&file, "1000 10 first\n2000 10 second\n").unwrap();
-        let second = map.find(pid, 0x2001).map(|(name, offset)| (name.to_owned(), offset));
+        map.refresh(pid);
+        let second = map.find(0x2001).map(|(name, offset)| (name.to_owned(), offset));
         fs::remove_file(&file).unwrap();
+        map.refresh(pid);
         assert_eq!(first, Some(("first".to_owned(), 1)));
         assert!(!second_too_early);
         assert_eq!(second, Some(("second".to_owned(), 1)));
         // It has gone, but what it said still holds.
-        assert_eq!(map.find(pid, 0x1001), Some(("first", 1)));
+        assert_eq!(map.find(0x1001), Some(("first", 1)));
     }
 }
