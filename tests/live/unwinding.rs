@@ -232,9 +232,10 @@ fn stacks_of_cpp_are_those_of_gdb_with_probes_at_the_entry() {
     check_cpp(&["--probe-at", "entry"]);
 }
 
-/// rbp leads to two words on the stack, the second of which is an address of code.
+/// rbp leads to two words on the stack, the second of which is an address of code; and to frames of
+/// code that pushes return addresses and jumps.
 #[test]
-fn a_frame_pointer_that_leads_to_no_caller_makes_no_frame() {
+fn a_frame_pointer_makes_a_frame_where_it_leads_to_a_caller() {
     let mut leaker = Leaker::start("coroutines", &[]);
     let pid = leaker.pid_arg();
     let traced = Traced::start(&["user", "-p", &pid, "--interval", "1h", "--show-allocs"]);
@@ -247,6 +248,12 @@ fn a_frame_pointer_that_leads_to_no_caller_makes_no_frame() {
     // The last one is the code made at run time.
     assert_eq!(site.symbols(), ["leak", "leaf", "in_code", ""], "{}", report.outline());
     assert_eq!(stack_of(*site).truncated.as_deref(), Some("code without frame pointers"));
+    // One frame was called, the other was jumped to: both have frame pointers.
+    let Some(site) = sites.get(&20_006) else { panic!("{}", report.outline()) };
+    let symbols = site.symbols();
+    let first = ["leak", "leaf", "in_interpreter", "", "", "through_interpreter"];
+    assert!(symbols.starts_with(&first) && symbols.contains(&"main"), "{symbols:?}");
+    assert_eq!(stack_of(*site).truncated, None, "{symbols:?}");
 }
 
 /// A stack by gdb as far as it is code: behind the outermost function of a stack that was made by

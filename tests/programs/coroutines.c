@@ -1,6 +1,7 @@
 /*
  * Stacks that were made by hand: their outermost function was never called, its address was put
- * there. makecontext's, boost.context's and one of our own. And one with a frame that is none.
+ * there. makecontext's, boost.context's and one of our own. And one with a frame that is none, and
+ * one with a return address that is behind no call.
  *
  * Each coroutine runs once a round, on the same memory, and leaks one block.
  */
@@ -115,15 +116,32 @@ SITE void in_code(void)
  */
 static void (*made)(void (*run)(void), void *frame);
 
+/*
+ * Code with frame pointers that does as OpenJDK's interpreter: it pushes the address where it
+ * wants to go on, and jumps to what comes back there.
+ */
+static void (*interpreter)(void (*run)(void));
+enum { INTERPRETER_AT = 64 };
+
 static void make_code(void)
 {
+    /*
+     * push %rbp; mov %rsp, %rbp; lea 1f(%rip), %rax; push %rax; jmp 2f;
+     * 1: pop %rbp; ret;
+     * 2: push %rbp; mov %rsp, %rbp; call *%rdi; pop %rbp; ret
+     */
+    static const unsigned char jumps[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x8d, 0x05, 0x03, 0x00,
+                                          0x00, 0x00, 0x50, 0xeb, 0x02, 0x5d, 0xc3, 0x55, 0x48,
+                                          0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3};
     /* push %rbp; mov %rsi, %rbp; call *%rdi; pop %rbp; ret */
     static const unsigned char code[] = {0x55, 0x48, 0x89, 0xf5, 0xff, 0xd7, 0x5d, 0xc3};
     void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check(page != MAP_FAILED, "mmap");
     memcpy(page, code, sizeof code);
+    memcpy((char *)page + INTERPRETER_AT, jumps, sizeof jumps);
     check(mprotect(page, 4096, PROT_READ | PROT_EXEC) == 0, "mprotect");
     made = (void (*)(void (*)(void), void *))page;
+    interpreter = (void (*)(void (*)(void)))((char *)page + INTERPRETER_AT);
 }
 
 SITE void through_code(void)
@@ -133,9 +151,22 @@ SITE void through_code(void)
     __asm__ volatile("" ::: "memory");
 }
 
+SITE void in_interpreter(void)
+{
+    leaf(20006);
+    __asm__ volatile("" ::: "memory");
+}
+
+SITE void through_interpreter(void)
+{
+    interpreter(in_interpreter);
+    __asm__ volatile("" ::: "memory");
+}
+
 static void round_of_all(void)
 {
     through_code();
+    through_interpreter();
     run_context(stacks[0], with_link, &outside);
     run_context(stacks[1], without_link, NULL);
     jump_fcontext(make_fcontext(stacks[2] + STACK_BYTES, STACK_BYTES, in_boost), NULL);

@@ -14,6 +14,8 @@ const SEARCH_STEPS: u32 = 13;
 pub(super) const BY_FRAME_POINTER: u64 = 1 << 32;
 /// There is no rule: the low half is a [`StackEnd`].
 pub(super) const NO_RULE: u64 = 1 << 33;
+/// With [`BY_FRAME_POINTER`], of an address that a frame pointer has led to: no call is before it.
+pub(super) const UNCALLED: u64 = 1 << 34;
 /// The address is in no published mapping.
 pub(super) const NO_MAPPING_KNOWN: u64 = no_rule(StackEnd::NoMapping);
 
@@ -46,16 +48,21 @@ pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
             return NO_MAPPING_KNOWN;
         }
         let returns_to = address.wrapping_add(1);
-        // What a frame pointer leads to is a return address only behind a call.
-        if how == Walk::FRAME_POINTER && leaktrace_is_called(returns_to) != CALL {
-            return no_rule(StackEnd::NoFramePointer);
-        }
         let mapping = &raw const (*walk).mapping;
         const TABLE: u32 = Unwinding::Table as u32;
         const FRAME_POINTER: u32 = Unwinding::FramePointer as u32;
         const PENDING: u32 = Unwinding::Pending as u32;
         const MIXED: u32 = Unwinding::Mixed as u32;
         let unwinding = (*mapping).unwinding;
+        // What a frame pointer leads to is a return address only behind a call. But interpreters
+        // push that of what they go on with, and jump (OpenJDK's, in code made at run time): there
+        // it takes other evidence.
+        if how == Walk::FRAME_POINTER && leaktrace_is_called(returns_to) != CALL {
+            return match unwinding {
+                FRAME_POINTER => BY_FRAME_POINTER | UNCALLED | StackEnd::NoFramePointer as u64,
+                _ => no_rule(StackEnd::NoFramePointer),
+            };
+        }
         match unwinding {
             TABLE | MIXED => {}
             FRAME_POINTER => return BY_FRAME_POINTER | StackEnd::NoFramePointer as u64,

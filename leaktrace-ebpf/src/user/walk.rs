@@ -15,7 +15,7 @@ use leaktrace_common::{
 use super::{
     process,
     rule::{
-        BY_FRAME_POINTER, NO_CALL, NO_MAPPING_KNOWN, NO_RULE, leaktrace_find_rule,
+        BY_FRAME_POINTER, NO_CALL, NO_MAPPING_KNOWN, NO_RULE, UNCALLED, leaktrace_find_rule,
         leaktrace_is_called,
     },
     vma::{Area, leaktrace_find_area},
@@ -358,6 +358,13 @@ unsafe fn step_over_signal(walk: *mut Walk) -> u32 {
     }
 }
 
+/// Whether a frame pointer can be that of a frame above the one that ends at `stack_pointer`: it is
+/// aligned, and that one not absurdly large.
+#[inline(always)]
+fn may_be_above(stack_pointer: u64, frame_pointer: u64) -> bool {
+    frame_pointer & 7 == 0 && frame_pointer.wrapping_sub(stack_pointer) <= 1 << 20
+}
+
 /// `end` is that of a stack whose frame pointer leads to no caller: that it does takes evidence, as
 /// code without frame pointers has any number there. Global as [`leaktrace_step`], to keep that one
 /// small.
@@ -378,9 +385,7 @@ pub unsafe extern "C" fn leaktrace_step_by_fp(slot: u32, end: u32) -> u32 {
             let is_outermost = (*walk).address & FrameMark::ALL == Walk::FRAME_POINTER;
             return if is_outermost { StackEnd::Complete as u32 } else { end };
         }
-        // A frame lies above the one before, is aligned, and not absurdly large.
-        let above = frame_pointer.wrapping_sub((*walk).stack_pointer);
-        if frame_pointer & 7 != 0 || above > 1 << 20 {
+        if !may_be_above((*walk).stack_pointer, frame_pointer) {
             return end;
         }
         let Some(next) = read_word(walk, frame_pointer) else { return end };
@@ -401,7 +406,13 @@ pub unsafe extern "C" fn leaktrace_step_by_fp(slot: u32, end: u32) -> u32 {
                 _ => {}
             }
         }
-        (*walk).stack_pointer = frame_pointer.wrapping_add(16);
+        let above = frame_pointer.wrapping_add(16);
+        // Code that is unwound by frame pointer has another one in the frame above.
+        if rule & UNCALLED != 0 && !may_be_above(above, next) {
+            (*walk).address = at;
+            return end;
+        }
+        (*walk).stack_pointer = above;
         (*walk).frame_pointer = next;
         push(walk, address | Walk::FRAME_POINTER)
     }
