@@ -85,6 +85,7 @@ fn functions_of_javascript_have_names() {
     let (leaker, caller) = (at("leakHere "), at("callLeak "));
     assert!(leaker.is_some() && leaker < caller, "{:?}", site.symbols());
 }
+
 /// The perf map of a process is written after its first report.
 #[test]
 fn a_perf_map_that_comes_later_names_what_had_no_name() {
@@ -102,8 +103,13 @@ fn a_perf_map_that_comes_later_names_what_had_no_name() {
     let address = frame["address"].as_str().unwrap_or_default().trim_start_matches("0x");
     let page = format!("{}000", &address[..address.len() - 3]);
     let map = format!("/tmp/perf-{pid}.map");
-    std::fs::write(&map, format!("{page} 1000 code_made_at_run_time\n"))
-        .unwrap_or_else(|error| panic!("{map}: {error}"));
+    let write = |text: &str| std::fs::write(&map, text).unwrap_or_else(|error| panic!("{error}"));
+    write("1000 10 other\n");
+    traced.wait_report("the map is there", SOON, |report| {
+        made(report)
+            .is_some_and(|frame| frame["unknown"] == "code made at run time, not in its perf map")
+    });
+    write(&format!("{page} 1000 code_made_at_run_time\n"));
     let report = traced.wait_report("the code has its name", SOON, |report| {
         made(report).is_some_and(|frame| symbol(&frame) == "code_made_at_run_time")
     });

@@ -224,7 +224,9 @@ fn unnamed_code_made_at_run_time_makes_no_rows() {
     let leaf = snapshot.sites[0].call_site;
     let parts = [(7, 0x7000_1000, 30), (8, 0x7000_2000, 12)].map(|(id, address, count)| {
         let made = frame(address, Place::Anonymous { pid: 42 });
-        names.frames.insert(made, Resolved::Unknown(Unknown::Anonymous(None)));
+        names
+            .frames
+            .insert(made, Resolved::Unknown(Unknown::Anonymous { has_map: false, way: None }));
         let stack = Stack { frames: vec![leaf, made], end: StackEnd::Complete };
         snapshot.stacks.insert(id, stack);
         Site {

@@ -383,7 +383,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
         line: None,
         inlined: false,
         by_frame_pointer: frame.found == Found::FramePointer,
-        made_at_run_time: matches!(unknown, Unknown::Anonymous(_)),
+        made_at_run_time: matches!(unknown, Unknown::Anonymous { .. }),
         unknown: Some(unknown.reason()),
         load,
     };

@@ -44,8 +44,13 @@ pub struct Symbol {
 pub enum Unknown {
     /// The object has no symbol there (stripped); its path.
     NoSymbol(String),
-    /// Code made at run time, without a perf map; what makes one, if that is known.
-    Anonymous(Option<String>),
+    /// Code made at run time.
+    Anonymous {
+        /// Whether its process has a perf map, which does not name it.
+        has_map: bool,
+        /// What makes a perf map, if that is known.
+        way: Option<String>,
+    },
     /// In no known mapping.
     Unmapped,
     /// In the kernel, in code that has been unloaded; the module, if it is known.
@@ -63,7 +68,7 @@ impl Unknown {
             Self::NoSymbol(path) | Self::Unreadable(path, _) => Some(path),
             Self::Unloaded(object) => object.as_deref(),
             Self::KernelHidden => Some("vmlinux"),
-            Self::Anonymous(_) | Self::Unmapped => None,
+            Self::Anonymous { .. } | Self::Unmapped => None,
         }
     }
 
@@ -71,8 +76,11 @@ impl Unknown {
     pub fn reason(&self) -> String {
         match self {
             Self::NoSymbol(_) => "no symbol there".into(),
-            Self::Anonymous(None) => "code made at run time, no perf map".into(),
-            Self::Anonymous(Some(way)) => {
+            Self::Anonymous { has_map: true, .. } => {
+                "code made at run time, not in its perf map".into()
+            }
+            Self::Anonymous { way: None, .. } => "code made at run time, no perf map".into(),
+            Self::Anonymous { way: Some(way), .. } => {
                 format!("code made at run time, no perf map: {way} makes one")
             }
             Self::Unmapped => "in no known mapping".into(),

@@ -58,7 +58,7 @@ impl Symbolizer {
         let of_sites = snapshot.sites.iter().map(|site| &site.call_site);
         // A map may come later that names code made at run time.
         let has_name = |frame: &&Frame| match names.frames.get(*frame) {
-            None | Some(Resolved::Unknown(Unknown::Anonymous(_))) => false,
+            None | Some(Resolved::Unknown(Unknown::Anonymous { .. })) => false,
             Some(_) => true,
         };
         missing.extend(of_stacks.chain(of_sites).filter(|frame| !has_name(frame)));
@@ -118,7 +118,10 @@ impl Symbolizer {
                 line: None,
                 inlined: false,
             }]),
-            None => Resolved::Unknown(Unknown::Anonymous(way.clone())),
+            None => {
+                let (has_map, way) = (map.was_read(), way.clone());
+                Resolved::Unknown(Unknown::Anonymous { has_map, way })
+            }
         };
         frames.into_iter().map(|frame| (frame, name(&frame))).collect()
     }
@@ -236,7 +239,7 @@ mod tests {
             reasons,
             [
                 &Resolved::Unknown(Unknown::Unmapped),
-                &Resolved::Unknown(Unknown::Anonymous(None)),
+                &Resolved::Unknown(Unknown::Anonymous { has_map: false, way: None }),
                 &Resolved::Unknown(Unknown::NoSymbol("[vdso]".into())),
             ]
         );

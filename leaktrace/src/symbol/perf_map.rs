@@ -28,6 +28,11 @@ impl PerfMap {
         }
     }
 
+    /// Whether there has been one.
+    pub(super) fn was_read(&self) -> bool {
+        self.version.is_some()
+    }
+
     /// The function at an address, and the offset in it.
     pub(super) fn find(&self, address: u64) -> Option<(&str, u64)> {
         let at = self.functions.partition_point(|(start, _, _)| *start <= address);
@@ -104,6 +109,8 @@ mod tests {
         let pid = std::process::id();
         let file = format!("/tmp/perf-{pid}.map");
         let mut map = PerfMap::default();
+        map.refresh(pid);
+        assert!(!map.was_read());
         fs::write(&file, "1000 10 first\n").unwrap();
         map.refresh(pid);
         let first = map.find(0x1001).map(|(name, offset)| (name.to_owned(), offset));
@@ -113,6 +120,7 @@ mod tests {
         let second = map.find(0x2001).map(|(name, offset)| (name.to_owned(), offset));
         fs::remove_file(&file).unwrap();
         map.refresh(pid);
+        assert!(map.was_read());
         assert_eq!(first, Some(("first".to_owned(), 1)));
         assert!(!second_too_early);
         assert_eq!(second, Some(("second".to_owned(), 1)));
