@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leaktrace_tests::{
+    SOON,
     binary::{leaktrace, require_root, run_with_input},
     leaker::Leaker,
-    report::Site,
+    program::build_library,
+    report::{Report, Site, number},
     traced::{Traced, read_reports},
 };
 
@@ -14,18 +16,21 @@ use leaktrace_tests::{
 /// thousand rows while several children come and go, a release build while one does.
 const WAITING: usize = 20;
 
+/// The block of `chain` that its plugin allocates as soon as it is there.
+const EARLY: u64 = 29_999;
+
 fn reason<'a>(site: &Site<'a>) -> &'a str {
     site.value["truncated_reason"].as_str().unwrap_or_default()
 }
 
-/// No stack is cut in an object whose table is there already: the children that are cut in an
+/// No child is harmed, and no stack is cut in an object whose table is there already: the children that are cut in an
 /// object are the first ones that use it.
 #[test]
 fn two_hundred_short_children_wait_for_no_table_twice() {
     require_root();
     let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
     let path = folder.path().join("report.json");
-    let script = "i=0; while [ $i -lt 200 ]; do ls /usr/share >/dev/null; i=$((i+1)); done";
+    let script = "i=0; while [ $i -lt 200 ]; do ls /usr/share >/dev/null || exit; i=$((i+1)); done";
     let mut command = leaktrace(&["run", "--children", "-f", "json", "-T", "1000000", "-w"]);
     command.arg(&path).args(["--", "sh", "-c", script]);
     let finished = run_with_input(&mut command, "");
@@ -73,4 +78,36 @@ fn the_first_stacks_after_an_exec_are_whole() {
         assert_eq!(reason(&site), "", "{:?} in\n{}", site.symbols(), report.outline());
     }
     leaker.end();
+}
+
+/// A process loads a plugin and allocates from it at once; another one has loaded it before.
+#[test]
+fn the_first_stacks_after_a_dlopen_are_whole() {
+    let library = |name| build_library(name).display().to_string();
+    let (chain, plugin) = (library("chainlib.so"), library("chainplug.so"));
+    let start = || Leaker::start("chain", &[&chain, &plugin]);
+    let (mut first, mut second) = (start(), start());
+    let (pid, other) = (first.pid_arg(), second.pid_arg());
+    let mut traced = Traced::start(&["user", "-p", &pid, "-p", &other, "--interval", "100ms"]);
+    let early = |report: &Report, process: &Leaker| {
+        let is_early = |site: &&Site<'_>| {
+            site.value["process"]["pid"] == process.pid()
+                && number(site.value, "largest_bytes") == EARLY
+        };
+        report.sites().iter().find(is_early).map(|site| reason(site).to_owned())
+    };
+    first.advance("opened");
+    traced.wait_report("the plugin has allocated", SOON, |report| early(report, &first).is_some());
+    // At each report leaktrace looks at what it was told of before.
+    traced.next_report(SOON);
+    second.advance("opened");
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    assert_eq!(early(report, &second).as_deref(), Some(""), "{}", report.outline());
+    for mut leaker in [first, second] {
+        leaker.advance("traced");
+        leaker.advance("opened");
+        leaker.advance("checked");
+        leaker.end();
+    }
 }
