@@ -142,8 +142,15 @@ pub struct AreaLayout {
     pub flags: u32,
     /// `vm_file`
     pub file: u32,
+    /// `f_mode` in `struct file`
+    pub mode: u32,
     /// `f_inode` in `struct file`
     pub inode: u32,
+    /// `user_path.dentry` in `struct backing_file`, of which a file of overlayfs is the first
+    /// member; 0 on a kernel that has none (before 6.7).
+    pub user_entry: u32,
+    /// `d_inode` in `struct dentry`
+    pub entry_inode: u32,
     /// `i_ino` in `struct inode`
     pub number: u32,
     /// `i_sb` there
@@ -154,8 +161,6 @@ pub struct AreaLayout {
     pub without_file: u32,
     /// [`crate::Unwinding`] of a file that is not in `OBJECTS`.
     pub unknown_file: u32,
-    /// Always zero.
-    pub zero: u32,
 }
 
 /// Bits of [`Config::follow`].

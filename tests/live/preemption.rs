@@ -3,18 +3,11 @@
 use leaktrace_tests::{
     binary::{require_root, target_dir},
     jited::{Program, private_stacks},
+    kernel::kernel_release,
     leaker::Leaker,
     traced::Traced,
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
-
-/// Major and minor number of the running kernel.
-fn kernel_release() -> (u32, u32) {
-    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease");
-    let text = text.unwrap_or_else(|error| panic!("{error}"));
-    let mut numbers = text.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
 
 /// The programs of uprobes in the BPF object, and whether they have a tail call.
 fn programs_of_uprobes() -> Vec<(String, bool)> {

@@ -1,6 +1,6 @@
 //! The BPF programs that the kernel has loaded, asked with bpf(2).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 // include/uapi/linux/bpf.h
 const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
@@ -58,6 +58,18 @@ fn program_name(id: u32) -> Option<String> {
     result.unwrap_or_else(|error| panic!("BPF_OBJ_GET_INFO_BY_FD of program {id}: {error}"));
     let length = info.name.iter().position(|byte| *byte == 0).unwrap_or(info.name.len());
     Some(String::from_utf8_lossy(&info.name[..length]).into_owned())
+}
+
+/// Major and minor number of the running kernel.
+///
+/// # Panics
+///
+/// When they cannot be read.
+pub fn kernel_release() -> (u32, u32) {
+    let path = "/proc/sys/kernel/osrelease";
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let mut numbers = text.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// leaktrace's programs in the kernel now, by ID: those whose name begins with `lt_`.

@@ -14,6 +14,11 @@ use crate::maps::{OBJECTS, WALKS, config};
 /// `VM_EXEC` (include/linux/mm.h, 6.1 and 6.18).
 const EXECUTABLE: u64 = 4;
 
+/// `FMODE_NOACCOUNT` (include/linux/fs.h, 6.7 and 6.12): a file that the kernel has opened for
+/// itself, as the one below its own that overlayfs maps. The bit that says just that,
+/// `FMODE_BACKING`, is another one in some kernels.
+const NOT_ACCOUNTED: u64 = 1 << 29;
+
 /// What is read of a `struct vm_area_struct`.
 #[repr(C)]
 pub(super) struct Area {
@@ -25,6 +30,8 @@ pub(super) struct Area {
     /// 0 if there is none.
     file: u64,
     /// On the way to `key`.
+    mode: u64,
+    entry: u64,
     inode: u64,
     super_block: u64,
     key: FileKey,
@@ -91,6 +98,14 @@ extern "C" fn read_area(_task: *mut c_void, vma: *mut c_void, slot: *mut u32) ->
     read(&raw mut area.flags, vma, config!(areas.flags));
     read(&raw mut area.file, vma, config!(areas.file));
     read(&raw mut area.inode, area.file, config!(areas.inode));
+    if config!(areas.user_entry) != 0 {
+        read(&raw mut area.mode, area.file, config!(areas.mode));
+        if area.mode & NOT_ACCOUNTED != 0 {
+            // The file that the process has opened, as the kernel shows it in /proc and to stat.
+            read(&raw mut area.entry, area.file, config!(areas.user_entry));
+            read(&raw mut area.inode, area.entry, config!(areas.entry_inode));
+        }
+    }
     read(&raw mut area.key.inode, area.inode, config!(areas.number));
     read(&raw mut area.super_block, area.inode, config!(areas.super_block));
     read(&raw mut area.key.device, area.super_block, config!(areas.device));

@@ -109,8 +109,8 @@ impl Processes {
         self.tables.publish(traced.space, &traced.mappings);
         for (file, id) in files {
             let held = collector.objects.get(id).and_then(|object| object.file.as_ref().ok());
-            // While it is held, no other file gets its numbers. Those of btrfs and overlayfs are
-            // not what the kernel has with a mapping.
+            // While it is held, no other file gets its numbers. Those of btrfs, and some of
+            // overlayfs, are not what the kernel has with a mapping.
             if held.is_some_and(|held| is_file(held, file)) {
                 self.tables.know_file(file, id);
             }

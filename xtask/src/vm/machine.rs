@@ -28,8 +28,8 @@ const BUSYBOX: &str = "/bin/busybox";
 const CMDLINE: &str = "console=ttyS0 quiet oops=panic panic=-1 preempt=full no_timer_check \
                        watchdog_thresh=60";
 
-/// Modules that mount this machine's files, in the order of their needs.
-const MODULES: [&str; 10] = [
+/// Modules that mount this machine's files, in the order of their needs, and one that tests mount.
+const MODULES: [&str; 11] = [
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_legacy_dev",
@@ -40,6 +40,7 @@ const MODULES: [&str; 10] = [
     "net/9p/9pnet",
     "net/9p/9pnet_virtio",
     "fs/9p/9p",
+    "fs/overlayfs/overlay",
 ];
 
 /// What the emulator's own fault looks like, and nothing else: the kernel switches a tracepoint by
