@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 45] = [
+        let runs: [(&str, &[&str], &[&str]); 46] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -186,6 +186,7 @@ mod tests {
             ("allocators-tcmalloc-static", &[], &["holding"]),
             ("chain", &[&library, &plugin], &["opened", "traced", "opened", "checked"]),
             ("children", &[], &["made", "holding"]),
+            ("coroutines", &[], &["traced", "checked"]),
             ("cpp", &[], &["traced", "checked"]),
             ("crowd", &["8", "100", "one-cpu"], &["holding"]),
             ("deep", &["300"], &["holding"]),
