@@ -1,11 +1,16 @@
 //! Kernel mode: sums by module, cache and process, whom an allocation is for, and the filter by
 //! GFP flags.
 
-use std::{collections::BTreeMap, fs, os::unix::net::UnixStream, path::Path};
+use std::{
+    collections::BTreeMap, fs, os::unix::net::UnixStream, path::Path, process::Command,
+    sync::Barrier,
+};
 
 use leaktrace_tests::{
+    LATE, SOON,
     binary::{leaktrace, run},
-    groups::Groups,
+    child::Child,
+    groups::{Groups, MemoryGroups},
     leaker::Leaker,
     report::{Report, Site, number},
     traced::Traced,
@@ -288,4 +293,79 @@ fn what_allocators_keep_and_upper_bounds_are_apart() {
     for site in sites.iter().filter(|site| site.cache() == "maple_node") {
         assert_eq!(is_bound(&site), blind, "{}", site.value);
     }
+}
+
+/// A control group gets an array for each list of a file system that it has an object on: one for
+/// inodes, one for names (`memcg_list_lru_alloc`, mm/list_lru.c, 6.1 and 6.18). They are no caller's.
+#[test]
+fn arrays_of_control_groups_lists_are_kept() {
+    const GROUPS: usize = 20;
+    let groups = MemoryGroups::new(GROUPS);
+    let folder = tempfile::tempdir().unwrap();
+    let script = "read go; n=0; for f; do echo $$ > $f; n=$((n+1)); : > file-$n; done; \
+                  echo done; read go";
+    let mut shell = {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "sh"]).args(groups.files()).current_dir(folder.path());
+        Child::start(&mut command)
+    };
+    let traced = Traced::start(&["kernel", "--stacks", "all", "--interval", "1h"]);
+    shell.send("\n");
+    assert_eq!(shell.next_line(SOON).trim(), "done");
+    let ended = traced.interrupt();
+    shell.send("\n");
+    assert_eq!(shell.wait(SOON), 0);
+    let report = ended.final_report();
+    let kept = report.kept("list_lru");
+    assert!(kept.outstanding_count >= 2 * GROUPS as u64, "{kept:?}\n{}", report.outline());
+    let allocates = |site: &Site<'_>| {
+        let innermost = site.symbols().into_iter().take(3);
+        innermost.into_iter().any(|name| name.contains("memcg_list_lru_alloc"))
+    };
+    let ranked = report.sum(allocates);
+    assert_eq!(ranked.outstanding_count, 0, "{}", report.outline_of(allocates));
+}
+
+/// Mappings of threads are in nodes that the kernel frees in bulk. So few of them are no reason to
+/// doubt the cache's figures, but where such frees cannot be seen their sites say so and come last.
+#[test]
+fn a_few_nodes_that_are_freed_in_bulk_come_last() {
+    const THREADS: usize = 20;
+    /// What a cache may be off by without a doubt (`AT_HAND` in report/reconcile.rs).
+    const NO_DOUBT: u64 = 256;
+    let pid = std::process::id().to_string();
+    let with_threads = |args: &[&str]| {
+        let mut child =
+            Child::start(&mut leaktrace(&[&["kernel", "-i", "1h", "-p", &pid], args].concat()));
+        child.wait_stderr("tracing", LATE);
+        let gate = Barrier::new(THREADS + 1);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| (gate.wait(), gate.wait()));
+            }
+            gate.wait();
+            child.signal(libc::SIGINT);
+            let code = child.wait(LATE);
+            gate.wait();
+            let (stdout, stderr) = child.into_output();
+            assert_eq!(code, 0, "{stderr}");
+            stdout
+        })
+    };
+    let report = Report::parse(with_threads(&["--format", "json", "--top", "100000"]).trim());
+    let nodes = report.sum(|site| site.cache() == "maple_node");
+    assert!((1..NO_DOUBT).contains(&nodes.outstanding_count), "{nodes:?}");
+    let blind = report.value["loss"]["unseen"].as_array().is_some_and(|unseen| {
+        unseen.iter().any(|what| text(what).starts_with("kmem_cache_free_bulk"))
+    });
+    let sites = report.sites();
+    for site in sites.iter().filter(|site| site.cache() == "maple_node") {
+        assert_eq!(site.value["upper_bound"] == true, blind, "{}", site.value);
+        assert!(site.value["doubt"].is_null(), "{}", site.value);
+    }
+    let held = sites.iter().filter(|site| number(site.value, "outstanding_count") > 0);
+    let is_bound: Vec<bool> = held.map(|site| site.value["upper_bound"] == true).collect();
+    assert!(is_bound.is_sorted(), "{}", report.outline());
+    let shown = with_threads(&["--top", "1000"]);
+    assert_eq!(shown.contains("upper bound: objects of maple_node"), blind, "{shown}");
 }

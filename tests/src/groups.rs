@@ -48,6 +48,62 @@ impl Groups {
     }
 }
 
+/// Groups that account for memory; they go when dropped.
+#[derive(Debug)]
+pub struct MemoryGroups(Vec<PathBuf>);
+
+impl MemoryGroups {
+    /// Makes so many.
+    ///
+    /// # Panics
+    ///
+    /// When no hierarchy has the controller of memory.
+    pub fn new(count: usize) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let root = mounts
+            .lines()
+            .find_map(|line| {
+                let words: Vec<&str> = line.split(' ').collect();
+                let [_, point, kind, options, ..] = words[..] else { return None };
+                let has_memory = match kind {
+                    "cgroup" => options.split(',').any(|option| option == "memory"),
+                    "cgroup2" => {
+                        let all = Path::new(point).join("cgroup.controllers");
+                        fs::read_to_string(all).is_ok_and(|all| all.split(' ').any(is_memory))
+                            && fs::write(Path::new(point).join("cgroup.subtree_control"), "+memory")
+                                .is_ok()
+                    }
+                    _ => false,
+                };
+                has_memory.then(|| PathBuf::from(point))
+            })
+            .unwrap_or_else(|| panic!("no hierarchy that accounts for memory:\n{mounts}"));
+        let name = |index| format!("leaktrace-test-{}-{index}", std::process::id());
+        let groups = Self((0..count).map(|index| root.join(name(index))).collect());
+        for folder in &groups.0 {
+            fs::create_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+        }
+        groups
+    }
+
+    /// The files that take a process into each of them.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.0.iter().map(|folder| folder.join("cgroup.procs")).collect()
+    }
+}
+
+fn is_memory(controller: &str) -> bool {
+    controller.trim() == "memory"
+}
+
+impl Drop for MemoryGroups {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
 impl Default for Groups {
     fn default() -> Self {
         Self::new()
