@@ -12,8 +12,7 @@ use leaktrace_common::{ENDED_SLOTS, EndedProcess};
 use crate::{
     atomic,
     maps::{CURSORS, ENDED, config},
-    pair,
-    task,
+    pair, task,
 };
 
 /// Where [`CURSORS`] counts them.
