@@ -121,6 +121,11 @@ fn memory_in_use_is_no_leak_of_the_module_that_caused_it() {
         fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     }
     let all = report.outline_of(|site| site.value["unloaded_module"] == "leak_files");
+    let condemned = report.sum(|site| {
+        site.cache() == "shmem_inode_cache"
+            && site.value["verdict"]["reachability"] == "definitely lost"
+    });
+    assert_eq!(condemned, Amounts::default(), "{}", report.outline());
     let of = |function: &str, verdict: Option<&str>| {
         report.sum(|site| {
             site.has_frame(function)
