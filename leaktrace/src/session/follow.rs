@@ -15,7 +15,7 @@ use super::{
 use crate::{
     bpf::Loaded,
     collect::Collector,
-    error::Error,
+    error::{self, Error},
     host::{cgroup, layout::TaskLayout, proc},
     snapshot::Process,
     unwind::tables,
@@ -192,7 +192,7 @@ impl Processes {
                 // It has ended.
                 Err(Error::Usage(_)) => self.ended(pid, collector),
                 Err(error) => {
-                    self.failed.insert(pid, error.to_string());
+                    self.failed.insert(pid, error::one_line(&error));
                 }
             }
         }

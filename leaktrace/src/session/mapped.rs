@@ -18,7 +18,7 @@ use crate::{
     attach::allocator,
     bpf::Loaded,
     collect::{Collector, monotonic_ns},
-    error::Error,
+    error::{self, Error},
     host::{
         objects::{ObjectId, ObjectTable},
         proc::{self, Mapping},
@@ -186,7 +186,7 @@ impl Processes {
                 self.attached.insert((owner, *id), u64::MAX);
                 let result = self.probes.attach(loaded, &object.readable_at(), allocator, owner);
                 if let (Err(error), 0) = (&result, owner) {
-                    self.unprobed.push(format!("{}: {error}", object.path));
+                    self.unprobed.push(format!("{}: {}", object.path, error::one_line(error)));
                 }
                 result?;
                 self.attached.insert((owner, *id), monotonic_ns());

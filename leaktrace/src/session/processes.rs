@@ -25,7 +25,7 @@ use crate::{
         spaces::{Added, too_many},
     },
     collect::{Collector, monotonic_ns},
-    error::Error,
+    error::{self, Error},
     host::{
         objects::ObjectId,
         proc,
@@ -393,7 +393,7 @@ impl Processes {
             // It was quicker, whatever the kernel calls that.
             Err(_) if proc::is_ending(pid) => self.came_late(pid),
             Err(error) => {
-                self.failed.insert(pid, error.to_string());
+                self.failed.insert(pid, error::one_line(&error));
             }
         }
     }

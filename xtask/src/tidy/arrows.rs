@@ -45,8 +45,9 @@ const ARROWS: [(&str, &[&str]); 18] = [
 /// What every module may use.
 const FOR_ALL: [&str; 2] = ["error", "units"];
 
-/// Libraries that belong to some modules only.
-const LIBRARIES: [(&str, &[&str]); 5] = [
+/// Libraries that belong to some modules only; `main` is the binary.
+const LIBRARIES: [(&str, &[&str]); 6] = [
+    ("anyhow", &["main"]),
     ("clap", &["cli"]),
     ("aya", &["host", "bpf", "attach", "unwind", "collect", "session"]),
     ("aya_obj", &["host", "bpf", "attach", "unwind", "collect", "session"]),
