@@ -77,7 +77,7 @@ fn run() -> Result<ExitCode> {
         }
         Parsed::Command(Command::Trace(spec)) => trace(&spec).inspect_err(|error| {
             let refused = error.downcast_ref().and_then(Error::verifier);
-            let words = refused.filter(|_| spec.output.verbose > 0);
+            let words = refused.filter(|_| spec.trace.verbose > 0);
             for line in words.into_iter().flat_map(str::lines) {
                 eprintln!("leaktrace: verifier: {line}");
             }

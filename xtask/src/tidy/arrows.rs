@@ -9,7 +9,7 @@ use super::{
 
 /// A module, and what it may use beside itself and [`FOR_ALL`]. A name stands for what is below it
 /// too, except that `session::spec` (what the user wants) is a module of its own.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("error", &[]),
     ("units", &[]),
     ("snapshot", &[]),
@@ -20,7 +20,8 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("attach", &["host", "bpf", "session::spec", "snapshot"]),
     ("unwind", &["host", "bpf", "session::spec"]),
     ("collect", &["host", "bpf", "snapshot", "unwind"]),
-    ("session", &["host", "bpf", "attach", "unwind", "collect", "snapshot", "session::spec"]),
+    ("tracer", &["host", "bpf", "attach", "unwind", "collect", "snapshot", "session::spec"]),
+    ("session", &["host", "tracer", "snapshot", "session::spec"]),
     ("symbol", &["host", "snapshot"]),
     ("recording", &["snapshot"]),
     ("analyze", &["snapshot"]),
@@ -49,8 +50,8 @@ const FOR_ALL: [&str; 2] = ["error", "units"];
 const LIBRARIES: [(&str, &[&str]); 6] = [
     ("anyhow", &["main"]),
     ("clap", &["cli"]),
-    ("aya", &["host", "bpf", "attach", "unwind", "collect", "session"]),
-    ("aya_obj", &["host", "bpf", "attach", "unwind", "collect", "session"]),
+    ("aya", &["host", "bpf", "attach", "unwind", "collect", "tracer"]),
+    ("aya_obj", &["host", "bpf", "attach", "unwind", "collect", "tracer"]),
     ("blazesym", &["symbol"]),
     ("perf_event", &["host"]),
 ];
@@ -172,6 +173,12 @@ mod tests {
             "use super::Session;",
             &["leaktrace/src/session/spec.rs:1: `session::spec` may not use `session`: \
                only error, units"],
+        );
+        check_one(
+            "leaktrace/src/tracer/kernel.rs",
+            "use crate::session::{Outcome, spec::Spec};",
+            &["leaktrace/src/tracer/kernel.rs:1: `tracer` may not use `session`: \
+               only host, bpf, attach, unwind, collect, snapshot, session::spec, error, units"],
         );
         check_one(
             "leaktrace/src/cli/mod.rs",

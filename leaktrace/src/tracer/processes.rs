@@ -1,20 +1,14 @@
 //! The traced processes: how each begins, what becomes of it, and when it is looked at.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
 use leaktrace_common::Event;
 use tokio::time::Instant;
 
-use super::{
-    missed::Counts,
-    named::NamedObjects,
-    silence::Silence,
-    spared::Spared,
-    spec::{ProbeAt, Spec, UserKinds},
-};
+use super::{named::NamedObjects, silence::Silence, spared::Spared};
 use crate::{
     attach::{
         allocator::Allocator,
@@ -31,6 +25,7 @@ use crate::{
         proc,
         records::{Records, Whose},
     },
+    session::spec::{ProbeAt, TraceOptions, UserKinds},
     snapshot::Process,
     unwind::tables::{ProcessMapping, TableUse, Tables},
 };
@@ -72,6 +67,21 @@ pub(super) struct Processes {
     pub(super) spared: Spared,
 }
 
+/// How well processes could be followed.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// In the report, and traced from some time after their start, or their allocator's, on.
+    pub(super) late: u64,
+    /// Ended before what they map could be read.
+    pub(super) unread: u64,
+    /// Ended without an allocator that could be found.
+    pub(super) without: u64,
+    /// More than the table of processes has room for.
+    pub(super) refused: HashSet<u32>,
+    /// Their image was one too many.
+    pub(super) images: u64,
+}
+
 /// One traced process.
 #[derive(Debug, Default)]
 pub(super) struct Traced {
@@ -109,12 +119,11 @@ impl Processes {
     pub(super) fn new(
         loaded: &mut Loaded,
         way: Way,
-        spec: &Spec,
+        trace: &TraceOptions,
         is_open: bool,
         command: Option<u32>,
         spared: Spared,
     ) -> Result<Self, Error> {
-        let trace = &spec.trace;
         let follows = trace.children || is_open;
         let probes = UserProbes::new(loaded, way, trace, follows)?;
         let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
@@ -123,7 +132,7 @@ impl Processes {
             Some(pid) => Some(Whose::Family(pid)),
             None => (trace.children && keeps_ended).then_some(Whose::All),
         };
-        let watches = traces_malloc && super::start::takes_all(spec);
+        let watches = traces_malloc && trace.takes_all();
         Ok(Self {
             probes,
             probe_at: trace.probe_at,
@@ -136,7 +145,7 @@ impl Processes {
             rows: Vec::new(),
             counts: Counts::default(),
             traces_malloc,
-            named: NamedObjects::new(&spec.objects),
+            named: NamedObjects::new(&trace.objects),
             without_return: Vec::new(),
             silence: watches.then(Silence::new),
             shares_probes: follows,

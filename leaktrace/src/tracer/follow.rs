@@ -7,16 +7,13 @@ use std::path::{Path, PathBuf};
 
 use leaktrace_common::{Config, Event, EventKind, Follow};
 
-use super::{
-    filters,
-    processes::Processes,
-    spec::{Unwind, Wanted},
-};
+use super::{filters, processes::Processes};
 use crate::{
     bpf::Loaded,
     collect::Collector,
     error::{self, Error},
     host::{cgroup, layout::TaskLayout, proc},
+    session::spec::{Unwind, Wanted},
     snapshot::Process,
     unwind::tables,
 };

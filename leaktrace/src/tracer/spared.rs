@@ -6,10 +6,10 @@
 //! that comes under seccomp while it is traced cannot be spared, as its next call meets a probe
 //! before leaktrace hears of it: the person at the terminal is told so before there are probes.
 
-use super::spec::{Spec, Wanted};
 use crate::{
     error::Error,
     host::{doctor::SECCOMP_MEND, features::Answer, proc, seccomp},
+    session::spec::{TraceOptions, Wanted},
 };
 
 /// Kernels whose return probes make a system call, some of them with the fix: the release alone
@@ -41,20 +41,20 @@ impl Spared {
     ///
     /// [`Error::Host`] where probes would kill.
     pub(super) fn new(
-        spec: &Spec,
+        trace: &TraceOptions,
         wanted: &Wanted,
         command: Option<u32>,
         release: &str,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
-        if !spec.trace.user_kinds.malloc {
+        if !trace.user_kinds.malloc {
             return Ok(Self { is_needed: false });
         }
         // With a budget, probes of leaktrace itself tell what they cost.
-        let own = spec.trace.max_overhead_ppm.map(|_| std::process::id());
+        let own = trace.max_overhead_ppm.map(|_| std::process::id());
         let pids = wanted.pids.iter().copied().chain(command).chain(own);
         let reach = Reach {
-            everybody: wanted.is_open() || spec.trace.children,
+            everybody: wanted.is_open() || trace.children,
             filtered: pids.filter(|pid| seccomp::is_filtered(*pid)).collect(),
             suspected: SUSPECTS.iter().any(|start| {
                 release.strip_prefix(start).is_some_and(|rest| !rest.starts_with(char::is_numeric))
