@@ -5,7 +5,8 @@ use leaktrace_common::{Config, TextRange};
 use crate::{
     bpf::{
         Loaded,
-        object::{FunctionProgram, KernelProgram, TypedProgram, possible_cpus},
+        object::{FunctionProgram, KernelProgram, TypedProgram},
+        sizes::possible_cpus,
     },
     error::{self, Error},
     host::layout::{KernelLayout, Modules},

@@ -11,7 +11,8 @@ use crate::{
     bpf::{Loaded, Sizes},
     error::{self, Error},
     host::{
-        features::{Answer, HostFacts, Trials},
+        answer::Answer,
+        features::{HostFacts, Trials},
         layout::KernelLayout,
         seccomp,
     },

@@ -560,8 +560,3 @@ pub(super) fn map_data(map: &Map) -> Option<&aya::maps::MapData> {
         _ => None,
     }
 }
-
-/// Number of CPUs that can ever be present.
-pub fn possible_cpus() -> u32 {
-    aya::util::nr_cpus().map_or(1, |count| count as u32)
-}

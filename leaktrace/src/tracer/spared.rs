@@ -8,7 +8,7 @@
 
 use crate::{
     error::Error,
-    host::{doctor::SECCOMP_MEND, features::Answer, proc, seccomp},
+    host::{answer::Answer, doctor::SECCOMP_MEND, proc, seccomp},
     session::spec::{TraceOptions, Wanted},
 };
 
