@@ -5,7 +5,7 @@
 //! | `BLOCKS` | [`Bucket`]s of [`Outstanding`] | BPF ledger | collector, when single blocks matter |
 //! | `OVERFLOW` | [`BlockWord`] -> [`Outstanding`] | BPF ledger | the same |
 //! | `SITE_INDEX` | [`SiteKey`] -> `u32` | BPF ledger; the loader deletes | nobody else |
-//! | `SITES` | index -> [`SiteRecord`] | BPF ledger; the loader sets [`SiteRecord::suspect`], and wipes | collector, by mmap |
+//! | `SITES` | index -> [`SiteRecord`] | BPF ledger and counters; the loader sets [`SiteRecord::suspect`], and wipes | collector, by mmap |
 //! | `FREE_SITES` | wiped slots of `SITES` | loader | BPF ledger |
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
 //! | `RECENT_STACKS` | ids lately found in `STACKS` | BPF stack module; the loader wipes | BPF stack module |

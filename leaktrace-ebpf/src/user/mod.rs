@@ -1,10 +1,13 @@
 //! User allocations: the malloc family, mappings, and what happens to traced processes.
 
+mod events;
+mod in_flight;
 mod malloc;
 mod mapping;
 mod own_stack;
 mod process;
 mod rule;
 mod sampling;
+mod targets;
 mod vma;
 pub(crate) mod walk;

@@ -13,11 +13,12 @@ use leaktrace_common::{
 };
 
 use super::{
-    process,
+    events,
     rule::{
         BY_FRAME_POINTER, NO_CALL, NO_MAPPING_KNOWN, NO_RULE, UNCALLED, leaktrace_find_rule,
         leaktrace_is_called,
     },
+    targets,
     vma::{Area, leaktrace_find_area},
 };
 use crate::{
@@ -150,7 +151,7 @@ pub extern "C" fn leaktrace_walk(
         (*walk).record.count = 1;
         (*walk).record.frames[0] = caller;
         // SAFETY: a live map value.
-        let mappings = TEXT_MAPS.get_ptr(space).map(|map| process::text_map(map));
+        let mappings = TEXT_MAPS.get_ptr(space).map(|map| targets::text_map(map));
         let (first, count, generation) = mappings.unwrap_or_default();
         (*walk).first_mapping = first;
         (*walk).mapping_count = count;
@@ -166,7 +167,7 @@ pub extern "C" fn leaktrace_walk(
         if end == StackEnd::NoMapping as u32 && leaktrace_is_made_by_hand(slot) != 0 {
             (*walk).record.end = StackEnd::Complete as u32;
         } else if end == StackEnd::NoMapping as u32 || (*walk).has_asked != 0 {
-            process::tell_once(EventKind::Unmapped, tgid, space);
+            events::tell_once(EventKind::Unmapped, tgid, space);
         }
         stack::store_hashed(&raw mut (*walk).record, (*walk).hash)
     };
