@@ -8,7 +8,7 @@ use std::{
 use leaktrace_common::Event;
 use tokio::time::Instant;
 
-use super::{named::NamedObjects, silence::Silence, spared::Spared};
+use super::{growth::GrowthWatch, requested::RequestedObjects, seccomp_guard::SeccompGuard};
 use crate::{
     attach::{
         allocator::Allocator,
@@ -50,11 +50,11 @@ pub(super) struct Processes {
     pub(super) counts: Counts,
     /// Whether allocators get probes.
     pub(super) traces_malloc: bool,
-    pub(super) named: NamedObjects,
+    pub(super) requested: RequestedObjects,
     /// Functions without probes, as their returns cannot be told.
     pub(super) without_return: Vec<String>,
-    /// Of processes whose every allocation is wanted.
-    pub(super) silence: Option<Silence>,
+    /// There if every allocation is wanted.
+    pub(super) growth: Option<GrowthWatch>,
     /// Whether probes are on for all processes that map an object, so that those that begin
     /// meanwhile meet them from their start on.
     pub(super) shares_probes: bool,
@@ -63,8 +63,7 @@ pub(super) struct Processes {
     pub(super) records: Option<Records>,
     /// Whether what an ended process held stays in the report.
     pub(super) keeps_ended: bool,
-    /// Who gets no probes.
-    pub(super) spared: Spared,
+    pub(super) seccomp: SeccompGuard,
 }
 
 /// How well processes could be followed.
@@ -122,7 +121,7 @@ impl Processes {
         trace: &TraceOptions,
         is_open: bool,
         command: Option<u32>,
-        spared: Spared,
+        seccomp: SeccompGuard,
     ) -> Result<Self, Error> {
         let follows = trace.children || is_open;
         let probes = UserProbes::new(loaded, way, trace, follows)?;
@@ -145,14 +144,14 @@ impl Processes {
             rows: Vec::new(),
             counts: Counts::default(),
             traces_malloc,
-            named: NamedObjects::new(&trace.objects),
+            requested: RequestedObjects::new(&trace.objects),
             without_return: Vec::new(),
-            silence: watches.then(Silence::new),
+            growth: watches.then(GrowthWatch::new),
             shares_probes: follows,
             // Without them, the report tells of processes that ended too early.
             records: whose.and_then(|whose| Records::open(whose).ok()),
             keeps_ended,
-            spared,
+            seccomp,
         })
     }
 
@@ -434,22 +433,22 @@ impl Processes {
     }
 
     /// Refuses objects of `-O` that no process maps.
-    pub(super) fn check_named(&self) -> Result<(), Error> {
-        match self.named.missing().next() {
+    pub(super) fn check_requested(&self) -> Result<(), Error> {
+        match self.requested.missing().next() {
             Some(missing) => Err(Error::Usage(format!("{missing}: see /proc/PID/maps"))),
             None => Ok(()),
         }
     }
 
-    /// When processes are to be looked at for allocations that no probe sees.
-    pub(super) fn next_hearing(&self) -> Option<Instant> {
-        self.silence.as_ref().map(Silence::due)
+    /// When the next check for growth that no probe sees is due.
+    pub(super) fn next_growth_check(&self) -> Option<Instant> {
+        self.growth.as_ref().map(GrowthWatch::due)
     }
 
-    /// Has that look; gives what is new.
-    pub(super) fn hear(&mut self, collector: &Collector) -> Vec<String> {
+    /// Checks for it; returns a sentence for each process that is new.
+    pub(super) fn check_growth(&mut self, collector: &Collector) -> Vec<String> {
         let processes = self.traced.iter().map(|(pid, traced)| (*pid, traced.space));
-        self.silence.as_mut().map(|silence| silence.look(processes, collector)).unwrap_or_default()
+        self.growth.as_mut().map(|growth| growth.check(processes, collector)).unwrap_or_default()
     }
 
     /// What the unwind tables take.

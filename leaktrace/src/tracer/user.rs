@@ -14,7 +14,7 @@ use super::{
     overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
     ring::{self, Ring, drain},
-    spared::Spared,
+    seccomp_guard::SeccompGuard,
     step::{End, Step},
     wait::{self, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick, wait_until},
 };
@@ -95,7 +95,7 @@ impl UserTracer {
     ) -> Result<Self, Error> {
         let kinds = trace.user_kinds;
         let command = suspended.as_ref().map(Suspended::pid);
-        let spared = Spared::new(trace, wanted, command, &facts.kernel_release, note)?;
+        let seccomp = SeccompGuard::new(trace, wanted, command, &facts.kernel_release, note)?;
         let sizes = Sizes::new(trace.max_outstanding, true, kinds.mmap);
         let rules = Rules::new(wanted)?;
         let config = follow::constants(wanted, trace.children, trace.unwind, constants(trace))?;
@@ -106,7 +106,7 @@ impl UserTracer {
         let map_bytes = loaded.map_bytes();
         let way = Way::best(facts);
         let mut processes =
-            Processes::new(&mut loaded, way, trace, rules.is_open(), command, spared)?;
+            Processes::new(&mut loaded, way, trace, rules.is_open(), command, seccomp)?;
         let log = ProgramLog::open(trace, &mut loaded)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&[], &wanted.comms)?;
@@ -138,7 +138,7 @@ impl UserTracer {
         processes.add_present(&rules, &mut loaded, &mut collector)?;
         if suspended.is_none() && !rules.is_open() {
             // A command, or a process that is yet to come, may map them later.
-            processes.check_named()?;
+            processes.check_requested()?;
         }
         let records = match processes.records.as_ref().map(wait::descriptors) {
             Some(Ok(records)) => records,
@@ -194,7 +194,7 @@ impl UserTracer {
     pub(super) async fn step(&mut self) -> Result<Step, Error> {
         let look = self.processes.next_look();
         let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
-        let hear = self.processes.next_hearing();
+        let growth = self.processes.next_growth_check();
         let mut step = Step::default();
         tokio::select! {
             biased;
@@ -225,7 +225,7 @@ impl UserTracer {
             () = self.log.wait() => step.notes = self.log.lines(),
             () = wait_until(look) => self.look(Instant::now()),
             () = wait_for_tick(cost) => step.notes.extend(self.look_at_cost()?),
-            () = wait_until(hear) => step.notes = self.processes.hear(&self.collector),
+            () = wait_until(growth) => step.notes = self.processes.check_growth(&self.collector),
         }
         Ok(step)
     }

@@ -1,10 +1,10 @@
-//! What of the traced processes is not in the figures, in words.
+//! What of the traced processes is not in the figures, in sentences.
 
 use std::collections::HashSet;
 
 use super::{
+    growth::GrowthWatch,
     processes::{Counts, Processes},
-    silence::Silence,
 };
 use crate::{bpf::spaces::too_many, collect::Collector};
 
@@ -46,7 +46,7 @@ impl Processes {
             },
         );
         let unprobed = self.unprobed.iter().chain(&self.without_return).cloned();
-        let silent = self.silence.iter().flat_map(Silence::found).cloned();
-        failed.chain(unprobed).chain(counts).chain(silent).chain(self.named.missing()).collect()
+        let grown = self.growth.iter().flat_map(GrowthWatch::found).cloned();
+        failed.chain(unprobed).chain(counts).chain(grown).chain(self.requested.missing()).collect()
     }
 }
