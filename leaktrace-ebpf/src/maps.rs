@@ -16,7 +16,7 @@ use leaktrace_common::{
     VmallocCall,
 };
 
-use crate::user::walk::{CachedRule, Walk};
+use crate::user::state::{CachedRule, Walk};
 
 /// Set by the loader before the object is loaded; read with [`config`].
 #[unsafe(no_mangle)]
@@ -305,11 +305,13 @@ pub(crate) static TEXT_MAPS: Array<TextMap> = Array::with_max_entries(1, BPF_F_M
 #[map]
 pub(crate) static OBJECTS: HashMap<FileKey, TextObject> = HashMap::with_max_entries(1, 0);
 
+/// Slots in [`RULE_CACHE`]; a power of two.
+pub(crate) const RULE_CACHE_SLOTS: u32 = 16 * 1024;
+
 /// Rules found lately, by address; written by user stack walks, which may tear an entry; that does
 /// not go unnoticed, see [`CachedRule`].
 #[map]
-pub(crate) static RULE_CACHE: Array<CachedRule> =
-    Array::with_max_entries(crate::user::walk::CACHE_SLOTS, 0);
+pub(crate) static RULE_CACHE: Array<CachedRule> = Array::with_max_entries(RULE_CACHE_SLOTS, 0);
 
 /// Rare events for the session; larger where processes are many.
 #[map]

@@ -8,6 +8,7 @@ mod own_stack;
 mod process;
 mod rule;
 mod sampling;
+pub(crate) mod state;
 mod targets;
 mod vma;
-pub(crate) mod walk;
+mod walk;
