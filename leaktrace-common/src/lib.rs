@@ -52,7 +52,7 @@ pub use alloc::{
 };
 pub use config::{
     AreaLayout, CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS,
-    RcuLayout, StackMode, TEXT_RANGES, TOLD_TWICE, TextRange,
+    RcuLayout, StackMode, TEXT_RANGES, TRACED_TWICE, TextRange,
 };
 pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
 pub use loss::LossReason;

@@ -12,7 +12,7 @@ use leaktrace_common::{
     AreaLayout, Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, FileKey, GFP_TESTS,
     GfpTest, InFlight, LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding,
     PAGE_OWNERS, PAGE_REGIONS_COUNT, PARTS, PageRegion, Pair, RcuLayout, SiteKey, SiteRecord,
-    StackRecord, TEXT_RANGES, TOLD_TWICE, Target, TextMap, TextMapping, TextObject, TextRange,
+    StackRecord, TEXT_RANGES, TRACED_TWICE, Target, TextMap, TextMapping, TextObject, TextRange,
     VmallocCall,
 };
 
@@ -104,7 +104,7 @@ pub(crate) static CONFIG: Config = Config {
     gfp: [GfpTest::NEVER; GFP_TESTS],
     cgroups: [CgroupTest::NONE; CGROUPS],
     page_owners: [TextRange::EMPTY; PAGE_OWNERS],
-    told_twice: [TextRange::EMPTY; TOLD_TWICE],
+    traced_twice: [TextRange::EMPTY; TRACED_TWICE],
 };
 
 /// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.

@@ -19,7 +19,7 @@
 use aya_ebpf::{
     EbpfContext, helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext,
 };
-use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Pair, TOLD_TWICE};
+use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Pair, TRACED_TWICE};
 
 use super::{
     allocation::{Allocation, ZERO_SIZE_PTR, allocated, unless_recorded},
@@ -147,9 +147,9 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) {
 pub extern "C" fn leaktrace_take_first(address: u64, size_bytes: u64) -> u32 {
     let key = AllocKey::new(KERNEL_SPACE, address);
     let Some(first) = ledger::take(key) else { return 0 };
-    let ranges = (&raw const CONFIG.told_twice).cast();
+    let ranges = (&raw const CONFIG.traced_twice).cast();
     let is_first = first.size_bytes == size_bytes
-        && filter::is_in_one(ranges, TOLD_TWICE, ledger::call_site(first.site)) != 0;
+        && filter::is_in_one(ranges, TRACED_TWICE, ledger::call_site(first.site)) != 0;
     if is_first {
         counters::uncount_alloc(&first);
     } else {

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use leaktrace_common::{EventKind, Follow, Pair, Target, TextMap};
 
 use super::{
-    events::{tell, tell_once},
+    events::{notify, notify_once},
     in_flight,
     targets::{forget, next_space, register, remember, text_map, unregister},
 };
@@ -72,7 +72,7 @@ fn executed(mm: u64) -> bool {
     if stays == 0 && !filter::follows_current() {
         if old_space != 0 {
             unregister(tgid);
-            tell(EventKind::Ended, tgid, old_space, 0);
+            notify(EventKind::Ended, tgid, old_space, 0);
         }
         return old_space != 0;
     }
@@ -87,7 +87,7 @@ fn executed(mm: u64) -> bool {
         Some(_) => unregister(tgid),
         None => new_space = register(tgid, Target { space: new_space, stays: 0, mm }, true),
     }
-    tell(EventKind::Exec, tgid, old_space, new_space);
+    notify(EventKind::Exec, tgid, old_space, new_space);
     true
 }
 
@@ -160,10 +160,10 @@ fn forked(child: u64) -> bool {
         // SAFETY: live map values; nobody has the new space yet.
         unsafe {
             let (first, count, generation) = text_map(map);
-            *copy = TextMap { first, count, generation, told: 0 };
+            *copy = TextMap { first, count, generation, notified: 0 };
         }
     }
-    tell(EventKind::Forked, tgid, old_space, new_space);
+    notify(EventKind::Forked, tgid, old_space, new_space);
     true
 }
 
@@ -199,7 +199,7 @@ fn ended(thread: u64) -> bool {
     let mut is_news = in_flight::abandon(thread, old_space, leaving.alone);
     if leaving.last {
         unregister(tgid);
-        tell(EventKind::Ended, tgid, old_space, 0);
+        notify(EventKind::Ended, tgid, old_space, 0);
         is_news = true;
     }
     is_news
@@ -272,6 +272,6 @@ fn mapped(thread: u64) {
     let tgid = (thread >> 32) as u32;
     if let Some(target) = TARGETS.get_ptr(tgid) {
         // SAFETY: a live map value.
-        tell_once(EventKind::Mapped, tgid, unsafe { (*target).space });
+        notify_once(EventKind::Mapped, tgid, unsafe { (*target).space });
     }
 }

@@ -111,7 +111,7 @@ pub extern "C" fn leaktrace_walk(
         if end == StackEnd::NoMapping as u32 && leaktrace_is_made_by_hand(slot) != 0 {
             (*walk).record.end = StackEnd::Complete as u32;
         } else if end == StackEnd::NoMapping as u32 || (*walk).has_asked != 0 {
-            events::tell_once(EventKind::Unmapped, tgid, space);
+            events::notify_once(EventKind::Unmapped, tgid, space);
         }
         stack::store_hashed(&raw mut (*walk).record, (*walk).hash)
     };

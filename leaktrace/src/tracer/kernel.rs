@@ -67,7 +67,7 @@ impl KernelTracer {
             ..kernel::constants(&layout, constants(trace))
         };
         let mut config = filters::constants(filters, config)?;
-        config.told_twice = page_owners::told_twice();
+        config.traced_twice = page_owners::traced_twice();
         if kinds.contains(&KernelKind::Pages) {
             config.page_owners = page_owners::ranges().unwrap_or_default();
         }
