@@ -3,7 +3,7 @@
 
 use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use leaktrace_tests::binary::{Finished, leaktrace, leaktrace_bin, run};
@@ -218,6 +218,28 @@ fn an_unwritable_file_is_bad_input() {
         check_usage(&["kernel", "-d", "1s", "--write", file], &[file]);
         check_usage(&["run", "-w", file, "--", "true"], &[file]);
     }
+}
+
+/// What `leaktrace --help` says with this as its standard output, and its exit code.
+fn help_into(stdout: impl Into<Stdio>) -> (i32, String) {
+    let mut command = leaktrace(&["--help"]);
+    let output = command.stdout(stdout).output().unwrap_or_else(|error| panic!("{error}"));
+    let Finished { code, stderr, .. } = Finished::from_output(output);
+    (code, stderr)
+}
+
+#[test]
+fn an_error_tells_its_cause() {
+    let full = std::fs::File::create("/dev/full").unwrap_or_else(|error| panic!("{error}"));
+    let line = "leaktrace: cannot print the help: No space left on device (os error 28)\n";
+    assert_eq!(help_into(full), (2, line.to_owned()));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap_or_else(|error| panic!("{error}"));
+    drop(reader);
+    assert_eq!(help_into(writer), (0, String::new()));
 }
 
 /// Runs leaktrace as nobody (or as the one who runs the tests, who is not root either).

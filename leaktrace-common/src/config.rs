@@ -124,7 +124,7 @@ pub struct Config {
     /// Functions of the kernel's other allocators, whose pages count as theirs.
     pub page_owners: [TextRange; PAGE_OWNERS],
     /// Functions of kmalloc that tell a large block as their own before it is told as the caller's.
-    pub told_twice: [TextRange; TOLD_TWICE],
+    pub traced_twice: [TextRange; TRACED_TWICE],
 }
 
 /// Offsets in `struct vm_area_struct` and what it leads to; all zero on a kernel without
@@ -183,9 +183,9 @@ pub const MODULES_MOST: usize = 12;
 pub const CGROUPS: usize = 4;
 /// Ranges in [`Config::page_owners`].
 pub const PAGE_OWNERS: usize = 24;
-/// Ranges in [`Config::told_twice`]: two for each function, as compilers put what runs rarely apart
+/// Ranges in [`Config::traced_twice`]: two for each function, as compilers put what runs rarely apart
 /// (`NAME.cold`).
-pub const TOLD_TWICE: usize = 16;
+pub const TRACED_TWICE: usize = 16;
 
 /// Holds for GFP flags that have this value under this mask.
 #[repr(C)]
@@ -275,5 +275,5 @@ const _: () = assert!(
             + size_of::<TextRange>()
             + size_of::<crate::ModuleLayout>()
             + GFP_TESTS * 8
-            + (CGROUPS + PAGE_OWNERS + TOLD_TWICE) * 16
+            + (CGROUPS + PAGE_OWNERS + TRACED_TWICE) * 16
 );

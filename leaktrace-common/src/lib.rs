@@ -5,19 +5,19 @@
 //! | `BLOCKS` | [`Bucket`]s of [`Outstanding`] | BPF ledger | collector, when single blocks matter |
 //! | `OVERFLOW` | [`BlockWord`] -> [`Outstanding`] | BPF ledger | the same |
 //! | `SITE_INDEX` | [`SiteKey`] -> `u32` | BPF ledger; the loader deletes | nobody else |
-//! | `SITES` | index -> [`SiteRecord`] | BPF ledger; the loader sets [`SiteRecord::suspect`], and wipes | collector, by mmap |
+//! | `SITES` | index -> [`SiteRecord`] | BPF ledger and counters; the loader sets [`SiteRecord::suspect`], and wipes | collector, by mmap |
 //! | `FREE_SITES` | wiped slots of `SITES` | loader | BPF ledger |
 //! | `STACKS` | [`StackId`] -> [`StackRecord`] | BPF stack module | collector, once for each new id |
 //! | `RECENT_STACKS` | ids lately found in `STACKS` | BPF stack module; the loader wipes | BPF stack module |
 //! | `LOSS` | [`LossReason`] -> `u64` | BPF programs | collector |
-//! | `HEALED` | a [`Pair`] -> `u64` | BPF second programs | session |
+//! | `HEALED` | a [`Pair`] -> `u64` | BPF second programs | tracer |
 //! | `CACHES` | address of a `struct kmem_cache` -> [`CacheName`] | BPF ledger, once a cache | collector |
 //! | `PAGE_REGIONS` | region of pages -> [`PageRegion`] | BPF programs of pages | nobody else |
 //! | `TARGETS` | tgid -> [`Target`] | loader, BPF process programs | BPF user programs |
 //! | `RECENT_TARGETS` | processes lately found in `TARGETS` | BPF user and process programs; the loader wipes | BPF user programs |
 //! | `FREE_SPACES` | spaces of forgotten images | loader | loader, BPF process programs |
 //! | `SAMPLING` | the sampling interval in bytes, 0 for all | loader | BPF user programs |
-//! | `CALLS` | a [`Call`] -> hits of probes | BPF user programs | session, for `--max-overhead` |
+//! | `CALLS` | a [`Call`] -> hits of probes | BPF user programs | tracer, for `--max-overhead` |
 //! | `HANDLED` | a [`Pair`] -> the event handled last on a CPU | BPF first programs | BPF second programs |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
@@ -27,7 +27,7 @@
 //! | `TEXT_MAPS` | space -> [`TextMap`] | loader, by mmap, and BPF fork program; BPF marks what it has told | BPF walk |
 //! | `MODULE_TEXT` | [`TextRange`]s of the modules asked for | loader: 0; BPF module programs: 1 | BPF filters |
 //! | `ENDED` | ring of [`EndedProcess`] | BPF program of ends, in kernel mode | collector, by mmap |
-//! | `EVENTS` | ring of [`Event`] | BPF process programs and walk | session |
+//! | `EVENTS` | ring of [`Event`] | BPF process programs and walk | tracer |
 //! | `MAP_EVENTS` | ring of [`MapEvent`] | BPF mapping programs | collector |
 //!
 //! Every type is `repr(C)` without implicit padding, so that both sides agree on each byte.
@@ -52,7 +52,7 @@ pub use alloc::{
 };
 pub use config::{
     AreaLayout, CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS,
-    RcuLayout, StackMode, TEXT_RANGES, TOLD_TWICE, TextRange,
+    RcuLayout, StackMode, TEXT_RANGES, TRACED_TWICE, TextRange,
 };
 pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
 pub use loss::LossReason;

@@ -195,7 +195,7 @@ pub struct TextMap {
     pub generation: u32,
     /// A bit for each [`crate::EventKind`] of which the BPF side has told; publishing clears
     /// them.
-    pub told: u32,
+    pub notified: u32,
 }
 
 const _: () = assert!(size_of::<TextMapping>() == 40 && size_of::<TextMap>() == 16);

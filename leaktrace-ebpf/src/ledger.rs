@@ -1,14 +1,13 @@
-//! The only writer of outstanding blocks and of call sites' counters.
+//! The only writer of outstanding blocks and of call sites; their counters are `counters`'.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use leaktrace_common::{
-    AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode, lifetime_bucket, sampling,
-};
+use leaktrace_common::{AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode};
 
 use crate::{
-    atomic, loss,
-    maps::{CURSORS, FREE_SITES, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
-    stack::EEXIST,
+    atomic,
+    counters::{count_alloc, count_free},
+    loss,
+    maps::{CURSORS, EEXIST, FREE_SITES, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
     table,
 };
 
@@ -158,6 +157,13 @@ pub(crate) fn largest_bytes(site: u32) -> u64 {
     SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).largest_bytes })
 }
 
+/// The return address of a site's call.
+#[inline(always)]
+pub(crate) fn call_site(site: u32) -> u64 {
+    // SAFETY: a live map value, whose key does not change once it is published.
+    SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).key.call_site })
+}
+
 /// Records an allocation; gives whether there was room for it.
 #[inline(always)]
 pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) -> bool {
@@ -171,22 +177,6 @@ pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) -> bool {
             false
         }
     }
-}
-
-/// Counts a block that was cut in so many parts more as that many blocks more.
-#[inline(always)]
-pub(crate) fn count_parts(site: u32, more: u64) {
-    if let Some(record) = SITES.get_ptr_mut(site) {
-        // SAFETY: a live map value, aligned.
-        unsafe { atomic::add(&raw mut (*record).allocated_count, more) };
-    }
-}
-
-/// Counts a block whose address was given out again: its free was missed.
-#[inline(always)]
-pub(crate) fn count_missed_free(old: &Outstanding, now_ns: u64) {
-    loss::count(LossReason::MissedFree);
-    count_free(old, now_ns);
 }
 
 /// Records a free of whatever is outstanding at `key`; gives back whether something was. What
@@ -214,119 +204,4 @@ pub(crate) fn put_back(key: AllocKey, block: &Outstanding) {
     if let Err(reason) = table::insert(key, block) {
         loss::count_number(reason);
     }
-}
-
-/// Counts a block as allocated at its site.
-#[inline(always)]
-fn count_alloc(block: &Outstanding) {
-    let Some(record) = SITES.get_ptr_mut(block.site) else { return };
-    // SAFETY: a live map value; counters that add are atomic, and of two that write the time at
-    // once, either is right.
-    unsafe {
-        atomic::add(&raw mut (*record).allocated_count, 1);
-        atomic::add(&raw mut (*record).allocated_bytes, block.size_bytes);
-        if block.size_bytes > (*record).largest_bytes {
-            leaktrace_new_largest(block.site, block.size_bytes);
-        }
-        (*record).last_ns = block.timestamp_ns;
-    }
-    if config!(sampling) != 0 {
-        leaktrace_weigh(block.site, block.size_bytes, block.detail, 0);
-    }
-}
-
-/// Times that a new largest size is tried to be written against others.
-const GROWTHS: u32 = 4;
-
-/// Makes a size the largest of its site, unless a larger one is there by now: whoever is preempted
-/// before it writes must not put back a smaller one. Global and not inlined, so that the verifier
-/// checks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_new_largest(site: u32, size_bytes: u64) -> u32 {
-    let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
-    for _ in 0..GROWTHS {
-        // SAFETY: a live map value, aligned.
-        unsafe {
-            let largest = &raw mut (*record).largest_bytes;
-            let known = largest.read_volatile();
-            if size_bytes <= known || atomic::exchange_if(largest, known, size_bytes) {
-                break;
-            }
-        }
-    }
-    0
-}
-
-/// Takes back that a block was counted as allocated: what it is comes with another event.
-#[inline(always)]
-pub(crate) fn uncount_alloc(block: &Outstanding) {
-    let Some(record) = SITES.get_ptr_mut(block.site) else { return };
-    // SAFETY: a live map value; the counters are atomic, and the block was added to them.
-    unsafe {
-        atomic::add(&raw mut (*record).allocated_count, 1u64.wrapping_neg());
-        atomic::add(&raw mut (*record).allocated_bytes, block.size_bytes.wrapping_neg());
-    }
-}
-
-/// The return address of a site's call.
-#[inline(always)]
-pub(crate) fn call_site(site: u32) -> u64 {
-    // SAFETY: a live map value, whose key does not change once it is published.
-    SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).key.call_site })
-}
-
-/// Counts a block as freed at its site.
-#[inline(always)]
-pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {
-    let age_ns = now_ns.saturating_sub(block.timestamp_ns);
-    leaktrace_count_free(block.site, block.size_bytes, age_ns);
-    if config!(sampling) != 0 {
-        leaktrace_weigh(block.site, block.size_bytes, block.detail, 1);
-    }
-}
-
-/// Adds what a block of a process stands for to its site's estimates, of allocations or (with
-/// `freed` 1) of frees. Global and not inlined, so that the verifier checks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_weigh(site: u32, size_bytes: u64, interval: u32, freed: u32) -> u32 {
-    let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
-    let weight = sampling::weight(size_bytes, interval);
-    let bytes = sampling::weighted_bytes(size_bytes, weight);
-    let mut count_variance = sampling::count_variance(weight);
-    let mut bytes_variance = sampling::bytes_variance(size_bytes, bytes);
-    // SAFETY: a live map value, aligned.
-    unsafe {
-        let weights = &raw mut (*record).weights;
-        if freed != 0 {
-            atomic::add(&raw mut (*weights).freed_count, weight);
-            atomic::add(&raw mut (*weights).freed_bytes, bytes);
-            count_variance = count_variance.wrapping_neg();
-            bytes_variance = bytes_variance.wrapping_neg();
-        } else {
-            atomic::add(&raw mut (*weights).allocated_count, weight);
-            atomic::add(&raw mut (*weights).allocated_bytes, bytes);
-        }
-        if weight != 1 << sampling::WEIGHT_BITS {
-            atomic::add(&raw mut (*weights).count_variance, count_variance);
-            atomic::add(&raw mut (*weights).bytes_variance, bytes_variance);
-        }
-    }
-    0
-}
-
-/// As [`count_free`]. Global and not inlined, so that the verifier checks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) -> u32 {
-    let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
-    let bucket = lifetime_bucket(age_ns);
-    // SAFETY: a live map value; `bucket` is below the number of buckets.
-    unsafe {
-        atomic::add(&raw mut (*record).freed_bytes, size_bytes);
-        let buckets = (&raw mut (*record).lifetimes).cast::<u64>();
-        atomic::add(buckets.add(bucket), 1);
-    }
-    0
 }

@@ -8,6 +8,7 @@
 #![allow(internal_features, reason = "atomics are intrinsics for the BPF target")]
 
 mod atomic;
+mod counters;
 mod filter;
 mod kernel;
 mod ledger;

@@ -12,11 +12,11 @@ use leaktrace_common::{
     AreaLayout, Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, FileKey, GFP_TESTS,
     GfpTest, InFlight, LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding,
     PAGE_OWNERS, PAGE_REGIONS_COUNT, PARTS, PageRegion, Pair, RcuLayout, SiteKey, SiteRecord,
-    StackRecord, TEXT_RANGES, TOLD_TWICE, Target, TextMap, TextMapping, TextObject, TextRange,
+    StackRecord, TEXT_RANGES, TRACED_TWICE, Target, TextMap, TextMapping, TextObject, TextRange,
     VmallocCall,
 };
 
-use crate::user::walk::{CachedRule, Walk};
+use crate::user::state::{CachedRule, Walk};
 
 /// Set by the loader before the object is loaded; read with [`config`].
 #[unsafe(no_mangle)]
@@ -104,7 +104,7 @@ pub(crate) static CONFIG: Config = Config {
     gfp: [GfpTest::NEVER; GFP_TESTS],
     cgroups: [CgroupTest::NONE; CGROUPS],
     page_owners: [TextRange::EMPTY; PAGE_OWNERS],
-    told_twice: [TextRange::EMPTY; TOLD_TWICE],
+    traced_twice: [TextRange::EMPTY; TRACED_TWICE],
 };
 
 /// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.
@@ -117,6 +117,9 @@ macro_rules! config {
     }};
 }
 pub(crate) use config;
+
+/// `-EEXIST`: what an insert with `BPF_NOEXIST` says of a key that is there.
+pub(crate) const EEXIST: i32 = -17;
 
 /// Live blocks; written by the table alone, but for images that the loader forgets;
 /// `--max-outstanding`.
@@ -145,7 +148,7 @@ pub(crate) const RECENT_SLOTS: u32 = 4096;
 #[map]
 pub(crate) static RECENT_SITES: Array<u64> = Array::with_max_entries(RECENT_SLOTS, 0);
 
-/// Counters of call sites; written by the ledger, read by the loader through mmap, which wipes
+/// Counters of call sites; written by the ledger and by `counters`, read by the loader through mmap, which wipes
 /// those of images that it forgets.
 #[map]
 pub(crate) static SITES: Array<SiteRecord> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -238,11 +241,14 @@ pub(crate) static PAGE_REGIONS: Array<PageRegion> = Array::with_max_entries(PAGE
 #[map]
 pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, VmallocCall> = HashMap::with_max_entries(4096, 0);
 
+/// Programs that take kernel stacks; each has a scratch slot of its own.
+const KERNEL_SLOTS: u32 = 15;
+
 /// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU, see
 /// [`crate::stack::read_kernel`].
 #[map]
 pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
-    PerCpuArray::with_max_entries(crate::stack::KERNEL_SLOTS, 0);
+    PerCpuArray::with_max_entries(KERNEL_SLOTS, 0);
 
 /// Traced processes by tgid; written by the loader and by the programs of fork, exec and exit.
 #[map]
@@ -253,7 +259,7 @@ pub(crate) const RECENT_TARGET_SLOTS: u32 = 256;
 
 /// Processes lately found in [`TARGETS`], tgid in the high half and space in the low one; written by
 /// the programs of processes, and wiped by the loader with a process that it takes out. One word
-/// each; `process::space_of` says why it is right.
+/// each; `targets::space_of` says why it is right.
 #[map]
 pub(crate) static RECENT_TARGETS: Array<u64> =
     Array::with_max_entries(RECENT_TARGET_SLOTS, BPF_F_MMAPABLE);
@@ -299,11 +305,13 @@ pub(crate) static TEXT_MAPS: Array<TextMap> = Array::with_max_entries(1, BPF_F_M
 #[map]
 pub(crate) static OBJECTS: HashMap<FileKey, TextObject> = HashMap::with_max_entries(1, 0);
 
+/// Slots in [`RULE_CACHE`]; a power of two.
+pub(crate) const RULE_CACHE_SLOTS: u32 = 16 * 1024;
+
 /// Rules found lately, by address; written by user stack walks, which may tear an entry; that does
 /// not go unnoticed, see [`CachedRule`].
 #[map]
-pub(crate) static RULE_CACHE: Array<CachedRule> =
-    Array::with_max_entries(crate::user::walk::CACHE_SLOTS, 0);
+pub(crate) static RULE_CACHE: Array<CachedRule> = Array::with_max_entries(RULE_CACHE_SLOTS, 0);
 
 /// Rare events for the session; larger where processes are many.
 #[map]

@@ -4,16 +4,10 @@ use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_get_s
 use leaktrace_common::{LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord};
 
 use crate::{
-    kernel::module,
+    kernel::generation::{self, Frames},
     loss,
-    maps::{KERNEL_SCRATCH, RECENT_STACK_SLOTS, RECENT_STACKS, STACKS, config},
+    maps::{EEXIST, KERNEL_SCRATCH, RECENT_STACK_SLOTS, RECENT_STACKS, STACKS, config},
 };
-
-/// Programs that take kernel stacks; each has a scratch slot of its own.
-pub(crate) const KERNEL_SLOTS: u32 = 15;
-
-/// `-EEXIST`
-pub(crate) const EEXIST: i32 = -17;
 
 /// Takes the kernel stack; gives its id, or [`StackId::LOST`] with the loss counted. `slot` as for
 /// [`read_kernel`].
@@ -112,7 +106,7 @@ unsafe fn store(slot: u32, record: *mut StackRecord) -> u64 {
     unsafe {
         let count = (*record).count as usize;
         let mut hash = StackId::SEED;
-        let mut frames = module::Frames::NONE;
+        let mut frames = Frames::NONE;
         for index in 0..MAX_FRAMES {
             if index >= count {
                 break;
@@ -122,7 +116,7 @@ unsafe fn store(slot: u32, record: *mut StackRecord) -> u64 {
             frames.see(frame);
         }
         let generation = if frames.has_module() && config!(module.is_known) != 0 {
-            u64::from(module::leaktrace_generation(slot))
+            u64::from(generation::leaktrace_generation(slot))
         } else {
             0
         };

@@ -10,9 +10,8 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use leaktrace_common::{AllocKey, BUCKET_SLOTS, BlockWord, LossReason, Outstanding};
 
 use crate::{
-    atomic, ledger, loss,
-    maps::{BLOCKS, CURSORS, DISPLACED, OVERFLOW, config},
-    stack::EEXIST,
+    atomic, counters, loss,
+    maps::{BLOCKS, CURSORS, DISPLACED, EEXIST, OVERFLOW, config},
 };
 
 /// `-E2BIG`: a hash map is full.
@@ -83,7 +82,7 @@ pub extern "C" fn leaktrace_insert(word: u64, size_bytes: u64, timestamp_ns: u64
             let at = (&raw mut (*found).blocks).cast::<Outstanding>().add(slot as usize);
             let old = at.read_volatile();
             at.write_volatile(block);
-            ledger::count_missed_free(&old, timestamp_ns);
+            counters::count_missed_free(&old, timestamp_ns);
         }
         return INSERTED;
     }
@@ -132,7 +131,7 @@ fn overflow(word: u64, block: &Outstanding) -> u32 {
         Err(EEXIST) => {
             // SAFETY: copied at once.
             if let Some(old) = unsafe { OVERFLOW.get(word) }.copied() {
-                ledger::count_missed_free(&old, block.timestamp_ns);
+                counters::count_missed_free(&old, block.timestamp_ns);
             }
             match OVERFLOW.insert(word, block, u64::from(BPF_ANY)) {
                 Ok(()) => INSERTED,

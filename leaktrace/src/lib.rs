@@ -10,7 +10,8 @@
 //! | [`attach`] | probes | yes |
 //! | [`unwind`] | tables for stacks without frame pointers | yes |
 //! | [`collect`] | maps -> Snapshot | yes |
-//! | [`session`] | the loop that owns every handle | yes |
+//! | [`tracer`] | owns probes, maps and collector of what it traces | yes |
+//! | [`session`] | the loop of one tracer: when its reports are due | yes |
 //! | [`snapshot`] | plain data: one interval's raw state | no |
 //! | [`symbol`] | names for frames | reads files |
 //! | [`report`] | Snapshot + names -> sorted, cut rows | no |
@@ -29,5 +30,6 @@ pub mod report;
 pub mod session;
 pub mod snapshot;
 pub mod symbol;
+pub mod tracer;
 pub mod units;
 pub mod unwind;

@@ -7,11 +7,18 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::{Context as _, Result};
 use leaktrace::{
     attach::trial,
     cli::{self, Command, Parsed},
-    error::Error,
-    host::{cgroup, doctor, features, modules::check_name, proc},
+    error::{self, Error},
+    host::{
+        cgroup,
+        doctor::{self, Check},
+        features,
+        modules::check_name,
+        proc,
+    },
     pipeline::{self, sink::Sink},
     render::{self, TextStyle},
     session::{
@@ -25,11 +32,29 @@ use leaktrace::{
 fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
-        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(&error.to_string());
-            error.exit_code()
+            tell(&error::one_line(error.as_ref()));
+            exit_code(&error)
         }
+    }
+}
+
+/// Whether the reader of standard output went away, which is no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let output = match error.downcast_ref() {
+        Some(Error::Output(output)) => Some(output),
+        Some(_) => None,
+        None => error.downcast_ref::<io::Error>(),
+    };
+    output.is_some_and(|output| output.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// What `main` itself fails at is to write to standard output.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<Error>() {
+        Some(error) => error.exit_code(),
+        None => ExitCode::from(2),
     }
 }
 
@@ -38,29 +63,21 @@ fn tell(text: &str) {
     eprintln!("leaktrace: {}", render::line(text));
 }
 
-fn run() -> Result<ExitCode, Error> {
+fn run() -> Result<ExitCode> {
     match cli::parse(env::args_os())? {
         Parsed::Help(text) => {
-            io::stdout().write_all(text.as_bytes())?;
+            io::stdout().write_all(text.as_bytes()).context("cannot print the help")?;
             Ok(ExitCode::SUCCESS)
         }
         Parsed::Command(Command::Doctor { json }) => {
             let facts = features::probe();
             let checks = doctor::checks(&facts, &trial::run(&facts));
-            let mut stdout = io::stdout().lock();
-            if json {
-                doctor::write_json(&checks, &mut stdout)?;
-            } else {
-                let mut text = Vec::new();
-                doctor::write_text(&checks, &mut text)?;
-                for line in String::from_utf8_lossy(&text).lines() {
-                    writeln!(stdout, "{}", render::line(line))?;
-                }
-            }
+            print_checks(&checks, json).context("cannot print what this host allows")?;
             Ok(ExitCode::SUCCESS)
         }
         Parsed::Command(Command::Trace(spec)) => trace(&spec).inspect_err(|error| {
-            let words = error.verifier().filter(|_| spec.output.verbose > 0);
+            let refused = error.downcast_ref().and_then(Error::verifier);
+            let words = refused.filter(|_| spec.trace.verbose > 0);
             for line in words.into_iter().flat_map(str::lines) {
                 eprintln!("leaktrace: verifier: {line}");
             }
@@ -68,11 +85,24 @@ fn run() -> Result<ExitCode, Error> {
     }
 }
 
+fn print_checks(checks: &[Check], json: bool) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    if json {
+        return doctor::write_json(checks, &mut stdout);
+    }
+    let mut text = Vec::new();
+    doctor::write_text(checks, &mut text)?;
+    for line in String::from_utf8_lossy(&text).lines() {
+        writeln!(stdout, "{}", render::line(line))?;
+    }
+    Ok(())
+}
+
 fn check_cgroups(paths: &[PathBuf]) -> Result<(), Error> {
     paths.iter().try_for_each(|path| cgroup::find(path).map(drop))
 }
 
-fn trace(spec: &Spec) -> Result<ExitCode, Error> {
+fn trace(spec: &Spec) -> Result<ExitCode> {
     match &spec.target {
         Target::Processes(wanted) => {
             let pids = wanted.pids.iter().try_for_each(|pid| proc::check_traceable(*pid));
@@ -88,9 +118,8 @@ fn trace(spec: &Spec) -> Result<ExitCode, Error> {
     let mut sink = Some(Sink::open(spec.output.write.as_deref())?);
     let facts = features::probe();
     if !facts.is_root {
-        return Err(Error::Host(
-            "leaktrace must run as root: it loads BPF programs (try it with sudo)".into(),
-        ));
+        let cause = "leaktrace must run as root: it loads BPF programs (try it with sudo)";
+        return Err(Error::Host(cause.into()).into());
     }
     let style = TextStyle {
         color: sink.as_ref().is_some_and(Sink::is_terminal)

@@ -7,23 +7,10 @@ use std::{env, fs, io, os::unix::fs::MetadataExt as _, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{command, toolchain};
-
-/// Debian's BPF toolchain, and what bpf-linker is built with.
-pub(crate) const BPF_PACKAGES: [&str; 8] = [
-    "rustc-web",
-    "cargo-web",
-    "libstd-rust-web-dev-bpf",
-    "llvm-22-dev",
-    "libpolly-22-dev",
-    "zlib1g-dev",
-    "libzstd-dev",
-    "g++",
-];
-/// What [`install_linker`] does, as one would type it.
-pub(crate) const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
-     LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --locked \
-     --no-default-features --features llvm-22 --version 0.13.0";
+use crate::{
+    command,
+    toolchain::{self, DEBIAN_PACKAGES},
+};
 
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
@@ -77,7 +64,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
     let has_toolchain = found.is_some();
     let mut packages = Vec::new();
     if !has_toolchain {
-        packages.extend(BPF_PACKAGES);
+        packages.extend(DEBIAN_PACKAGES);
     }
     if need >= Need::Demo {
         packages.extend(C_PACKAGES);

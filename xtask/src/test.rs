@@ -13,7 +13,8 @@ use clap::{Args, ValueEnum};
 use crate::{
     bpf,
     build::{self, Profile},
-    command, lint, setup, tidy, vm, workspace,
+    command, lint, setup, tidy, vm,
+    workspace::{self, BINARY_VARIABLE},
 };
 
 /// A layer of tests.
@@ -60,9 +61,6 @@ pub(crate) struct MachineOptions {
     #[arg(last = true, requires = "kernel")]
     names: Vec<String>,
 }
-
-/// The variable that tells tests and tidy where the binary is.
-pub(crate) const BINARY_VARIABLE: &str = "LEAKTRACE_BIN";
 
 /// The task. Every step runs even if one before it failed, so that the whole picture is seen; a
 /// failure is told where it happens, as nothing may follow the last summary.

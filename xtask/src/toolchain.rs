@@ -14,6 +14,22 @@ use anyhow::{Result, bail};
 /// The BPF target.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
 
+/// Debian's compiler for the BPF target, and what bpf-linker is built with.
+pub(crate) const DEBIAN_PACKAGES: [&str; 8] = [
+    "rustc-web",
+    "cargo-web",
+    "libstd-rust-web-dev-bpf",
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "zlib1g-dev",
+    "libzstd-dev",
+    "g++",
+];
+/// How the second kind's linker is built, as one would type it; `setup` does that.
+const LINKER_RECIPE: &str = "LLVM_PREFIX=/usr/lib/llvm-22 \
+     LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --locked \
+     --no-default-features --features llvm-22 --version 0.13.0";
+
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_CLIPPY: &str = "/usr/bin/cargo-clippy";
@@ -176,7 +192,7 @@ fn missing(nightly: bool, debian: bool) -> String {
         "{found}. Either\n  \
          rustup toolchain install nightly --component rust-src && cargo install bpf-linker --locked\n\
          or, as root on Debian,\n  cargo xtask setup\nwhich does\n  apt-get install {}\n  {}",
-        crate::setup::BPF_PACKAGES.join(" "),
-        crate::setup::LINKER_RECIPE,
+        DEBIAN_PACKAGES.join(" "),
+        LINKER_RECIPE,
     )
 }

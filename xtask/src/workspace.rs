@@ -1,4 +1,4 @@
-//! Where the workspace and its target directory are.
+//! Where the workspace, its target directory and its binary are.
 
 use std::{
     env,
@@ -8,6 +8,9 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::source_hash;
+
+/// The variable that tells tests and tidy where the binary is.
+pub(crate) const BINARY_VARIABLE: &str = "LEAKTRACE_BIN";
 
 /// The folder of the root Cargo.toml.
 pub(crate) fn root() -> Result<PathBuf> {

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::{AllocKey, KERNEL_SPACE};
 
-use crate::{ledger, maps::config, pair};
+use crate::{counters, ledger, maps::config, pair};
 
 /// Pointers in one call of [`leaktrace_free_all`].
 const MAX_POINTERS: u64 = 512;
@@ -94,6 +94,6 @@ pub extern "C" fn leaktrace_free_all(pointers: u64, count: u64) -> u32 {
 pub extern "C" fn leaktrace_free_one(address: u64) -> u32 {
     let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, address)) else { return 0 };
     // SAFETY: the helper has no preconditions.
-    ledger::count_free(&block, unsafe { bpf_ktime_get_ns() });
+    counters::count_free(&block, unsafe { bpf_ktime_get_ns() });
     1
 }

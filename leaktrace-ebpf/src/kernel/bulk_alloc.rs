@@ -23,9 +23,9 @@ use aya_ebpf::{
 use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding};
 
 use super::{
+    allocation::{Allocation, learn_cache_name, object_size},
     bulk::{leaktrace_free_all, leaktrace_free_one},
     by_stack,
-    slab::{Allocation, learn_cache_name, object_size},
 };
 use crate::{filter, ledger, loss, maps::config, pair};
 

@@ -1,4 +1,4 @@
-//! Modules that come and go, and what tells one from another at the same addresses.
+//! Modules that come and go, each with a number; `generation` looks it up.
 //!
 //! Both tracepoints have one argument, the `struct module *` (include/trace/events/module.h, 5.15 to
 //! 7.2). `module_load` passes before the module's init runs, `module_free` while its name is there
@@ -11,14 +11,14 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    LAST_GENERATION, LossReason, MAX_FRAMES, MODULE_NAME_BYTES, ModuleEvent, ModuleEventKind,
-    PART_SHIFT, PARTS, PARTS_OF_MODULE, TextRange,
+    LAST_GENERATION, LossReason, MODULE_NAME_BYTES, ModuleEvent, ModuleEventKind, PART_SHIFT,
+    PARTS, PARTS_OF_MODULE, TextRange,
 };
 
-use super::{module_text, slab::arg};
+use super::{arguments::arg, module_text};
 use crate::{
     atomic, loss,
-    maps::{CURSORS, GENERATIONS, KERNEL_SCRATCH, MODULE_EVENTS, config},
+    maps::{CURSORS, GENERATIONS, MODULE_EVENTS, config},
     pair,
 };
 
@@ -99,83 +99,4 @@ pub extern "C" fn leaktrace_number(start: u64, end: u64, generation: u32) -> u32
         }
     }
     0
-}
-
-/// 1 for what lies outside the kernel's own text, else 0. Without a branch: the verifier would follow
-/// both ways of each frame. Both differences of addresses of the kernel have the sign that they seem
-/// to have.
-#[inline(always)]
-fn is_outside(address: u64) -> u64 {
-    let below = address.wrapping_sub(config!(kernel_text.start));
-    let above = config!(kernel_text.end).wrapping_sub(address);
-    (below | above) >> 63
-}
-
-/// The number of the latest load or unload at a call; 0 for one in the kernel's own text.
-#[inline(always)]
-pub(crate) fn generation_at(return_address: u64) -> u32 {
-    if config!(module.is_known) == 0 || return_address == 0 || is_outside(return_address) == 0 {
-        return 0;
-    }
-    number(return_address)
-}
-
-#[inline(always)]
-fn number(return_address: u64) -> u32 {
-    // The call lies before its return address.
-    let part = (return_address.wrapping_sub(1) >> PART_SHIFT) as u32 & (PARTS - 1);
-    // SAFETY: a live map value, read whole.
-    GENERATIONS.get_ptr(part).map_or(0, |number| unsafe { number.read_volatile() })
-}
-
-/// Whether a stack has frames of modules. The tracing program's own frames, which no tracepoint of
-/// an allocator lies behind, come first and are none.
-#[derive(Clone, Copy)]
-pub(crate) struct Frames {
-    in_kernel: u64,
-    in_module: u64,
-}
-
-impl Frames {
-    pub(crate) const NONE: Self = Self { in_kernel: 0, in_module: 0 };
-
-    /// Takes in the next frame.
-    #[inline(always)]
-    pub(crate) fn see(&mut self, frame: u64) {
-        let outside = is_outside(frame);
-        self.in_kernel |= outside ^ 1;
-        self.in_module |= outside & self.in_kernel;
-    }
-
-    #[inline(always)]
-    pub(crate) fn has_module(self) -> bool {
-        self.in_module != 0
-    }
-}
-
-/// The latest number at the frames in a scratch slot that lie in modules. Global and not inlined, so
-/// that the verifier checks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_generation(slot: u32) -> u32 {
-    let Some(record) = KERNEL_SCRATCH.get_ptr(slot) else { return 0 };
-    // SAFETY: a live map value that only the calling program uses.
-    let count = unsafe { (*record).count };
-    let mut latest = 0;
-    let mut frames = Frames::NONE;
-    for index in 0..MAX_FRAMES {
-        if index as u32 >= count {
-            break;
-        }
-        // SAFETY: as above; the index is below the number of frames.
-        let frame = unsafe { (*record).frames[index] };
-        frames.see(frame);
-        if is_outside(frame) != 0 && frames.has_module() {
-            let number = number(frame);
-            if number > latest {
-                latest = number;
-            }
-        }
-    }
-    latest
 }

@@ -22,13 +22,14 @@ use leaktrace_common::{
 };
 
 use super::{
+    allocation::{Allocation, leaktrace_size_at, unless_recorded},
+    arguments::arg,
     by_stack,
-    slab::{Allocation, arg, unless_recorded},
 };
 use crate::{
-    atomic, filter, ledger, loss,
+    atomic, counters, filter, ledger, loss,
     maps::{PAGE_REGIONS, config},
-    pair, table,
+    pair,
 };
 
 /// Bytes of a page on the machines that leaktrace runs on.
@@ -120,7 +121,7 @@ pub extern "C" fn leaktrace_free_pages(page: u64, order: u32) -> u32 {
     if bytes == PAGE_BYTES << order {
         let Some(block) = ledger::take(AllocKey::new(KERNEL_SPACE, page)) else { return 0 };
         // SAFETY: the helper has no preconditions.
-        ledger::count_free(&block, unsafe { bpf_ktime_get_ns() });
+        counters::count_free(&block, unsafe { bpf_ktime_get_ns() });
         if order > 0 {
             count_in_region(page, ONE_LESS);
         }
@@ -181,9 +182,9 @@ pub extern "C" fn leaktrace_free_part(page: u64, wanted_bytes: u64) -> u32 {
         ledger::put_back(AllocKey::new(KERNEL_SPACE, other), &part);
         halvings += 1;
     }
-    ledger::count_parts(block.site, u64::from(halvings));
+    counters::count_parts(block.site, u64::from(halvings));
     // SAFETY: the helper has no preconditions.
-    ledger::count_free(&part, unsafe { bpf_ktime_get_ns() });
+    counters::count_free(&part, unsafe { bpf_ktime_get_ns() });
     if block.size_bytes > PAGE_BYTES {
         count_in_region(page, ONE_LESS);
     }
@@ -205,14 +206,6 @@ pub extern "C" fn leaktrace_head_of(page: u64) -> u64 {
         }
     }
     0
-}
-
-/// Bytes of the tracked block whose first page this is; 0 if there is none. Global as
-/// [`leaktrace_free_pages`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_size_at(page: u64) -> u64 {
-    table::size_at(AllocKey::new(KERNEL_SPACE, page))
 }
 
 /// Bytes of the struct pages of so many bytes of pages.

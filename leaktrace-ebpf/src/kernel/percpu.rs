@@ -15,8 +15,9 @@ use aya_ebpf::{
 use leaktrace_common::{AllocKey, Kind, LossReason, PERCPU_SPACE, Pair};
 
 use super::{
+    allocation::{Allocation, allocated},
+    arguments::arg,
     by_stack,
-    slab::{Allocation, allocated, arg},
 };
 use crate::{filter, ledger, loss, maps::config, pair, table};
 

@@ -18,8 +18,9 @@ use aya_ebpf::{
 use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, Pair, VmallocCall};
 
 use super::{
+    allocation::{Allocation, site_of, unless_recorded},
+    arguments::arg,
     by_stack,
-    slab::{Allocation, arg, site_of, unless_recorded},
 };
 use crate::{
     filter, ledger, loss,

@@ -9,7 +9,7 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, pt_regs},
+    bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
         generated::{bpf_get_attach_cookie, bpf_get_func_ip},
@@ -23,11 +23,12 @@ use leaktrace_common::{
 };
 
 use super::{
-    own_stack, process, sampling,
+    in_flight::{is_being_resized, is_nested, leaktrace_skipped_return, returns_to, slot},
+    own_stack, sampling, targets,
     walk::{self, Start},
 };
 use crate::{
-    filter, ledger, loss,
+    counters, filter, ledger, loss,
     maps::{IN_FLIGHT, config},
 };
 
@@ -103,7 +104,7 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
         return 0;
     }
     let thread = bpf_get_current_pid_tgid();
-    let Some(space) = process::space_of((thread >> 32) as u32) else { return 0 };
+    let Some(space) = targets::space_of((thread >> 32) as u32) else { return 0 };
     if !ledger::on_free(AllocKey::new(space, pointer), now_ns())
         // Most blocks are not recorded then.
         && config!(sampling) == 0
@@ -112,14 +113,6 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
         loss::count(LossReason::UntrackedFree);
     }
     0
-}
-
-/// Whether `realloc` frees its old block, whose record it has already taken out.
-#[inline(always)]
-fn is_being_resized(thread: u64, pointer: u64) -> bool {
-    let Some(flight) = IN_FLIGHT.get_ptr(thread) else { return false };
-    // SAFETY: a live map value that belongs to this thread.
-    unsafe { (*flight).stack_pointer != 0 && (*flight).pointer == pointer }
 }
 
 #[inline(always)]
@@ -194,7 +187,7 @@ fn product(count: u64, size: u64) -> Option<u64> {
 fn entry(ctx: &ProbeContext) -> u32 {
     sampling::count_hit(ctx, Call::Entry, Call::SteppedEntry);
     let thread = bpf_get_current_pid_tgid();
-    let Some(space) = process::space_of((thread >> 32) as u32) else { return SKIP_RETURN };
+    let Some(space) = targets::space_of((thread >> 32) as u32) else { return SKIP_RETURN };
     // SAFETY: the context is a live pt_regs.
     let regs = unsafe { &*ctx.regs };
     // SAFETY: the helper takes the program's own context.
@@ -263,100 +256,6 @@ fn entry(ctx: &ProbeContext) -> u32 {
     flight.skipped = SkippedCall::NONE;
     flight.stack_pointer = regs.rsp;
     WATCH_RETURN
-}
-
-/// The slot of the running thread.
-#[inline(always)]
-pub(super) fn slot(thread: u64) -> Option<*mut InFlight> {
-    if let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) {
-        return Some(slot);
-    }
-    IN_FLIGHT.insert(thread, &InFlight::IDLE, u64::from(BPF_ANY)).ok()?;
-    IN_FLIGHT.get_ptr_mut(thread)
-}
-
-/// Forgets a call in flight whose return was skipped; its image's, unless that is gone. Global and
-/// not inlined, so that the verifier checks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
-    let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) else { return 0 };
-    // SAFETY: a live map value that belongs to this thread.
-    let flight = unsafe { &mut *slot };
-    flight.stack_pointer = 0;
-    if flight.space == space {
-        loss::count(match cookie_throws(flight.function.into()) {
-            true => LossReason::Thrown,
-            false => LossReason::SkippedReturn,
-        });
-        put_old_back(flight);
-    }
-    0
-}
-
-/// A thread ends: a call of which it has not returned never will. That is a loss where it leaves
-/// `alone`, as its process lives on. Gives whether there was one.
-#[inline(always)]
-pub(super) fn abandon(thread: u64, space: u32, alone: bool) -> bool {
-    let Some(flight) = IN_FLIGHT.get_ptr_mut(thread) else { return false };
-    // SAFETY: a live map value that belongs to this thread.
-    unsafe {
-        let is_news = (*flight).stack_pointer != 0;
-        if (*flight).stack_pointer != 0 && (*flight).space == space {
-            if alone {
-                loss::count(LossReason::SkippedReturn);
-            }
-            put_old_back(&*flight);
-        }
-        (*flight).stack_pointer = 0;
-        is_news
-    }
-}
-
-/// The call will not return: the block that it was to resize is as it was.
-#[inline(always)]
-fn put_old_back(flight: &InFlight) {
-    if flight.old_tracked != 0 {
-        ledger::put_back(AllocKey::new(flight.space, flight.pointer), &flight.old);
-    }
-}
-
-/// Whether a call is made inside the unfinished call `outer`; see the module.
-#[inline(always)]
-pub(super) fn is_nested(
-    outer: &InFlight,
-    space: u32,
-    stack_pointer: u64,
-    caller: u64,
-    function: u64,
-) -> bool {
-    if outer.space != space || stack_pointer > outer.stack_pointer {
-        return false;
-    }
-    // What throws keeps its return address.
-    let keeps = cookie_throws(outer.function.into());
-    if stack_pointer == outer.stack_pointer {
-        // A tail call: the return slot is the outer call's.
-        let same = keeps && caller == outer.caller && function != u64::from(outer.function);
-        return same || is_trampoline(caller);
-    }
-    let slot = returns_to(outer.stack_pointer);
-    is_trampoline(slot) || (keeps && slot == outer.caller)
-}
-
-/// What a return slot holds; 0 if it cannot be read.
-#[inline(always)]
-pub(super) fn returns_to(slot: u64) -> u64 {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user(slot as *const u64) }.unwrap_or(0)
-}
-
-/// Whether a return slot holds the kernel's return trampoline, which is the first instruction
-/// of the page that it maps as `[uprobes]` (uprobe_get_trampoline_vaddr,
-/// kernel/events/uprobes.c, 6.1 and 6.18). No call returns to the start of a page but by chance.
-#[inline(always)]
-pub(super) fn is_trampoline(slot: u64) -> bool {
-    slot != 0 && slot & 4095 == 0
 }
 
 /// The stack of a call, as far as `--stacks` wants it.
@@ -457,7 +356,7 @@ fn finish(flight: &InFlight, rax: u64) {
             return;
         }
         if flight.old_tracked != 0 {
-            ledger::count_free(&flight.old, now_ns);
+            counters::count_free(&flight.old, now_ns);
         } else if config!(sampling) == 0 {
             loss::count(LossReason::UntrackedFree);
         }

@@ -18,7 +18,7 @@ use aya_ebpf::{
 use leaktrace_common::{LossReason, MapEvent, MapEventKind, MapSyscall, Pair, StackId};
 
 use super::{
-    malloc, process,
+    in_flight, targets,
     walk::{self, Start},
 };
 use crate::{
@@ -109,7 +109,7 @@ fn is_told(thread: u64, told: u64, again: bool) -> bool {
     if config!(preemptible) == 0 {
         return false;
     }
-    let Some(slot) = malloc::slot(thread) else { return again };
+    let Some(slot) = in_flight::slot(thread) else { return again };
     // SAFETY: a live map value that belongs to this thread.
     unsafe {
         let is_told = again && (*slot).system_call == told;
@@ -178,7 +178,7 @@ fn returned(number: u64, regs: u64, result: u64, again: bool) -> bool {
 #[inline(always)]
 fn describe(regs: u64) -> Option<(MapEvent, pt_regs)> {
     let thread = bpf_get_current_pid_tgid();
-    let space = process::space_of((thread >> 32) as u32)?;
+    let space = targets::space_of((thread >> 32) as u32)?;
     // SAFETY: the helper checks the address.
     let regs = unsafe { bpf_probe_read_kernel(regs as *const pt_regs) }.ok()?;
     if regs.cs & 0xff == CODE_32 {
@@ -209,7 +209,7 @@ fn is_in_allocator(thread: u64, space: u32, stack_pointer: u64) -> bool {
     let Some(flight) = IN_FLIGHT.get_ptr(thread) else { return false };
     // SAFETY: a live map value that belongs to this thread.
     unsafe {
-        (*flight).stack_pointer != 0 && malloc::is_nested(&*flight, space, stack_pointer, 0, 0)
+        (*flight).stack_pointer != 0 && in_flight::is_nested(&*flight, space, stack_pointer, 0, 0)
     }
 }
 

@@ -1,10 +1,14 @@
 //! User allocations: the malloc family, mappings, and what happens to traced processes.
 
+mod events;
+mod in_flight;
 mod malloc;
 mod mapping;
 mod own_stack;
 mod process;
 mod rule;
 mod sampling;
+pub(crate) mod state;
+mod targets;
 mod vma;
-pub(crate) mod walk;
+mod walk;

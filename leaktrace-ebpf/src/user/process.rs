@@ -2,22 +2,20 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_ANY,
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel,
-    },
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel},
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use leaktrace_common::{BlockWord, Event, EventKind, Follow, LossReason, Pair, Target, TextMap};
+use leaktrace_common::{EventKind, Follow, Pair, Target, TextMap};
 
-use super::malloc;
+use super::{
+    events::{notify, notify_once},
+    in_flight,
+    targets::{forget, next_space, register, remember, text_map, unregister},
+};
 use crate::{
-    atomic, filter, loss,
-    maps::{
-        CURSORS, EVENTS, FREE_SPACES, RECENT_TARGET_SLOTS, RECENT_TARGETS, TARGETS, TEXT_MAPS,
-        config,
-    },
+    filter,
+    maps::{TARGETS, TEXT_MAPS, config},
     pair,
 };
 
@@ -74,7 +72,7 @@ fn executed(mm: u64) -> bool {
     if stays == 0 && !filter::follows_current() {
         if old_space != 0 {
             unregister(tgid);
-            tell(EventKind::Ended, tgid, old_space, 0);
+            notify(EventKind::Ended, tgid, old_space, 0);
         }
         return old_space != 0;
     }
@@ -89,106 +87,8 @@ fn executed(mm: u64) -> bool {
         Some(_) => unregister(tgid),
         None => new_space = register(tgid, Target { space: new_space, stays: 0, mm }, true),
     }
-    tell(EventKind::Exec, tgid, old_space, new_space);
+    notify(EventKind::Exec, tgid, old_space, new_space);
     true
-}
-
-/// A space that no process image has; 0 when all are taken.
-#[inline(always)]
-fn next_space() -> u32 {
-    if let Ok(Some(space)) = FREE_SPACES.pop() {
-        return space;
-    }
-    let Some(cursor) = CURSORS.get_ptr_mut(1) else { return 0 };
-    // SAFETY: a live map value.
-    let space = unsafe { atomic::fetch_add(cursor, 1) } + 1;
-    if space < u64::from(BlockWord::SPACES) { space as u32 } else { 0 }
-}
-
-/// Has a process traced; gives its space, 0 if there is none or no room: a space of its own is then
-/// given back.
-#[inline(always)]
-fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
-    if target.space == 0 {
-        return 0;
-    }
-    if TARGETS.insert(tgid, target, u64::from(BPF_ANY)).is_ok() {
-        remember(tgid, target.space);
-        return target.space;
-    }
-    if has_own {
-        // The queue has room for every space.
-        let _ = FREE_SPACES.push(target.space, 0);
-    }
-    0
-}
-
-/// Has a process traced no more.
-#[inline(always)]
-fn unregister(tgid: u32) {
-    // One that is not there needs no removal.
-    let _ = TARGETS.remove(tgid);
-    forget(tgid);
-}
-
-/// The space of a traced process, asked for by a thread of it.
-///
-/// A small array comes before the hash map. What it holds of a process is written by that process:
-/// by its threads while they run, by its exec, which has ended all but one of them, and by its last
-/// thread's end; the loader wipes it with what it takes out of the hash map. So it is not older than
-/// the hash map, and the number may be given to another process. A thread that is preempted in here
-/// keeps its process: it must come to its end before an exec or the last end does. Another process
-/// with the same slot may lose its word then, and looks it up again.
-#[inline(always)]
-pub(crate) fn space_of(tgid: u32) -> Option<u32> {
-    let recent = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1))?;
-    // SAFETY: a live map value; one word is read whole, so both halves belong together.
-    let word = unsafe { recent.read_volatile() };
-    if (word >> 32) as u32 == tgid && word != 0 {
-        return Some(word as u32);
-    }
-    // SAFETY: read at once; deleted only when the process ends.
-    let space = unsafe { TARGETS.get(tgid) }?.space;
-    remember(tgid, space);
-    // The loader may have taken it out, and wiped the array, in between.
-    // SAFETY: as above.
-    if unsafe { TARGETS.get(tgid) }.is_none_or(|target| target.space != space) {
-        forget(tgid);
-        return None;
-    }
-    Some(space)
-}
-
-/// Takes a process out of the small array.
-#[inline(always)]
-fn forget(tgid: u32) {
-    if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
-        // SAFETY: a live map value; words are read and written whole.
-        unsafe {
-            if (recent.read_volatile() >> 32) as u32 == tgid {
-                recent.write_volatile(0);
-            }
-        }
-    }
-}
-
-/// Puts a process' space into the small array.
-#[inline(always)]
-fn remember(tgid: u32, space: u32) {
-    if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
-        // SAFETY: a live map value; one word is written whole.
-        unsafe { recent.write_volatile(u64::from(tgid) << 32 | u64::from(space)) };
-    }
-}
-
-#[inline(always)]
-fn tell(kind: EventKind, tgid: u32, old_space: u32, new_space: u32) {
-    // SAFETY: the helper has no conditions.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
-    let event = Event { kind: kind as u32, tgid, old_space, new_space, time_ns };
-    if let Err(error) = EVENTS.output::<Event>(event, 0) {
-        loss::count_refusal(LossReason::EventsFull, error.into());
-    }
 }
 
 /// sched:sched_process_fork(parent, child), before the child runs: a traced process' child is
@@ -260,10 +160,10 @@ fn forked(child: u64) -> bool {
         // SAFETY: live map values; nobody has the new space yet.
         unsafe {
             let (first, count, generation) = text_map(map);
-            *copy = TextMap { first, count, generation, told: 0 };
+            *copy = TextMap { first, count, generation, notified: 0 };
         }
     }
-    tell(EventKind::Forked, tgid, old_space, new_space);
+    notify(EventKind::Forked, tgid, old_space, new_space);
     true
 }
 
@@ -296,10 +196,10 @@ fn ended(thread: u64) -> bool {
     // SAFETY: a live map value.
     let old_space = unsafe { (*target).space };
     let leaving = Leaving::of_current();
-    let mut is_news = malloc::abandon(thread, old_space, leaving.alone);
+    let mut is_news = in_flight::abandon(thread, old_space, leaving.alone);
     if leaving.last {
         unregister(tgid);
-        tell(EventKind::Ended, tgid, old_space, 0);
+        notify(EventKind::Ended, tgid, old_space, 0);
         is_news = true;
     }
     is_news
@@ -372,38 +272,6 @@ fn mapped(thread: u64) {
     let tgid = (thread >> 32) as u32;
     if let Some(target) = TARGETS.get_ptr(tgid) {
         // SAFETY: a live map value.
-        tell_once(EventKind::Mapped, tgid, unsafe { (*target).space });
+        notify_once(EventKind::Mapped, tgid, unsafe { (*target).space });
     }
-}
-
-/// First mapping, number of mappings and generation of an image, such that the generation is never
-/// newer than the mappings: what is found in these is remembered by it.
-///
-/// # Safety
-///
-/// `map` is a live map value.
-#[inline(always)]
-pub(crate) unsafe fn text_map(map: *const TextMap) -> (u32, u32, u32) {
-    // SAFETY: the caller's promise; the loader writes the mappings first, as one word.
-    unsafe {
-        let generation = (&raw const (*map).generation).read_volatile();
-        let mappings = map.cast::<u64>().read_volatile();
-        (mappings as u32, (mappings >> 32) as u32, generation)
-    }
-}
-
-/// Tells the session, once until it has looked, of an event of this kind.
-#[inline(always)]
-pub(crate) fn tell_once(kind: EventKind, tgid: u32, space: u32) {
-    let Some(map) = TEXT_MAPS.get_ptr_mut(space) else { return };
-    let bit = 1 << kind as u32;
-    // SAFETY: a live map value; who loses a race, or is preempted in between, tells twice, and
-    // whatever bit it puts back is taken away as soon as the session has looked for it.
-    unsafe {
-        if (*map).told & bit != 0 {
-            return;
-        }
-        (*map).told |= bit;
-    }
-    tell(kind, tgid, space, space);
 }

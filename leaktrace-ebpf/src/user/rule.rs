@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_probe_read_user;
 use leaktrace_common::{FrameMark, StackEnd, TEXT_PAGE_BYTES, Unwinding, ends_with_call};
 
-use super::walk::Walk;
+use super::state::Walk;
 use crate::maps::{MAPPINGS, PAGES, ROWS, WALKS};
 
 /// Steps of a binary search over `MAX_MAPPINGS` or `MAX_ROWS_IN_PAGE` (2^12) entries.

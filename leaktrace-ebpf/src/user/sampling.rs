@@ -8,13 +8,13 @@ use aya_ebpf::{
 };
 use leaktrace_common::{Call, InFlight, STEPPED, SkippedCall, sampling};
 
-use super::malloc::{is_trampoline, returns_to};
+use super::in_flight::{is_trampoline, returns_to};
 use crate::{
     atomic,
     maps::{CALLS, IN_FLIGHT, SAMPLING, config},
 };
 
-/// Counts a hit of a probe, where the session wants to know.
+/// Counts a hit of a probe, where the tracer wants to know.
 #[inline(always)]
 pub(super) fn count_call(call: Call) {
     if config!(count_calls) != 0

@@ -7,8 +7,9 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_probe_read_kernel};
-use leaktrace_common::{FileKey, TEXT_SEGMENTS, TextMapping, TextObject};
+use leaktrace_common::{TEXT_SEGMENTS, TextMapping, TextObject};
 
+use super::state::Area;
 use crate::maps::{OBJECTS, WALKS, config};
 
 /// `VM_EXEC` (include/linux/mm.h, 6.1 and 6.18).
@@ -18,24 +19,6 @@ const EXECUTABLE: u64 = 4;
 /// itself, as the one below its own that overlayfs maps. The bit that says just that,
 /// `FMODE_BACKING`, is another one in some kernels.
 const NOT_ACCOUNTED: u64 = 1 << 29;
-
-/// What is read of a `struct vm_area_struct`.
-#[repr(C)]
-pub(super) struct Area {
-    start: u64,
-    end: u64,
-    /// In pages.
-    file_offset: u64,
-    flags: u64,
-    /// 0 if there is none.
-    file: u64,
-    /// On the way to `key`.
-    mode: u64,
-    entry: u64,
-    inode: u64,
-    super_block: u64,
-    key: FileKey,
-}
 
 /// Has the walk's mapping be what the kernel has at `address`, if that is code; 0 if there is none
 /// or the kernel does not tell. Global as [`super::walk::leaktrace_step`].

@@ -8,84 +8,29 @@
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated::bpf_probe_read_user};
 use leaktrace_common::{
-    CfaRule, EventKind, FrameMark, LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord,
-    TextMapping, UnwindRow, WALKS_PER_CPU,
+    CfaRule, EventKind, FrameMark, LossReason, MAX_FRAMES, StackEnd, StackId, UnwindRow,
+    WALKS_PER_CPU,
 };
 
 use super::{
-    process,
+    events,
     rule::{
         BY_FRAME_POINTER, NO_CALL, NO_MAPPING_KNOWN, NO_RULE, UNCALLED, leaktrace_find_rule,
         leaktrace_is_called,
     },
-    vma::{Area, leaktrace_find_area},
+    state::{WINDOW_WORDS, Walk},
+    targets,
+    vma::leaktrace_find_area,
 };
 use crate::{
     atomic, loss,
-    maps::{RULE_CACHE, TEXT_MAPS, WALKS, config},
+    maps::{RULE_CACHE, RULE_CACHE_SLOTS, TEXT_MAPS, WALKS, config},
     stack,
 };
 
-/// Slots in the cache of rules; a power of two.
-pub(crate) const CACHE_SLOTS: u32 = 16 * 1024;
-
-/// Words of the stack copy.
-const WINDOW_WORDS: usize = 512;
 /// What is too little of a stack: some frames. The environment and the auxiliary vector, above the
 /// first frames of the main thread, are longer.
 const LITTLE_BYTES: u32 = 1024;
-
-/// State of one stack walk.
-#[repr(C)]
-pub(crate) struct Walk {
-    /// Number of claims on this slot: whoever raised it from 0 owns it.
-    claims: u64,
-    /// Address whose rule is next: in the calling instruction. Marked as [`Walk::RETURN`],
-    /// [`Walk::FRAME_POINTER`] or [`Walk::INTERRUPTED`].
-    pub(super) address: u64,
-    /// Stack and frame pointer in that frame.
-    stack_pointer: u64,
-    frame_pointer: u64,
-    /// The process image's part of `MAPPINGS`, and its generation.
-    pub(super) first_mapping: u32,
-    pub(super) mapping_count: u32,
-    generation: u32,
-    /// Index of this slot.
-    slot: u32,
-    /// Mapping of the frame before: most often this one's as well.
-    pub(super) mapping: TextMapping,
-    /// Whether the kernel was asked for one that the loader has not published.
-    pub(super) has_asked: u32,
-    zero: u32,
-    /// Its answer.
-    pub(super) area: Area,
-    /// Address of the first word of `window`.
-    window_start: u64,
-    /// Words in `window` that hold stack contents.
-    window_words: u64,
-    /// Hash of the frames so far.
-    hash: u64,
-    window: [u64; WINDOW_WORDS],
-    record: StackRecord,
-}
-
-impl Walk {
-    /// [`Walk::address`] is before a return address that was found by call frame information.
-    pub(super) const RETURN: u64 = 0;
-    /// It is before a return address that was found by frame pointer.
-    pub(super) const FRAME_POINTER: u64 = FrameMark::FRAME_POINTER;
-    /// It is that of the instruction that a signal has interrupted.
-    pub(super) const INTERRUPTED: u64 = FrameMark::INTERRUPTED;
-}
-
-/// A rule found before. `check` is the key XOR [`seal`] of the rule: an entry that is torn, by
-/// writers on other CPUs or by one that was preempted between its two words, is that of no address
-/// instead of giving a wrong rule.
-#[repr(C)]
-pub(crate) struct CachedRule {
-    check: u64,
-    rule: u64,
-}
 
 /// Spreads what two rules differ in over all bits, as rules differ in some low ones, and so do the
 /// addresses of neighbouring calls.
@@ -150,7 +95,7 @@ pub extern "C" fn leaktrace_walk(
         (*walk).record.count = 1;
         (*walk).record.frames[0] = caller;
         // SAFETY: a live map value.
-        let mappings = TEXT_MAPS.get_ptr(space).map(|map| process::text_map(map));
+        let mappings = TEXT_MAPS.get_ptr(space).map(|map| targets::text_map(map));
         let (first, count, generation) = mappings.unwrap_or_default();
         (*walk).first_mapping = first;
         (*walk).mapping_count = count;
@@ -166,7 +111,7 @@ pub extern "C" fn leaktrace_walk(
         if end == StackEnd::NoMapping as u32 && leaktrace_is_made_by_hand(slot) != 0 {
             (*walk).record.end = StackEnd::Complete as u32;
         } else if end == StackEnd::NoMapping as u32 || (*walk).has_asked != 0 {
-            process::tell_once(EventKind::Unmapped, tgid, space);
+            events::notify_once(EventKind::Unmapped, tgid, space);
         }
         stack::store_hashed(&raw mut (*walk).record, (*walk).hash)
     };
@@ -262,7 +207,7 @@ unsafe fn cached_rule(walk: *mut Walk, slot: u32) -> u64 {
         let generation = u64::from((*walk).generation).wrapping_mul(StackId::SEED);
         let key = (*walk).address ^ generation;
         let hash = StackId::mix(StackId::SEED, key);
-        let Some(entry) = RULE_CACHE.get_ptr_mut(hash as u32 & (CACHE_SLOTS - 1)) else {
+        let Some(entry) = RULE_CACHE.get_ptr_mut(hash as u32 & (RULE_CACHE_SLOTS - 1)) else {
             return leaktrace_find_rule(slot);
         };
         let (check, rule) = ((*entry).check, (*entry).rule);

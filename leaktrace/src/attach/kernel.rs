@@ -5,9 +5,10 @@ use leaktrace_common::{Config, TextRange};
 use crate::{
     bpf::{
         Loaded,
-        object::{FunctionProgram, KernelProgram, TypedProgram, possible_cpus},
+        object::{FunctionProgram, KernelProgram, TypedProgram},
+        sizes::possible_cpus,
     },
-    error::Error,
+    error::{self, Error},
     host::layout::{KernelLayout, Modules},
     session::spec::KernelKind,
     snapshot::Blind,
@@ -130,7 +131,7 @@ pub fn attach_names(loaded: &mut Loaded, layout: &KernelLayout) -> Result<(), St
     if layout.names.is_none() {
         return Err("this kernel's struct task_struct is not laid out as leaktrace knows it".into());
     }
-    loaded.attach_tracepoint(KernelProgram::Ended).map_err(|error| error.to_string())
+    loaded.attach_tracepoint(KernelProgram::Ended).map_err(|error| error::one_line(&error))
 }
 
 /// Modules that come and go from here on; to be called before anything is allocated, so that no
@@ -156,7 +157,7 @@ pub fn attach_modules(
         Modules::Known(_) => [KernelProgram::ModuleFree, KernelProgram::ModuleLoad]
             .into_iter()
             .try_for_each(|program| loaded.attach_tracepoint(program))
-            .map_err(|error| error.to_string()),
+            .map_err(|error| error::one_line(&error)),
     }
 }
 
@@ -191,7 +192,7 @@ fn attach_slab(
             .attach_tracepoint(KernelProgram::RcuWork)
             .and_then(|()| loaded.attach_again(KernelProgram::RcuWorkAgain))
         {
-            unseen.push(format!("kfree_rcu: {refusal}, {error}; {still}"));
+            unseen.push(format!("kfree_rcu: {refusal}, {}; {still}", error::one_line(&error)));
         }
     }
     // Frees first: an allocation seen without its free would look like a leak. Those that look
@@ -276,7 +277,7 @@ fn attach_percpu(
             .try_for_each(|program| loaded.attach_tracepoint(program))
             .and_then(|()| loaded.attach_again(KernelProgram::PercpuFreeAgain))
             .and_then(|()| loaded.attach_again(KernelProgram::PercpuAllocAgain))
-            .map_err(|error| error.to_string()),
+            .map_err(|error| error::one_line(&error)),
     };
     if let Err(cause) = attached {
         unseen.push(format!("percpu memory: {cause}"));
@@ -309,7 +310,7 @@ fn attach_vmalloc(
         .and_then(|()| loaded.attach_again(KernelProgram::AreaFreeAgain))
         .and_then(|()| loaded.attach_again(KernelProgram::AreaAllocAgain));
     if let Err(error) = by_tracepoint {
-        unseen.push(format!("vmalloc: {refusal}, {error}"));
+        unseen.push(format!("vmalloc: {refusal}, {}", error::one_line(&error)));
     } else if config.filter_gfp != 0 {
         unseen.push(format!("vmalloc: its address areas do not tell its flags ({refusal})"));
     }
@@ -334,7 +335,7 @@ fn attach_pages(
             .into_iter()
             .try_for_each(|program| loaded.attach_tracepoint(program))
             .and_then(|()| loaded.attach_again(KernelProgram::PageAllocAgain))
-            .map_err(|error| error.to_string())
+            .map_err(|error| error::one_line(&error))
     };
     unseen.push(match attached {
         Err(cause) => format!("pages: {cause}"),

@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     bpf::{Loaded, Sizes},
-    error::Error,
+    error::{self, Error},
     host::{
-        features::{Answer, HostFacts, Trials},
+        answer::Answer,
+        features::{HostFacts, Trials},
         layout::KernelLayout,
         seccomp,
     },
@@ -22,7 +23,7 @@ use crate::{
 pub fn run(facts: &HostFacts) -> Trials {
     let answer = |result: Result<(), Error>| match result {
         Ok(()) => Answer::Yes,
-        Err(error) => Answer::No(error.to_string()),
+        Err(error) => Answer::No(error::one_line(&error)),
     };
     Trials {
         kernel: answer(load_kernel()),

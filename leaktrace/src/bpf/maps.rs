@@ -345,7 +345,7 @@ pub struct UnwindMaps {
 impl UnwindMaps {
     /// Publishes a process image's mappings; of none if it is forgotten.
     pub fn set_text_map(&mut self, space: u32, map: TextMap) {
-        let TextMap { first, count, generation, told } = map;
+        let TextMap { first, count, generation, notified } = map;
         self.text_maps.with(space as usize, |slot| {
             // SAFETY: `slot` lies in the mapping and is aligned. In this order, and the mappings as
             // one word: a walk on another CPU never takes old mappings for those of the new
@@ -354,7 +354,7 @@ impl UnwindMaps {
                 slot.cast::<u64>().write_volatile(u64::from(first) | u64::from(count) << 32);
                 compiler_fence(Ordering::SeqCst);
                 (&raw mut (*slot).generation).write_volatile(generation);
-                (&raw mut (*slot).told).write_volatile(told);
+                (&raw mut (*slot).notified).write_volatile(notified);
             }
         });
     }

@@ -10,7 +10,7 @@ pub mod multi;
 pub mod object;
 mod pairs;
 mod refusal;
-mod sizes;
+pub mod sizes;
 pub mod spaces;
 mod sys;
 

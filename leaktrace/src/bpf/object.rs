@@ -77,13 +77,7 @@ impl Loaded {
             .map_max_entries("PAGES", (sizes.unwind_rows / 16).max(1))
             .map_max_entries("MAPPINGS", (sizes.unwind_rows / 64).max(1))
             .load(patched.as_ref().map_or(object, kernel_calls::Aligned::as_bytes))
-            .map_err(|error| {
-                // Its text has no errno, but may have the kernel's log of BTF behind its first line.
-                let text = error.to_string();
-                let line = text.lines().next().unwrap_or_default();
-                let cause = root_cause(&error);
-                Error::kernel("cannot load the BPF maps", format!("{line}: {cause}"))
-            })?;
+            .map_err(|error| Error::kernel("cannot load the BPF maps", error))?;
         Ok(Self { ebpf, has_preemptible_tracepoints })
     }
 
@@ -565,9 +559,4 @@ pub(super) fn map_data(map: &Map) -> Option<&aya::maps::MapData> {
         | Map::RingBuf(data) => Some(data),
         _ => None,
     }
-}
-
-/// Number of CPUs that can ever be present.
-pub fn possible_cpus() -> u32 {
-    aya::util::nr_cpus().map_or(1, |count| count as u32)
 }

@@ -57,6 +57,7 @@ fn line(program: &str, refusal: &io::Error, verifier: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::one_line;
 
     fn check(errno: i32, verifier: &str, parts: &[&str]) {
         let error = refused("lt_x", &io::Error::from_raw_os_error(errno), verifier);
@@ -75,6 +76,19 @@ mod tests {
         check(libc::EINVAL, stx, &["atomic operations with results", "5.12", "5.15 or newer"]);
         let cookie = "0: (85) call unknown#174\ninvalid func unknown#174\n";
         check(libc::EINVAL, cookie, &["cookies of probes in BPF programs (from Linux 5.15)"]);
+    }
+
+    /// aya's own text ends in "failed".
+    #[test]
+    fn the_errno_behind_an_error_of_aya_is_told() {
+        let io_error = io::Error::from_raw_os_error(libc::EPERM);
+        let call = aya::sys::SyscallError { call: "bpf_raw_tracepoint_open", io_error };
+        let error = of_aya("lt_x", "cannot attach to tracepoint kmalloc", call.into());
+        assert_eq!(
+            one_line(&error),
+            "cannot attach to tracepoint kmalloc: `bpf_raw_tracepoint_open` failed: Operation not \
+             permitted (os error 1)"
+        );
     }
 
     #[test]

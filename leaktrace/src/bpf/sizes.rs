@@ -2,8 +2,6 @@
 
 use leaktrace_common::{BlockWord, ENDED_SLOTS, WALKS_PER_CPU};
 
-use super::object::possible_cpus;
-
 /// Room in the maps, fixed when the object is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -78,4 +76,9 @@ impl Sizes {
             module_ring_bytes: 4096,
         }
     }
+}
+
+/// Number of CPUs that can ever be present.
+pub fn possible_cpus() -> u32 {
+    aya::util::nr_cpus().map_or(1, |count| count as u32)
 }

@@ -234,6 +234,8 @@ impl CommonArgs {
             sample_bytes: user.map_or(Ok(0), UserArgs::sample_bytes)?,
             max_overhead_ppm: user.and_then(|user| user.max_overhead),
             user_kinds: user.map_or(UserKinds { malloc: false, mmap: false }, |user| user.kinds()),
+            objects: user.map(|user| user.objects.clone()).unwrap_or_default(),
+            verbose: self.verbose,
         })
     }
 
@@ -296,7 +298,6 @@ impl CommonArgs {
             },
             write: self.write.clone(),
             quiet: self.quiet,
-            verbose: self.verbose,
         }
     }
 }

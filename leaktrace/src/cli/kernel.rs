@@ -164,7 +164,6 @@ impl Args {
             view: self.common.view(self.by.meaning())?,
             output: self.common.output(),
             debug_dirs: self.common.debug_dirs()?,
-            objects: Vec::new(),
             target: Target::Kernel {
                 kinds: kinds(&self.kinds, self.pages.is_some()),
                 all_pages: self.pages == Some(PagesArg::All),

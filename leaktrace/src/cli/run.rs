@@ -45,7 +45,6 @@ impl Args {
             view: self.common.view(self.user.by())?,
             output: self.common.output(),
             debug_dirs: self.common.debug_dirs()?,
-            objects: self.user.objects,
             target: Target::Command { argv: self.argv, error_exitcode: self.error_exitcode },
         })
     }

@@ -67,8 +67,8 @@ fn defaults_of_each_verb() {
     assert_eq!(user.trace.stacks, StackMode::All);
     assert_eq!(user.trace.max_outstanding, 1_000_000);
     assert_eq!((user.view.top, user.view.sort), (10, Sort::Bytes));
-    assert_eq!(user.objects, [""; 0].map(PathBuf::from));
-    let named = spec("leaktrace user -p 5 -O /lib/pool.so --obj prog").objects;
+    assert_eq!(user.trace.objects, [""; 0].map(PathBuf::from));
+    let named = spec("leaktrace user -p 5 -O /lib/pool.so --obj prog").trace.objects;
     assert_eq!(named, ["/lib/pool.so", "prog"].map(PathBuf::from));
     let run = spec("leaktrace run -- ls -l --color");
     let argv = ["ls", "-l", "--color"].map(OsString::from).to_vec();
@@ -93,7 +93,7 @@ fn every_flag_has_its_meaning() {
     assert_eq!((spec.trace.max_outstanding, spec.trace.max_depth), (9, 20));
     assert_eq!(spec.trace.stacks, StackMode::Site);
     assert_eq!((spec.trace.probe_at, spec.trace.unwind), (ProbeAt::Entry, Unwind::FramePointers));
-    assert_eq!((spec.output.format, spec.output.verbose), (Format::Json, 2));
+    assert_eq!((spec.output.format, spec.trace.verbose), (Format::Json, 2));
     assert_eq!(spec.output.write.as_deref(), Some(std::path::Path::new("out")));
 }
 

@@ -81,7 +81,6 @@ impl Args {
             view: self.common.view(self.user.by())?,
             output: self.common.output(),
             debug_dirs: self.common.debug_dirs()?,
-            objects: self.user.objects,
             target: Target::Processes(wanted),
         })
     }

@@ -100,7 +100,7 @@ pub struct Collector {
     process_names: ProcessNames,
     /// Objects in use by slab cache when the probes went on.
     slabs: Option<BTreeMap<String, Usage>>,
-    /// What the probes do not see; the session's to set.
+    /// What the probes do not see; the tracer's to set.
     pub blind: Blind,
 }
 

@@ -11,7 +11,7 @@ use aya_obj::{
     generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type},
 };
 
-use super::features::Answer;
+use super::answer::Answer;
 
 /// From 6.13; newer than the bindings.
 const BPF_TRACE_UPROBE_SESSION: u32 = 57;

@@ -4,7 +4,10 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::features::{Answer, Capabilities, Capability, HostFacts, Trials};
+use super::{
+    answer::Answer,
+    features::{Capabilities, Capability, HostFacts, Trials},
+};
 
 /// How well something that tracing wants is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

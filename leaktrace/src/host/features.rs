@@ -1,43 +1,17 @@
 //! What this host allows: probed once, by trying; attaching and `doctor` both go by it.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use super::{
+    answer::Answer,
     attempts,
     debug_files::{self, KERNEL_NOTES},
     proc,
     records::{Records, Whose},
 };
-
-/// Whether the host allows something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It was tried and worked.
-    Yes,
-    /// It was tried and refused: why.
-    No(String),
-    /// It could not be tried: why.
-    Unknown(String),
-}
-
-impl Answer {
-    /// Whether it was tried and worked.
-    pub fn is_yes(&self) -> bool {
-        *self == Self::Yes
-    }
-}
-
-impl<T> From<io::Result<T>> for Answer {
-    fn from(result: io::Result<T>) -> Self {
-        match result {
-            Ok(_) => Self::Yes,
-            Err(error) => Self::No(error.to_string()),
-        }
-    }
-}
 
 /// A capability that tracing needs, by its bit in `CapEff`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! This machine: what it is, what it allows, and how its kernel is laid out.
 
+pub mod answer;
 mod attempts;
 pub mod bpf_code;
 pub mod btf;

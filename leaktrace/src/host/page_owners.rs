@@ -1,7 +1,7 @@
 //! The kernel's allocators that take their memory from the page allocator: their pages are not
 //! counted a second time.
 
-use leaktrace_common::{PAGE_OWNERS, TOLD_TWICE, TextRange};
+use leaktrace_common::{PAGE_OWNERS, TRACED_TWICE, TextRange};
 
 use super::kallsyms;
 
@@ -41,7 +41,7 @@ const FUNCTIONS: [&str; 24] = [
 
 /// Functions of kmalloc that tell a large block as their own before it is told as the caller's,
 /// as the compiler inlines `__do_kmalloc_node` and what calls it: mm/slub.c, 6.11 to 7.2.
-const TOLD_TWICE_FUNCTIONS: [&str; TOLD_TWICE / 2] = [
+const TRACED_TWICE_FUNCTIONS: [&str; TRACED_TWICE / 2] = [
     "__do_kmalloc_node",
     "__kmalloc_noprof",
     "__kmalloc_node_noprof",
@@ -53,9 +53,9 @@ const TOLD_TWICE_FUNCTIONS: [&str; TOLD_TWICE / 2] = [
 ];
 
 /// Where those functions of this kernel lie; none before 6.10, or where /proc/kallsyms hides it.
-pub fn told_twice() -> [TextRange; TOLD_TWICE] {
-    let mut ranges = [TextRange::EMPTY; TOLD_TWICE];
-    for (range, (start, end)) in ranges.iter_mut().zip(kallsyms::ranges(&TOLD_TWICE_FUNCTIONS)) {
+pub fn traced_twice() -> [TextRange; TRACED_TWICE] {
+    let mut ranges = [TextRange::EMPTY; TRACED_TWICE];
+    for (range, (start, end)) in ranges.iter_mut().zip(kallsyms::ranges(&TRACED_TWICE_FUNCTIONS)) {
         *range = TextRange { start, end };
     }
     ranges

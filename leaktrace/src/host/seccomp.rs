@@ -22,7 +22,7 @@ use nix::{
     unistd::{ForkResult, Pid, fork},
 };
 
-use super::{features::Answer, proc};
+use super::{answer::Answer, proc};
 
 /// The child takes less than a millisecond; a busy emulated machine some hundred.
 const DEADLINE: Duration = Duration::from_secs(10);

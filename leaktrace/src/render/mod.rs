@@ -18,6 +18,13 @@ pub struct TextStyle {
     pub color: bool,
 }
 
+impl TextStyle {
+    /// An escape sequence, where colours are welcome.
+    fn paint(self, code: &str) -> &str {
+        if self.color { code } else { "" }
+    }
+}
+
 /// A line for standard error, or of a text that is no report, made safe for a terminal: names of
 /// processes, files and arguments that it quotes may hold anything.
 pub fn line(text: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{TextStyle, escape::escape, text::paint};
+use super::{TextStyle, escape::escape};
 use crate::{
     report::{Line, Table},
     session::spec::By,
@@ -28,7 +28,7 @@ pub(super) fn write(table: &Table, out: &mut dyn Write, style: &TextStyle) -> io
     let blank: Vec<bool> = (0..COLUMNS)
         .map(|at| rows.iter().skip(1).all(|row| row.get(at).is_none_or(|cell| cell == UNKNOWN)))
         .collect();
-    let (bold, reset) = (paint(style, "\x1b[1m"), paint(style, "\x1b[0m"));
+    let (bold, reset) = (style.paint("\x1b[1m"), style.paint("\x1b[0m"));
     writeln!(out)?;
     for (number, row) in rows.iter().enumerate() {
         let mut line = String::new();

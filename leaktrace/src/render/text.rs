@@ -67,8 +67,8 @@ fn groups(
 }
 
 fn header(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {
-    let bold = paint(style, "\x1b[1m");
-    let reset = paint(style, "\x1b[0m");
+    let bold = style.paint("\x1b[1m");
+    let reset = style.paint("\x1b[0m");
     let mode = match report.mode {
         Mode::Kernel => "kernel",
         Mode::User => "user",
@@ -126,7 +126,7 @@ fn write_group(
     style: &TextStyle,
 ) -> io::Result<()> {
     let Some(first) = group.rows.first() else { return Ok(()) };
-    let (bold, reset) = (paint(style, "\x1b[1;31m"), paint(style, "\x1b[0m"));
+    let (bold, reset) = (style.paint("\x1b[1;31m"), style.paint("\x1b[0m"));
     let share = match report.totals.outstanding.bytes {
         0 => String::new(),
         all => {
@@ -496,7 +496,7 @@ fn trust(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<
     if trust.complete {
         write!(out, "complete: every allocation and free since the start is counted")?;
     } else {
-        let (warn, reset) = (paint(style, "\x1b[1;33m"), paint(style, "\x1b[0m"));
+        let (warn, reset) = (style.paint("\x1b[1;33m"), style.paint("\x1b[0m"));
         write!(out, "{warn}NOT COMPLETE{reset}:")?;
         for missed in &trust.missed {
             write!(out, "\n  {}", escape(missed))?;
@@ -528,10 +528,6 @@ fn error(totals: &Totals) -> String {
             format!(", bytes ±{}", format_ppm((error as f64 * 1e6 / bytes as f64).round() as u64))
         }
     }
-}
-
-pub(super) fn paint<'a>(style: &TextStyle, code: &'a str) -> &'a str {
-    if style.color { code } else { "" }
 }
 
 #[cfg(test)]

@@ -21,8 +21,6 @@ pub struct Spec {
     pub output: Output,
     /// Folders with debug information, besides where packages put it.
     pub debug_dirs: Vec<PathBuf>,
-    /// Objects whose allocator functions are probed whatever they are.
-    pub objects: Vec<PathBuf>,
 }
 
 /// What is traced.
@@ -113,7 +111,7 @@ impl KernelKind {
 }
 
 /// How allocations are traced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceOptions {
     /// When stacks are taken.
     pub stacks: StackMode,
@@ -137,6 +135,23 @@ pub struct TraceOptions {
     pub sample_bytes: u32,
     /// The share of one CPU that the probes may cost, in millionths; without it, whatever they do.
     pub max_overhead_ppm: Option<u32>,
+    /// Objects whose allocator functions are probed whatever they are.
+    pub objects: Vec<PathBuf>,
+    /// Notes on the tracing itself: 0, or 1 for tables, probes and what a verifier said, or 2 for
+    /// what the BPF programs log as well.
+    pub verbose: u8,
+}
+
+impl TraceOptions {
+    /// Whether blocks may be left out that belong to the whole.
+    pub fn is_sampled(&self) -> bool {
+        self.sample_bytes != 0 || self.max_overhead_ppm.is_some()
+    }
+
+    /// Whether no allocation of what is traced is left out.
+    pub fn takes_all(&self) -> bool {
+        self.min_size_bytes == 0 && self.max_size_bytes == u64::MAX && !self.is_sampled()
+    }
 }
 
 /// What of a process is traced.
@@ -239,8 +254,6 @@ pub struct Output {
     pub write: Option<PathBuf>,
     /// No notes and progress on standard error.
     pub quiet: bool,
-    /// More notes on standard error: 0, 1 or 2.
-    pub verbose: u8,
 }
 
 /// A report's format.

@@ -202,7 +202,7 @@ impl Tables {
                 first: first as u32,
                 count: mappings.len() as u32,
                 generation: self.generation,
-                told: 0,
+                notified: 0,
             },
         );
     }

@@ -7,9 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{test::BINARY_VARIABLE, workspace};
+use crate::workspace::{self, BINARY_VARIABLE};
 
 mod arrows;
+mod circles;
 mod readme;
 mod rust_tokens;
 mod text;
@@ -64,6 +65,8 @@ pub(crate) fn check(binary: Option<&Path>) -> Result<()> {
         text::check(source, &mut findings);
         arrows::check(source, &mut findings);
     }
+    arrows::check_drawing(&sources, &mut findings);
+    circles::check(&sources, &mut findings);
     text::check_lint_inheritance(&sources, &mut findings);
     readme::check(&sources, binary, &mut findings)?;
 

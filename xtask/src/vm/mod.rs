@@ -20,7 +20,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
-use crate::{bpf, build, command, setup, test, workspace};
+use crate::{
+    bpf, build, command, setup,
+    workspace::{self, BINARY_VARIABLE},
+};
 
 /// A kernel of Debian's to boot, by its series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,7 +85,7 @@ pub(crate) fn vm(flavour: Flavour, command: &[OsString]) -> Result<ExitCode> {
         flavour,
         command,
         directory: &directory,
-        environment: &[("PATH", path), (test::BINARY_VARIABLE, binary.into_os_string())],
+        environment: &[("PATH", path), (BINARY_VARIABLE, binary.into_os_string())],
         limit: Duration::from_secs(3600),
     })?;
     Ok(ExitCode::from(code))

@@ -1,4 +1,4 @@
-//! Notices processes that allocate while no probe fires: their allocator is none that is known.
+//! Finds processes that grow while no probe fires: leaktrace does not know their allocator.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,14 +11,16 @@ use crate::{
     units::format_bytes,
 };
 
-/// How long no probe fires before it means something.
+/// Time between two checks: so long no probe fires in a process that is found.
 const PERIOD: Duration = Duration::from_secs(5);
 /// What a process may grow by in this time.
 const GROWTH_BYTES: u64 = 1 << 20;
 
-/// What the processes did up to the last look.
-pub(super) struct Silence {
+/// Watches for growth that no probe sees.
+pub(super) struct GrowthWatch {
+    /// When the next check is due.
     due: Instant,
+    /// Each process as of the last check.
     seen: BTreeMap<u32, Seen>,
     /// What was found, by process.
     found: BTreeMap<u32, String>,
@@ -30,18 +32,18 @@ struct Seen {
     memory: Memory,
 }
 
-impl Silence {
+impl GrowthWatch {
     pub(super) fn new() -> Self {
         Self { due: Instant::now(), seen: BTreeMap::new(), found: BTreeMap::new() }
     }
 
-    /// When the next look is due.
+    /// When the next check is due.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
 
-    /// Looks at traced processes, with their spaces; gives what has not been said yet.
-    pub(super) fn look(
+    /// Checks traced processes, given with their spaces; returns a sentence for each that is new.
+    pub(super) fn check(
         &mut self,
         processes: impl Iterator<Item = (u32, u32)>,
         collector: &Collector,
@@ -54,7 +56,7 @@ impl Silence {
                     record.allocated_count + record.freed_count();
             }
         }
-        let mut said = Vec::new();
+        let mut new = Vec::new();
         let before = std::mem::take(&mut self.seen);
         for (pid, space) in processes {
             let Some(memory) = proc::memory(pid) else { continue };
@@ -71,11 +73,11 @@ impl Silence {
                     PERIOD.as_secs(),
                 );
                 self.found.insert(pid, text.clone());
-                said.push(text);
+                new.push(text);
             }
             self.seen.insert(pid, now);
         }
-        said
+        new
     }
 
     /// What was found, for the report.
@@ -85,8 +87,9 @@ impl Silence {
 }
 
 impl Seen {
-    /// Bytes that a process grew by since then, if no call tells of it. Blocks that were seen may
-    /// be written to much later: then only new addresses tell that it has allocated.
+    /// Bytes that a process has grown by since `before`, if it called no probed function meanwhile.
+    /// It may write to blocks long after it got them: where it has called before, only new addresses
+    /// show that it has allocated.
     fn unseen_growth(&self, before: &Self) -> Option<u64> {
         let resident = self.memory.anonymous_bytes.checked_sub(before.memory.anonymous_bytes)?;
         let mapped = self.memory.mapped_bytes.saturating_sub(before.memory.mapped_bytes);

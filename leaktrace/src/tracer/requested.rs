@@ -1,4 +1,4 @@
-//! The objects that `-O` names: their functions are probed whatever the object is.
+//! The objects that `-O` requests: their functions are probed whatever the object is.
 
 use std::{
     fs,
@@ -8,27 +8,27 @@ use std::{
 
 use crate::{error::Error, host::objects::HeldObject};
 
-/// The objects named, and which of them were met.
-pub(super) struct NamedObjects(Vec<(PathBuf, bool)>);
+/// The requested objects, and which of them a traced process maps.
+pub(super) struct RequestedObjects(Vec<(PathBuf, bool)>);
 
-impl NamedObjects {
+impl RequestedObjects {
     pub(super) fn new(paths: &[PathBuf]) -> Self {
         Self(paths.iter().map(|path| (path.clone(), false)).collect())
     }
 
-    /// Whether an object of a process is named: by its path as the process sees it, or as another
+    /// Whether an object of a process is requested: by its path as the process sees it, or as another
     /// path of the same file.
     pub(super) fn has(&mut self, pid: u32, object: &HeldObject) -> bool {
         let identity = object.file.as_ref().ok().and_then(|file| file.metadata().ok());
         let mut found = false;
-        for (path, met) in &mut self.0 {
+        for (path, is_mapped) in &mut self.0 {
             let same_file = || {
-                let named = fs::metadata(seen_by(pid, path)).ok()?;
+                let requested = fs::metadata(seen_by(pid, path)).ok()?;
                 let mapped = identity.as_ref()?;
-                Some((named.dev(), named.ino()) == (mapped.dev(), mapped.ino()))
+                Some((requested.dev(), requested.ino()) == (mapped.dev(), mapped.ino()))
             };
             if Path::new(&object.path) == path.as_path() || same_file() == Some(true) {
-                *met = true;
+                *is_mapped = true;
                 found = true;
             }
         }
@@ -37,12 +37,12 @@ impl NamedObjects {
 
     /// What no traced process has mapped up to now.
     pub(super) fn missing(&self) -> impl Iterator<Item = String> {
-        let missing = self.0.iter().filter(|(_, met)| !met);
+        let missing = self.0.iter().filter(|(_, is_mapped)| !is_mapped);
         missing.map(|(path, _)| format!("-O {}: no traced process maps it", path.display()))
     }
 }
 
-/// That a named object has no function to probe.
+/// The error for a requested object that has no function to probe.
 pub(super) fn without_functions(object: &HeldObject) -> Error {
     Error::Usage(format!(
         "-O {}: no symbol of it is an allocator function: looked for malloc and free with any \

@@ -1,30 +1,30 @@
-//! Processes under seccomp, which some kernels kill at return probes (`host::seccomp`): they get
-//! none there.
+//! Keeps probes away from processes under seccomp where the kernel kills these at return probes
+//! (`host::seccomp`).
 //!
-//! Probes of one process are refused if one of its threads is under seccomp. Probes for all that
-//! map a file are refused altogether, as a process under seccomp may map it at any time. A process
-//! that comes under seccomp while it is traced cannot be spared, as its next call meets a probe
-//! before leaktrace hears of it: the person at the terminal is told so before there are probes.
+//! There leaktrace refuses to probe a process with a thread under seccomp, and refuses probes for all
+//! that map a file, as a process under seccomp may map it at any time. It cannot protect a process that
+//! installs a filter while it is traced, as its next call meets a probe before leaktrace knows: it
+//! warns of that before it sets a probe.
 
-use super::spec::{Spec, Wanted};
 use crate::{
     error::Error,
-    host::{doctor::SECCOMP_MEND, features::Answer, proc, seccomp},
+    host::{answer::Answer, doctor::SECCOMP_MEND, proc, seccomp},
+    session::spec::{TraceOptions, Wanted},
 };
 
 /// Kernels whose return probes make a system call, some of them with the fix: the release alone
 /// decides only whether one is tried where nothing else asks for it.
 const SUSPECTS: [&str; 3] = ["6.11", "6.12", "6.13"];
 
-/// What return probes would do to the processes that are asked for.
-pub(super) struct Spared {
-    /// Whether the kernel kills.
-    pub(super) is_needed: bool,
+/// Whether return probes are safe for processes under seccomp.
+pub(super) struct SeccompGuard {
+    /// Whether the kernel kills these.
+    kills: bool,
 }
 
 const KILLS: &str = "this kernel kills such processes at return probes";
 
-/// Whom return probes may meet.
+/// Which processes return probes may hit.
 struct Reach {
     /// Any process.
     everybody: bool,
@@ -34,40 +34,40 @@ struct Reach {
     suspected: bool,
 }
 
-impl Spared {
+impl SeccompGuard {
     /// Tries a return probe where it matters. `command` is the one that leaktrace has started.
     ///
     /// # Errors
     ///
     /// [`Error::Host`] where probes would kill.
     pub(super) fn new(
-        spec: &Spec,
+        trace: &TraceOptions,
         wanted: &Wanted,
         command: Option<u32>,
         release: &str,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
-        if !spec.trace.user_kinds.malloc {
-            return Ok(Self { is_needed: false });
+        if !trace.user_kinds.malloc {
+            return Ok(Self { kills: false });
         }
         // With a budget, probes of leaktrace itself tell what they cost.
-        let own = spec.trace.max_overhead_ppm.map(|_| std::process::id());
+        let own = trace.max_overhead_ppm.map(|_| std::process::id());
         let pids = wanted.pids.iter().copied().chain(command).chain(own);
         let reach = Reach {
-            everybody: wanted.is_open() || spec.trace.children,
+            everybody: wanted.is_open() || trace.children,
             filtered: pids.filter(|pid| seccomp::is_filtered(*pid)).collect(),
             suspected: SUSPECTS.iter().any(|start| {
                 release.strip_prefix(start).is_some_and(|rest| !rest.starts_with(char::is_numeric))
             }),
         };
-        let is_needed = decide(&reach, seccomp::return_probes)?;
-        if is_needed {
+        let kills = decide(&reach, seccomp::return_probes)?;
+        if kills {
             note(&format!(
                 "this kernel kills a process that comes under a seccomp filter while its \
                  allocations are traced; {SECCOMP_MEND}"
             ));
         }
-        Ok(Self { is_needed })
+        Ok(Self { kills })
     }
 
     /// Refuses a process that has come under seccomp since.
@@ -76,7 +76,7 @@ impl Spared {
     ///
     /// [`Error::Host`] where probes would kill it.
     pub(super) fn check(&self, pid: u32) -> Result<(), Error> {
-        match self.is_needed && seccomp::is_filtered(pid) {
+        match self.kills && seccomp::is_filtered(pid) {
             true => Err(refusal_of(pid, KILLS)),
             false => Ok(()),
         }

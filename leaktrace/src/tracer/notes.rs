@@ -1,19 +1,20 @@
-//! What is told to the person at the terminal when a session starts.
+//! What is told to the person at the terminal when a tracer starts.
 
-use super::{processes::Processes, spec::Spec};
+use super::processes::Processes;
 use crate::{
     collect::Collector,
+    session::spec::TraceOptions,
     units::{format_bytes, format_count},
 };
 
 /// Processes named at the start; more are counted.
 const PROCESSES_NAMED: usize = 8;
 
-pub(super) fn note_memory(map_bytes: u64, spec: &Spec, note: &mut dyn FnMut(&str)) {
+pub(super) fn note_memory(map_bytes: u64, trace: &TraceOptions, note: &mut dyn FnMut(&str)) {
     note(&format!(
         "maps take {} of kernel memory, with room for {} outstanding blocks",
         format_bytes(map_bytes),
-        format_count(u64::from(spec.trace.max_outstanding)),
+        format_count(u64::from(trace.max_outstanding)),
     ));
 }
 

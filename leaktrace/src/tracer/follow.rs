@@ -7,16 +7,13 @@ use std::path::{Path, PathBuf};
 
 use leaktrace_common::{Config, Event, EventKind, Follow};
 
-use super::{
-    filters,
-    processes::Processes,
-    spec::{Unwind, Wanted},
-};
+use super::{filters, processes::Processes};
 use crate::{
     bpf::Loaded,
     collect::Collector,
-    error::Error,
+    error::{self, Error},
     host::{cgroup, layout::TaskLayout, proc},
+    session::spec::{Unwind, Wanted},
     snapshot::Process,
     unwind::tables,
 };
@@ -192,7 +189,7 @@ impl Processes {
                 // It has ended.
                 Err(Error::Usage(_)) => self.ended(pid, collector),
                 Err(error) => {
-                    self.failed.insert(pid, error.to_string());
+                    self.failed.insert(pid, error::one_line(&error));
                 }
             }
         }

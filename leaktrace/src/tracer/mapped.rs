@@ -11,14 +11,14 @@ use std::{
 use leaktrace_common::FileKey;
 
 use super::{
-    named,
     processes::{Processes, Traced},
+    requested,
 };
 use crate::{
     attach::allocator,
     bpf::Loaded,
     collect::{Collector, monotonic_ns},
-    error::Error,
+    error::{self, Error},
     host::{
         objects::{ObjectId, ObjectTable},
         proc::{self, Mapping},
@@ -181,12 +181,12 @@ impl Processes {
             let Some(Some(allocator)) = self.allocators.get(id) else { continue };
             let Some(object) = collector.objects.get(*id) else { continue };
             if self.traces_malloc && !self.attached.contains_key(&(owner, *id)) {
-                self.spared.check(pid)?;
+                self.seccomp.check(pid)?;
                 // What fails once is not tried again.
                 self.attached.insert((owner, *id), u64::MAX);
                 let result = self.probes.attach(loaded, &object.readable_at(), allocator, owner);
                 if let (Err(error), 0) = (&result, owner) {
-                    self.unprobed.push(format!("{}: {error}", object.path));
+                    self.unprobed.push(format!("{}: {}", object.path, error::one_line(error)));
                 }
                 result?;
                 self.attached.insert((owner, *id), monotonic_ns());
@@ -213,12 +213,13 @@ impl Processes {
             let allocator = match self.allocators.entry(id) {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(new) => {
-                    let is_named = self.named.has(pid, object);
+                    let is_requested = self.requested.has(pid, object);
                     // What is no ELF object has no allocator.
-                    let find = |file| allocator::find(file, self.probe_at, is_named).ok().flatten();
+                    let find =
+                        |file| allocator::find(file, self.probe_at, is_requested).ok().flatten();
                     let found = object.file.as_deref().ok().and_then(find);
-                    if is_named && found.is_none() {
-                        return Err(named::without_functions(object));
+                    if is_requested && found.is_none() {
+                        return Err(requested::without_functions(object));
                     }
                     let without = found.iter().flat_map(|found| &found.unseen);
                     self.without_return.extend(without.map(|function| {

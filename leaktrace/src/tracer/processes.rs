@@ -1,20 +1,14 @@
 //! The traced processes: how each begins, what becomes of it, and when it is looked at.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
 use leaktrace_common::Event;
 use tokio::time::Instant;
 
-use super::{
-    missed::Counts,
-    named::NamedObjects,
-    silence::Silence,
-    spared::Spared,
-    spec::{ProbeAt, Spec, UserKinds},
-};
+use super::{growth::GrowthWatch, requested::RequestedObjects, seccomp_guard::SeccompGuard};
 use crate::{
     attach::{
         allocator::Allocator,
@@ -25,12 +19,13 @@ use crate::{
         spaces::{Added, too_many},
     },
     collect::{Collector, monotonic_ns},
-    error::Error,
+    error::{self, Error},
     host::{
         objects::ObjectId,
         proc,
         records::{Records, Whose},
     },
+    session::spec::{ProbeAt, TraceOptions, UserKinds},
     snapshot::Process,
     unwind::tables::{ProcessMapping, TableUse, Tables},
 };
@@ -55,11 +50,11 @@ pub(super) struct Processes {
     pub(super) counts: Counts,
     /// Whether allocators get probes.
     pub(super) traces_malloc: bool,
-    pub(super) named: NamedObjects,
+    pub(super) requested: RequestedObjects,
     /// Functions without probes, as their returns cannot be told.
     pub(super) without_return: Vec<String>,
-    /// Of processes whose every allocation is wanted.
-    pub(super) silence: Option<Silence>,
+    /// There if every allocation is wanted.
+    pub(super) growth: Option<GrowthWatch>,
     /// Whether probes are on for all processes that map an object, so that those that begin
     /// meanwhile meet them from their start on.
     pub(super) shares_probes: bool,
@@ -68,8 +63,22 @@ pub(super) struct Processes {
     pub(super) records: Option<Records>,
     /// Whether what an ended process held stays in the report.
     pub(super) keeps_ended: bool,
-    /// Who gets no probes.
-    pub(super) spared: Spared,
+    pub(super) seccomp: SeccompGuard,
+}
+
+/// How well processes could be followed.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// In the report, and traced from some time after their start, or their allocator's, on.
+    pub(super) late: u64,
+    /// Ended before what they map could be read.
+    pub(super) unread: u64,
+    /// Ended without an allocator that could be found.
+    pub(super) without: u64,
+    /// More than the table of processes has room for.
+    pub(super) refused: HashSet<u32>,
+    /// Their image was one too many.
+    pub(super) images: u64,
 }
 
 /// One traced process.
@@ -109,12 +118,11 @@ impl Processes {
     pub(super) fn new(
         loaded: &mut Loaded,
         way: Way,
-        spec: &Spec,
+        trace: &TraceOptions,
         is_open: bool,
         command: Option<u32>,
-        spared: Spared,
+        seccomp: SeccompGuard,
     ) -> Result<Self, Error> {
-        let trace = &spec.trace;
         let follows = trace.children || is_open;
         let probes = UserProbes::new(loaded, way, trace, follows)?;
         let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
@@ -123,7 +131,7 @@ impl Processes {
             Some(pid) => Some(Whose::Family(pid)),
             None => (trace.children && keeps_ended).then_some(Whose::All),
         };
-        let watches = traces_malloc && super::start::takes_all(spec);
+        let watches = traces_malloc && trace.takes_all();
         Ok(Self {
             probes,
             probe_at: trace.probe_at,
@@ -136,14 +144,14 @@ impl Processes {
             rows: Vec::new(),
             counts: Counts::default(),
             traces_malloc,
-            named: NamedObjects::new(&spec.objects),
+            requested: RequestedObjects::new(&trace.objects),
             without_return: Vec::new(),
-            silence: watches.then(Silence::new),
+            growth: watches.then(GrowthWatch::new),
             shares_probes: follows,
             // Without them, the report tells of processes that ended too early.
             records: whose.and_then(|whose| Records::open(whose).ok()),
             keeps_ended,
-            spared,
+            seccomp,
         })
     }
 
@@ -393,7 +401,7 @@ impl Processes {
             // It was quicker, whatever the kernel calls that.
             Err(_) if proc::is_ending(pid) => self.came_late(pid),
             Err(error) => {
-                self.failed.insert(pid, error.to_string());
+                self.failed.insert(pid, error::one_line(&error));
             }
         }
     }
@@ -425,22 +433,22 @@ impl Processes {
     }
 
     /// Refuses objects of `-O` that no process maps.
-    pub(super) fn check_named(&self) -> Result<(), Error> {
-        match self.named.missing().next() {
+    pub(super) fn check_requested(&self) -> Result<(), Error> {
+        match self.requested.missing().next() {
             Some(missing) => Err(Error::Usage(format!("{missing}: see /proc/PID/maps"))),
             None => Ok(()),
         }
     }
 
-    /// When processes are to be looked at for allocations that no probe sees.
-    pub(super) fn next_hearing(&self) -> Option<Instant> {
-        self.silence.as_ref().map(Silence::due)
+    /// When the next check for growth that no probe sees is due.
+    pub(super) fn next_growth_check(&self) -> Option<Instant> {
+        self.growth.as_ref().map(GrowthWatch::due)
     }
 
-    /// Has that look; gives what is new.
-    pub(super) fn hear(&mut self, collector: &Collector) -> Vec<String> {
+    /// Checks for it; returns a sentence for each process that is new.
+    pub(super) fn check_growth(&mut self, collector: &Collector) -> Vec<String> {
         let processes = self.traced.iter().map(|(pid, traced)| (*pid, traced.space));
-        self.silence.as_mut().map(|silence| silence.look(processes, collector)).unwrap_or_default()
+        self.growth.as_mut().map(|growth| growth.check(processes, collector)).unwrap_or_default()
     }
 
     /// What the unwind tables take.

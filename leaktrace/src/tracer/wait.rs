@@ -1,4 +1,4 @@
-//! What a session waits for.
+//! What a tracer waits for.
 
 use std::{
     io,
@@ -8,42 +8,10 @@ use std::{
 
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, Interval},
 };
 
-use super::launch::{Child, Ended};
 use crate::{collect::Collector, error::Error, host::records::Records};
-
-/// The signals that end a session.
-pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    quit: Signal,
-}
-
-impl Signals {
-    pub(super) fn new() -> Result<Self, Error> {
-        let watch =
-            |kind| signal(kind).map_err(|error| Error::kernel("cannot watch for signals", error));
-        Ok(Self {
-            interrupt: watch(SignalKind::interrupt())?,
-            terminate: watch(SignalKind::terminate())?,
-            hangup: watch(SignalKind::hangup())?,
-            quit: watch(SignalKind::quit())?,
-        })
-    }
-
-    pub(super) async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.interrupt.recv() => libc::SIGINT,
-            _ = self.terminate.recv() => libc::SIGTERM,
-            _ = self.hangup.recv() => libc::SIGHUP,
-            _ = self.quit.recv() => libc::SIGQUIT,
-        }
-    }
-}
 
 /// A descriptor that becomes readable when the process ends.
 pub(super) fn pidfd(pid: u32) -> Result<AsyncFd<OwnedFd>, Error> {
@@ -99,13 +67,6 @@ pub(super) async fn wait_for_records(records: &mut Vec<AsyncFd<OwnedFd>>) {
     .await;
 }
 
-pub(super) async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, Error> {
-    match child {
-        Some(child) => child.ended().await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Waits for the end of any of the processes; gives its process ID.
 pub(super) async fn wait_for_exit(pidfds: &[(u32, AsyncFd<OwnedFd>)]) -> u32 {
     if pidfds.is_empty() {
@@ -133,7 +94,8 @@ pub(super) async fn wait_for_ring<T: AsRawFd>(ring: Option<&AsyncFd<T>>) {
     }
 }
 
-pub(super) async fn wait_for_tick(ticks: Option<&mut Interval>) {
+/// Waits for the next tick; without ticks for ever.
+pub(crate) async fn wait_for_tick(ticks: Option<&mut Interval>) {
     match ticks {
         Some(ticks) => {
             ticks.tick().await;
@@ -142,7 +104,8 @@ pub(super) async fn wait_for_tick(ticks: Option<&mut Interval>) {
     }
 }
 
-pub(super) async fn wait_until(deadline: Option<Instant>) {
+/// Waits until then; without a deadline for ever.
+pub(crate) async fn wait_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

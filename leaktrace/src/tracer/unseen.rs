@@ -1,27 +1,15 @@
-//! What of the traced processes is not in the figures, in words.
+//! What of the traced processes is not in the figures, in sentences.
 
 use std::collections::HashSet;
 
-use super::{processes::Processes, silence::Silence};
+use super::{
+    growth::GrowthWatch,
+    processes::{Counts, Processes},
+};
 use crate::{bpf::spaces::too_many, collect::Collector};
 
 /// Processes without a known allocator that are named in a report.
 const BARE_SHOWN: usize = 3;
-
-/// How well processes could be followed.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    /// In the report, and traced from some time after their start, or their allocator's, on.
-    pub(super) late: u64,
-    /// Ended before what they map could be read.
-    pub(super) unread: u64,
-    /// Ended without an allocator that could be found.
-    pub(super) without: u64,
-    /// More than the table of processes has room for.
-    pub(super) refused: HashSet<u32>,
-    /// Their image was one too many.
-    pub(super) images: u64,
-}
 
 impl Processes {
     /// What of the processes is not in the figures, for the report.
@@ -58,7 +46,7 @@ impl Processes {
             },
         );
         let unprobed = self.unprobed.iter().chain(&self.without_return).cloned();
-        let silent = self.silence.iter().flat_map(Silence::found).cloned();
-        failed.chain(unprobed).chain(counts).chain(silent).chain(self.named.missing()).collect()
+        let grown = self.growth.iter().flat_map(GrowthWatch::found).cloned();
+        failed.chain(unprobed).chain(counts).chain(grown).chain(self.requested.missing()).collect()
     }
 }

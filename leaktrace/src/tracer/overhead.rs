@@ -8,18 +8,18 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use super::{
     budget::{Governor, PERIOD, Usage},
     processes::Processes,
-    spec::TraceOptions,
 };
 use crate::{
     attach::user::Prices,
     bpf::Loaded,
     collect::Collector,
     error::Error,
+    session::spec::TraceOptions,
     snapshot::{Budget, BudgetAction},
     units::{format_bytes, format_ms, format_ppm},
 };
 
-/// The governor of a session, with what it needs to see.
+/// The governor of the probes, with what it needs to see.
 pub(super) struct Overhead {
     governor: Governor,
     prices: Prices,

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use leaktrace_common::{CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, TEXT_RANGES, TextRange};
 
-use super::spec::{KernelFilters, gfp};
 use crate::{
     bpf::Maps,
     collect::kmalloc::KmallocNames,
     error::Error,
     host::{cgroup, layout, modules, slabs::CacheNames},
+    session::spec::{KernelFilters, gfp},
 };
 
 /// The constants with what is filtered for.

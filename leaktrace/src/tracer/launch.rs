@@ -37,7 +37,7 @@ const INT3: libc::c_long = 0xcc;
 
 /// A command that is held at its start; killed when dropped.
 #[derive(Debug)]
-pub struct Suspended {
+pub(super) struct Suspended {
     /// Taken by [`Suspended::resume`].
     process: Option<Process>,
     pid: Pid,
@@ -47,14 +47,14 @@ pub struct Suspended {
 
 /// A running command that leaktrace started.
 #[derive(Debug)]
-pub struct Child {
+pub(super) struct Child {
     process: Process,
     pidfd: AsyncFd<OwnedFd>,
 }
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended(ExitStatus);
+pub(super) struct Ended(ExitStatus);
 
 /// The breakpoints of a command on its way to where it is held.
 struct Breakpoints {
@@ -89,7 +89,7 @@ impl Suspended {
     ///
     /// [`Error::Usage`] when the command cannot be run or ends before that,
     /// [`Error::Kernel`] when the kernel refuses to trace it.
-    pub fn start(argv: &[OsString]) -> Result<Self, Error> {
+    pub(super) fn start(argv: &[OsString]) -> Result<Self, Error> {
         let Some((program, arguments)) = argv.split_first() else {
             return Err(Error::Usage("no command to run".to_owned()));
         };
@@ -116,12 +116,12 @@ impl Suspended {
     }
 
     /// What may have run of it before it was held, for the report.
-    pub fn unseen(&self) -> Option<&str> {
+    pub(super) fn unseen(&self) -> Option<&str> {
         self.unseen.as_deref()
     }
 
     /// The command's process ID.
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.pid.as_raw() as u32
     }
 
@@ -131,7 +131,7 @@ impl Suspended {
     ///
     /// [`Error::Usage`] when the command was killed meanwhile, [`Error::Kernel`] for any other
     /// refusal.
-    pub fn resume(mut self) -> Result<Child, Error> {
+    pub(super) fn resume(mut self) -> Result<Child, Error> {
         let pidfd = wait::pidfd(self.pid())?;
         ptrace::detach(self.pid, None).map_err(|error| self.refused("resume", error))?;
         match self.process.take() {
@@ -316,12 +316,12 @@ impl Drop for Suspended {
 
 impl Child {
     /// The command's process ID.
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// Sends it a signal; nothing if it has ended.
-    pub fn forward(&self, signal: i32) {
+    pub(super) fn forward(&self, signal: i32) {
         if let Ok(signal) = Signal::try_from(signal) {
             // It is not waited for yet, so the ID cannot be another's; root may signal anyone.
             let _ = nix::sys::signal::kill(Pid::from_raw(self.pid() as i32), signal);
@@ -333,7 +333,7 @@ impl Child {
     /// # Errors
     ///
     /// [`Error::Kernel`] when waiting fails.
-    pub async fn ended(&mut self) -> Result<Ended, Error> {
+    pub(super) async fn ended(&mut self) -> Result<Ended, Error> {
         let failed = |error: io::Error| Error::kernel("cannot wait for the command", error);
         loop {
             if let Some(status) = self.process.try_wait().map_err(failed)? {
@@ -344,9 +344,21 @@ impl Child {
     }
 }
 
+/// Waits for the end of the command; for ever if there is none.
+///
+/// # Errors
+///
+/// As [`Child::ended`].
+pub(super) async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, Error> {
+    match child {
+        Some(child) => child.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Ended {
     /// Its exit code; 128 and the signal's number if a signal ended it.
-    pub fn exit_code(&self) -> u8 {
+    pub(super) fn exit_code(&self) -> u8 {
         let code = match self.0.signal() {
             Some(signal) => 128 + signal,
             None => self.0.code().unwrap_or(0),

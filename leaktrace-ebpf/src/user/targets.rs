@@ -1,0 +1,113 @@
+//! Traced processes: their spaces and what they map, as the maps have them.
+
+use aya_ebpf::bindings::BPF_ANY;
+use leaktrace_common::{BlockWord, Target, TextMap};
+
+use crate::{
+    atomic,
+    maps::{CURSORS, FREE_SPACES, RECENT_TARGET_SLOTS, RECENT_TARGETS, TARGETS},
+};
+
+/// A space that no process image has; 0 when all are taken.
+#[inline(always)]
+pub(super) fn next_space() -> u32 {
+    if let Ok(Some(space)) = FREE_SPACES.pop() {
+        return space;
+    }
+    let Some(cursor) = CURSORS.get_ptr_mut(1) else { return 0 };
+    // SAFETY: a live map value.
+    let space = unsafe { atomic::fetch_add(cursor, 1) } + 1;
+    if space < u64::from(BlockWord::SPACES) { space as u32 } else { 0 }
+}
+
+/// Has a process traced; gives its space, 0 if there is none or no room: a space of its own is then
+/// given back.
+#[inline(always)]
+pub(super) fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
+    if target.space == 0 {
+        return 0;
+    }
+    if TARGETS.insert(tgid, target, u64::from(BPF_ANY)).is_ok() {
+        remember(tgid, target.space);
+        return target.space;
+    }
+    if has_own {
+        // The queue has room for every space.
+        let _ = FREE_SPACES.push(target.space, 0);
+    }
+    0
+}
+
+/// Has a process traced no more.
+#[inline(always)]
+pub(super) fn unregister(tgid: u32) {
+    // One that is not there needs no removal.
+    let _ = TARGETS.remove(tgid);
+    forget(tgid);
+}
+
+/// The space of a traced process, asked for by a thread of it.
+///
+/// A small array comes before the hash map. What it holds of a process is written by that process:
+/// by its threads while they run, by its exec, which has ended all but one of them, and by its last
+/// thread's end; the loader wipes it with what it takes out of the hash map. So it is not older than
+/// the hash map, and the number may be given to another process. A thread that is preempted in here
+/// keeps its process: it must come to its end before an exec or the last end does. Another process
+/// with the same slot may lose its word then, and looks it up again.
+#[inline(always)]
+pub(crate) fn space_of(tgid: u32) -> Option<u32> {
+    let recent = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1))?;
+    // SAFETY: a live map value; one word is read whole, so both halves belong together.
+    let word = unsafe { recent.read_volatile() };
+    if (word >> 32) as u32 == tgid && word != 0 {
+        return Some(word as u32);
+    }
+    // SAFETY: read at once; deleted only when the process ends.
+    let space = unsafe { TARGETS.get(tgid) }?.space;
+    remember(tgid, space);
+    // The loader may have taken it out, and wiped the array, in between.
+    // SAFETY: as above.
+    if unsafe { TARGETS.get(tgid) }.is_none_or(|target| target.space != space) {
+        forget(tgid);
+        return None;
+    }
+    Some(space)
+}
+
+/// Takes a process out of the small array.
+#[inline(always)]
+pub(super) fn forget(tgid: u32) {
+    if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
+        // SAFETY: a live map value; words are read and written whole.
+        unsafe {
+            if (recent.read_volatile() >> 32) as u32 == tgid {
+                recent.write_volatile(0);
+            }
+        }
+    }
+}
+
+/// Puts a process' space into the small array.
+#[inline(always)]
+pub(super) fn remember(tgid: u32, space: u32) {
+    if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
+        // SAFETY: a live map value; one word is written whole.
+        unsafe { recent.write_volatile(u64::from(tgid) << 32 | u64::from(space)) };
+    }
+}
+
+/// First mapping, number of mappings and generation of an image, such that the generation is never
+/// newer than the mappings: what is found in these is remembered by it.
+///
+/// # Safety
+///
+/// `map` is a live map value.
+#[inline(always)]
+pub(crate) unsafe fn text_map(map: *const TextMap) -> (u32, u32, u32) {
+    // SAFETY: the caller's promise; the loader writes the mappings first, as one word.
+    unsafe {
+        let generation = (&raw const (*map).generation).read_volatile();
+        let mappings = map.cast::<u64>().read_volatile();
+        (mappings as u32, (mappings >> 32) as u32, generation)
+    }
+}

@@ -1,0 +1,119 @@
+//! Tracers: each traces one thing, the kernel or some processes, and owns all that this takes.
+//!
+//! A tracer starts from its part of what the user wants, waits for what happens ([`Tracer::step`]),
+//! takes snapshots, and ends. It knows neither when reports are due nor what becomes of its
+//! snapshots, so that one loop can have several.
+
+mod budget;
+mod constants;
+mod filters;
+mod follow;
+mod growth;
+mod kernel;
+mod launch;
+mod loader;
+mod log;
+mod mapped;
+mod notes;
+mod overhead;
+mod processes;
+mod requested;
+mod ring;
+mod seccomp_guard;
+mod step;
+mod unseen;
+mod user;
+pub(crate) mod wait;
+
+pub use self::step::{End, Step};
+use self::{kernel::KernelTracer, user::UserTracer};
+use crate::{
+    collect::Wants,
+    error::Error,
+    host::features::HostFacts,
+    session::spec::{By, Target, TraceOptions, View},
+    snapshot::Snapshot,
+};
+
+/// What traces. Its probes are gone when it is dropped.
+pub enum Tracer {
+    /// Kernel allocations.
+    Kernel(Box<KernelTracer>),
+    /// Allocations of processes, a command that was started for it among them.
+    User(Box<UserTracer>),
+}
+
+impl Tracer {
+    /// Starts to trace. Needs the event loop. `note` takes lines for the person at the terminal.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a target that cannot be traced; [`Error::Host`], [`Error::Refused`] and
+    /// [`Error::Kernel`] where the host does not allow it.
+    pub fn start(
+        target: &Target,
+        trace: &TraceOptions,
+        facts: &HostFacts,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        Ok(match target {
+            Target::Kernel { kinds, all_pages, filters } => Self::Kernel(Box::new(
+                KernelTracer::start(kinds, *all_pages, filters, trace, note)?,
+            )),
+            Target::Processes(wanted) => {
+                Self::User(Box::new(UserTracer::of_processes(wanted, trace, facts, note)?))
+            }
+            Target::Command { argv, .. } => {
+                Self::User(Box::new(UserTracer::of_command(argv, trace, facts, note)?))
+            }
+        })
+    }
+
+    /// Waits for the next thing that happens to what is traced, and takes it in. May be dropped
+    /// while it waits, and called again.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading the maps, or to waiting for the command.
+    pub async fn step(&mut self) -> Result<Step, Error> {
+        match self {
+            Self::Kernel(tracer) => Ok(tracer.step().await),
+            Self::User(tracer) => tracer.step().await,
+        }
+    }
+
+    /// What is outstanding now.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to reading the maps.
+    pub fn snapshot(&mut self, view: &View, is_final: bool) -> Result<Snapshot, Error> {
+        let wants = Wants {
+            is_final,
+            older_ns: view.older.as_nanos() as u64,
+            blocks: view.show_allocs,
+            holders: view.by == By::Process,
+        };
+        match self {
+            Self::Kernel(tracer) => tracer.snapshot(wants),
+            Self::User(tracer) => tracer.snapshot(wants),
+        }
+    }
+
+    /// Passes a signal on to the command that was started, whose end is then the tracer's; false
+    /// if there is none.
+    pub fn forward(&self, signal: i32) -> bool {
+        match self {
+            Self::Kernel(_) => false,
+            Self::User(tracer) => tracer.forward(signal),
+        }
+    }
+
+    /// Lets go of everything. `note` takes what is left to say.
+    pub fn end(self, note: &mut dyn FnMut(&str)) {
+        match self {
+            Self::Kernel(tracer) => tracer.end(note),
+            Self::User(tracer) => tracer.end(note),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The tracer of processes' allocations, those of a command that is started for it among them.
+
+use std::{collections::BTreeMap, ffi::OsString, os::fd::OwnedFd};
+
+use leaktrace_common::{Event as ProcessEvent, Kind, MapEvent};
+use tokio::{io::unix::AsyncFd, time::Instant};
+
+use super::{
+    constants::constants,
+    follow::{self, Rules},
+    launch::{Child, Suspended, wait_for_child},
+    log::ProgramLog,
+    notes::{describe, note_memory, note_probes, note_tables},
+    overhead::Overhead,
+    processes::{LONGEST_WAIT, Processes},
+    ring::{self, Ring, drain},
+    seccomp_guard::SeccompGuard,
+    step::{End, Step},
+    wait::{self, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick, wait_until},
+};
+use crate::{
+    attach::user::Way,
+    bpf::{Loaded, Sizes},
+    collect::{Collector, CollectorOptions, Wants, kmalloc::KmallocNames},
+    error::Error,
+    host::{features::HostFacts, objects::ObjectTable, proc},
+    session::spec::{TraceOptions, Wanted},
+    snapshot::{Mode, Snapshot},
+};
+
+/// Traces allocations of processes.
+pub struct UserTracer {
+    processes: Processes,
+    /// Which processes are traced beside those that are named.
+    rules: Rules,
+    loaded: Loaded,
+    collector: Collector,
+    /// The command that was started.
+    child: Option<Child>,
+    /// Watched for their end, with their process IDs.
+    pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
+    ring: Option<AsyncFd<Ring>>,
+    map_ring: Option<AsyncFd<Ring>>,
+    /// Readable once there are many records of what processes map.
+    records: Vec<AsyncFd<OwnedFd>>,
+    overhead: Option<Overhead>,
+    log: ProgramLog,
+    unseen: Vec<String>,
+    /// Whether tables and probes are told of.
+    is_verbose: bool,
+}
+
+impl UserTracer {
+    /// Starts to trace processes. Needs the event loop.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for a process that cannot be traced; [`Error::Host`], [`Error::Refused`]
+    /// and [`Error::Kernel`] where the host does not allow it.
+    pub(super) fn of_processes(
+        wanted: &Wanted,
+        trace: &TraceOptions,
+        facts: &HostFacts,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        for pid in &wanted.pids {
+            proc::check_traceable(*pid)?;
+        }
+        Self::start(Mode::User, wanted, None, trace, facts, note)
+    }
+
+    /// Starts a command and traces it. Needs the event loop.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] when the command cannot be run; else as [`UserTracer::of_processes`].
+    pub(super) fn of_command(
+        argv: &[OsString],
+        trace: &TraceOptions,
+        facts: &HostFacts,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        let suspended = Suspended::start(argv)?;
+        let wanted = Wanted { pids: vec![suspended.pid()], ..Wanted::default() };
+        Self::start(Mode::Run, &wanted, Some(suspended), trace, facts, note)
+    }
+
+    fn start(
+        mode: Mode,
+        wanted: &Wanted,
+        suspended: Option<Suspended>,
+        trace: &TraceOptions,
+        facts: &HostFacts,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        let kinds = trace.user_kinds;
+        let command = suspended.as_ref().map(Suspended::pid);
+        let seccomp = SeccompGuard::new(trace, wanted, command, &facts.kernel_release, note)?;
+        let sizes = Sizes::new(trace.max_outstanding, true, kinds.mmap);
+        let rules = Rules::new(wanted)?;
+        let config = follow::constants(wanted, trace.children, trace.unwind, constants(trace))?;
+        if rules.is_open() || trace.children || suspended.is_some() {
+            proc::raise_file_limit();
+        }
+        let mut loaded = Loaded::load(&config, sizes)?;
+        let map_bytes = loaded.map_bytes();
+        let way = Way::best(facts);
+        let mut processes =
+            Processes::new(&mut loaded, way, trace, rules.is_open(), command, seccomp)?;
+        let log = ProgramLog::open(trace, &mut loaded)?;
+        let mut maps = loaded.maps()?;
+        maps.set_filters(&[], &wanted.comms)?;
+        let mut user_kinds = Vec::new();
+        user_kinds.extend(kinds.malloc.then_some(Kind::Malloc));
+        user_kinds.extend(kinds.mmap.then_some(Kind::Mmap));
+        let options = CollectorOptions {
+            mode,
+            stack_mode: trace.stacks,
+            max_outstanding: u64::from(trace.max_outstanding),
+            unfiltered: trace.takes_all(),
+            kmalloc_names: KmallocNames::default(),
+            user_kinds,
+            is_sampled: trace.is_sampled(),
+        };
+        let mut collector = Collector::new(maps, ObjectTable::default(), options);
+        collector.maps.set_sample_bytes(trace.sample_bytes)?;
+        let ring = collector.maps.take_events().map(ring::watch).transpose()?;
+        let mut map_ring = None;
+        if kinds.mmap {
+            collector.follow_mappings((trace.min_size_bytes, trace.max_size_bytes));
+            map_ring = collector.maps.take_map_events().map(ring::watch).transpose()?;
+        }
+        let mut pidfds = Vec::new();
+        for pid in &wanted.pids {
+            pidfds.push((*pid, wait::pidfd(*pid)?));
+            processes.add(*pid, true, &mut loaded, &mut collector)?;
+        }
+        processes.add_present(&rules, &mut loaded, &mut collector)?;
+        if suspended.is_none() && !rules.is_open() {
+            // A command, or a process that is yet to come, may map them later.
+            processes.check_requested()?;
+        }
+        let records = match processes.records.as_ref().map(wait::descriptors) {
+            Some(Ok(records)) => records,
+            // Unread they would overflow: as if the kernel had none.
+            Some(Err(_)) => {
+                processes.records = None;
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        let overhead = Overhead::start(trace, &processes)?;
+        let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
+        let child = suspended.map(Suspended::resume).transpose()?;
+        collector.start();
+        let is_verbose = trace.verbose > 0;
+        if is_verbose {
+            note_tables(&processes, note);
+            note_probes(&processes, &collector, note);
+        }
+        note_memory(map_bytes, trace, note);
+        for line in rules.waiting(collector.processes()) {
+            note(&line);
+        }
+        if processes.shares_probes() {
+            note(
+                "probes are shared: while this runs, each call of malloc or free costs about a \
+                 microsecond in processes that are not traced and map the same files",
+            );
+        }
+        note(&format!("tracing {}; Ctrl-C ends with a report", describe(&collector)));
+        if child.is_some() {
+            // Its end is seen through the child itself.
+            pidfds.clear();
+        }
+        Ok(Self {
+            processes,
+            rules,
+            loaded,
+            collector,
+            child,
+            pidfds,
+            ring,
+            map_ring,
+            records,
+            overhead,
+            log,
+            unseen: unseen.into_iter().collect(),
+            is_verbose,
+        })
+    }
+
+    /// As [`super::Tracer::step`].
+    pub(super) async fn step(&mut self) -> Result<Step, Error> {
+        let look = self.processes.next_look();
+        let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
+        let growth = self.processes.next_growth_check();
+        let mut step = Step::default();
+        tokio::select! {
+            biased;
+            ended = wait_for_child(self.child.as_mut()) => {
+                let code = ended?.exit_code();
+                if let Some(child) = &self.child {
+                    self.collector.exited(child.pid());
+                }
+                return Ok(End::Command { code }.into());
+            }
+            pid = wait_for_exit(&self.pidfds) => {
+                self.pidfds.retain(|(watched, _)| *watched != pid);
+                // What it told before its end comes first.
+                self.drain_rings()?;
+                self.processes.ended(pid, &mut self.collector);
+                step.end = self.is_over().then_some(End::Processes);
+            }
+            () = wait_for_ring(self.ring.as_ref()) => {
+                self.drain_rings()?;
+                step.end = self.is_over().then_some(End::Processes);
+            }
+            () = wait_for_ring(self.map_ring.as_ref()) => self.drain_rings()?,
+            () = wait_for_records(&mut self.records) => {
+                if let Some(records) = &mut self.processes.records {
+                    records.read();
+                }
+            }
+            () = self.log.wait() => step.notes = self.log.lines(),
+            () = wait_until(look) => self.look(Instant::now()),
+            () = wait_for_tick(cost) => step.notes.extend(self.look_at_cost()?),
+            () = wait_until(growth) => step.notes = self.processes.check_growth(&self.collector),
+        }
+        Ok(step)
+    }
+
+    /// As [`super::Tracer::snapshot`].
+    pub(super) fn snapshot(&mut self, wants: Wants) -> Result<Snapshot, Error> {
+        // What has happened to the processes up to now, whatever the order of the events.
+        self.drain_rings()?;
+        self.collector.clean_up(true)?;
+        self.look(Instant::now() + LONGEST_WAIT);
+        // Whose ends it finds is cleaned up once the rings have been read again.
+        if self.processes.follows() {
+            self.processes.check(&self.rules, &mut self.loaded, &mut self.collector)?;
+        }
+        let mut misses: BTreeMap<String, u64> = self.loaded.misses();
+        misses.extend(self.processes.probes.recursion_misses());
+        let mut unseen = self.unseen.clone();
+        unseen.extend(self.processes.unseen(&self.collector));
+        let mut snapshot = self.collector.snapshot(wants, misses, &unseen)?;
+        snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
+        Ok(snapshot)
+    }
+
+    /// As [`super::Tracer::forward`].
+    pub(super) fn forward(&self, signal: i32) -> bool {
+        let Some(child) = &self.child else { return false };
+        child.forward(signal);
+        true
+    }
+
+    /// As [`super::Tracer::end`].
+    pub(super) fn end(mut self, note: &mut dyn FnMut(&str)) {
+        if self.is_verbose {
+            // With what has come since the start.
+            note_tables(&self.processes, note);
+            note_probes(&self.processes, &self.collector, note);
+        }
+        self.log.lines().iter().for_each(|line| note(line));
+        // Links first, so that no program runs on maps that are gone.
+        drop(self.processes);
+        drop(self.loaded);
+    }
+
+    /// Whether no process is left that is traced, and none can come.
+    fn is_over(&self) -> bool {
+        self.processes.is_empty() && self.child.is_none() && !self.rules.is_open()
+    }
+
+    /// Takes in what the rings tell of traced processes.
+    fn drain_rings(&mut self) -> Result<(), Error> {
+        let mut events: Vec<ProcessEvent> = Vec::new();
+        if let Some(ring) = &mut self.ring {
+            // SAFETY: the ring holds events of this repr(C) type of integers.
+            unsafe { drain(ring, |event| events.push(event)) };
+        }
+        for event in events {
+            self.processes.take_in(&event, &mut self.loaded, &mut self.collector);
+        }
+        // After the images that are gone or new are known.
+        if let Some(ring) = &mut self.map_ring {
+            let collector = &mut self.collector;
+            // SAFETY: as above.
+            unsafe { drain(ring, |event: MapEvent| collector.apply_mapping(&event)) };
+        }
+        self.collector.clean_up(false)
+    }
+
+    /// Looks at what the processes that are due by `now` have mapped.
+    fn look(&mut self, now: Instant) {
+        self.processes.look(now, &mut self.loaded, &mut self.collector);
+    }
+
+    /// Looks at what the probes cost, and keeps to what they may; gives what is to be told of it.
+    fn look_at_cost(&mut self) -> Result<Option<String>, Error> {
+        let Some(overhead) = &mut self.overhead else { return Ok(None) };
+        let steps = overhead.budget().steps.len();
+        let unseen = overhead.look(&mut self.processes, &mut self.loaded, &mut self.collector)?;
+        self.unseen.extend(unseen);
+        Ok(overhead.last_step().filter(|_| overhead.budget().steps.len() > steps))
+    }
+}
