@@ -42,6 +42,58 @@ fn outstanding(driver: &Driver, function: &str) -> u64 {
     driver.account_of(function).outstanding_count
 }
 
+/// Has a driver do something, and finds as many blocks of each function as are to be left, and all
+/// figures as the driver counts them.
+fn check(name: &'static str, commands: &[(&str, u32)], left: &[(&str, u64)]) {
+    let driver = Driver::load(name);
+    let traced = trace();
+    for (command, times) in commands {
+        driver.command(command, *times);
+    }
+    for (function, blocks) in left {
+        let account = driver.account_of(function);
+        let got = (account.outstanding_count, account.allocated_count > 0);
+        assert_eq!(got, (*blocks, true), "{function}: {account:?}");
+    }
+    end_as_counted(traced, &driver);
+    driver.unload();
+}
+
+/// Tests by [`check`]: the driver, its commands with how often, and the blocks that each function
+/// leaves.
+macro_rules! cases {
+    ($($name:ident:
+        $driver:literal, [$($command:literal: $times:literal),+], [$($function:literal: $left:literal),+];
+    )+) => {
+        $(
+            #[test]
+            fn $name() {
+                check($driver, &[$(($command, $times)),+], &[$(($function, $left)),+]);
+            }
+        )+
+    };
+}
+
+cases! {
+    a_clock_that_suspend_gives_back_is_not_leaked:
+        "leak_clock", ["probe": 0, "cycle_fixed": 1000, "remove": 0], ["clock_get": 0];
+    timers_and_works_that_are_deleted_are_no_leak:
+        "leak_deferred", ["timers_deleted": 500, "works_deleted": 500],
+        ["start_watchdog": 0, "start_job": 0];
+    timers_and_works_that_are_never_deleted_are_leaked:
+        "leak_deferred", ["timers": 250, "works": 350], ["start_watchdog": 250, "start_job": 350];
+    one_in_a_hundred_is_leaked_by_a_way_out_of_a_failure:
+        "leak_errors", ["handle": 20_000], ["make_header": 0, "make_body": 200];
+    blocks_that_call_rcu_frees_are_no_leak:
+        "clean_rcu", ["call_rcu": 5000], ["node_for_call_rcu": 0];
+    a_block_that_krealloc_moves_is_one_block:
+        "clean_slab", ["krealloc": 500], ["resize": 0];
+    nothing_is_left_of_a_cache_that_was_emptied_and_destroyed:
+        "clean_slab", ["cache": 512], ["object_for_cache": 0];
+    nothing_is_left_of_a_mempool:
+        "clean_slab", ["mempool": 200], ["make_element": 0];
+}
+
 #[test]
 fn each_size_of_kmalloc_has_its_function() {
     let driver = Driver::load("leak_sizes");
@@ -208,18 +260,6 @@ fn a_clock_that_resume_takes_again_is_leaked() {
     driver.unload();
 }
 
-#[test]
-fn a_clock_that_suspend_gives_back_is_not_leaked() {
-    let driver = Driver::load("leak_clock");
-    let traced = trace();
-    driver.command("probe", 0);
-    driver.command("cycle_fixed", 1000);
-    driver.command("remove", 0);
-    assert_eq!(outstanding(&driver, "clock_get"), 0);
-    end_as_counted(traced, &driver);
-    driver.unload();
-}
-
 /// Opens a file and closes it, as often as said.
 fn open_and_close(path: &str, times: u32) {
     for _ in 0..times {
@@ -290,22 +330,6 @@ fn an_entry_in_proc_that_is_never_removed_is_leaked() {
 }
 
 #[test]
-fn timers_and_works_that_are_never_deleted_are_leaked() {
-    let driver = Driver::load("leak_deferred");
-    let mut traced = trace();
-    driver.command("timers_deleted", 500);
-    driver.command("works_deleted", 500);
-    assert_eq!(outstanding(&driver, "start_watchdog") + outstanding(&driver, "start_job"), 0);
-    driver.wait_reported(&mut traced);
-    driver.command("timers", 250);
-    driver.command("works", 350);
-    assert_eq!(outstanding(&driver, "start_watchdog"), 250);
-    assert_eq!(outstanding(&driver, "start_job"), 350);
-    end_as_counted(traced, &driver);
-    driver.unload();
-}
-
-#[test]
 fn objects_of_a_cache_of_the_driver_s_own_have_its_name() {
     let driver = Driver::load("leak_cache");
     let mut traced = trace();
@@ -316,17 +340,6 @@ fn objects_of_a_cache_of_the_driver_s_own_have_its_name() {
     let report = end_as_counted(traced, &driver);
     let of_cache = report.sum(|site| site.kind() == "kmem_cache" && site.cache() == "leak_item");
     assert_eq!((of_cache.outstanding_count, of_cache.freed_count), (600, 1500));
-    driver.unload();
-}
-
-#[test]
-fn one_in_a_hundred_is_leaked_by_a_way_out_of_a_failure() {
-    let driver = Driver::load("leak_errors");
-    let traced = trace();
-    driver.command("handle", 20_000);
-    assert_eq!(outstanding(&driver, "make_header"), 0);
-    assert_eq!(outstanding(&driver, "make_body"), 200);
-    end_as_counted(traced, &driver);
     driver.unload();
 }
 
@@ -365,38 +378,6 @@ fn a_driver_that_is_loaded_later_has_its_names() {
     driver.unload();
 }
 
-/// Nothing is left of what a driver's function allocates when a command has run, by its own count
-/// and by leaktrace's.
-fn assert_clean(name: &'static str, command: &str, times: u32, function: &str) {
-    let driver = Driver::load(name);
-    let traced = trace();
-    driver.command(command, times);
-    let account = driver.account_of(function);
-    assert_eq!((account.outstanding_count, account.freed_count > 0), (0, true), "{account:?}");
-    end_as_counted(traced, &driver);
-    driver.unload();
-}
-
-#[test]
-fn blocks_that_call_rcu_frees_are_no_leak() {
-    assert_clean("clean_rcu", "call_rcu", 5000, "node_for_call_rcu");
-}
-
-#[test]
-fn a_block_that_krealloc_moves_is_one_block() {
-    assert_clean("clean_slab", "krealloc", 500, "resize");
-}
-
-#[test]
-fn nothing_is_left_of_a_cache_that_was_emptied_and_destroyed() {
-    assert_clean("clean_slab", "cache", 512, "object_for_cache");
-}
-
-#[test]
-fn nothing_is_left_of_a_mempool() {
-    assert_clean("clean_slab", "mempool", 200, "make_element");
-}
-
 /// A leak is mostly looked for after its driver has gone.
 #[path = "unloaded.rs"]
 mod unloaded;
@@ -405,19 +386,13 @@ mod unloaded;
 mod freed_untold {
     use super::*;
 
-    #[test]
-    fn blocks_that_kfree_rcu_frees_are_no_leak() {
-        assert_clean("clean_rcu", "kfree_rcu", 5000, "node_for_kfree_rcu");
-    }
-
-    #[test]
-    fn blocks_that_kvfree_rcu_frees_are_no_leak() {
-        assert_clean("clean_rcu", "kvfree_rcu", 5000, "block_for_kvfree_rcu");
-    }
-
-    #[test]
-    fn objects_that_are_freed_in_bulk_are_no_leak() {
-        assert_clean("clean_slab", "free_bulk", 512, "object_for_bulk");
+    cases! {
+        blocks_that_kfree_rcu_frees_are_no_leak:
+            "clean_rcu", ["kfree_rcu": 5000], ["node_for_kfree_rcu": 0];
+        blocks_that_kvfree_rcu_frees_are_no_leak:
+            "clean_rcu", ["kvfree_rcu": 5000], ["block_for_kvfree_rcu": 0];
+        objects_that_are_freed_in_bulk_are_no_leak:
+            "clean_slab", ["free_bulk": 512], ["object_for_bulk": 0];
     }
 }
 
