@@ -6,6 +6,8 @@
 
 #[path = "drivers/entries.rs"]
 mod entries;
+#[path = "drivers/pairs.rs"]
+mod pairs;
 
 use std::fs::{self, File};
 

@@ -66,6 +66,8 @@ fn hostile_arguments_are_escaped() {
         &["kernel", evil],
         &["kernel", "--cache", evil, "--interval", evil],
         &["kernel", "--gfp", evil],
+        &["kernel", "--pair", evil],
+        &["user", "-p", "1", "--pair", evil],
         &["kernel", "--comm", evil],
         &["kernel", "--cgroup", evil],
         &["kernel", "--debug-dir", evil],
@@ -119,6 +121,29 @@ fn times_that_do_not_parse_are_bad_usage() {
     ] {
         check_usage(&["kernel", &format!("{flag}={time}")], &[flag]);
     }
+}
+
+/// One line each, and what to write.
+#[test]
+fn pairs_that_do_not_parse_are_bad_usage() {
+    for (pair, cause) in [
+        ("fopen", "write ACQUIRE:RELEASE, as fopen:fclose"),
+        ("fopen:", "a function has no name"),
+        ("Pool::get:Pool::put", "write C++ and Rust functions by their symbols"),
+        ("get(size=9):put", "`9` is no argument; write 1 to 6"),
+        ("get(bytes=1):put", "bytes is no option of get; write key=N, out=N, size=N"),
+        ("get(if=zero):put", "name the key with key=N or out=N"),
+        ("get:get", "get cannot do both"),
+    ] {
+        for verb in [&["kernel"] as &[&str], &["user", "-p", "1"]] {
+            let args = [verb, &["--pair", pair]].concat();
+            check_usage(&args, &["--pair", cause]);
+            let stderr = run(&mut leaktrace(&args)).stderr;
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        }
+    }
+    check_usage(&["run", "--pair", "a:b", "--sample-bytes", "64KiB", "--", "true"], &["--pair"]);
+    check_usage(&["kernel", "--pair", "a:b", "--cache", "dentry"], &["--cache", "--kind slab"]);
 }
 
 #[test]

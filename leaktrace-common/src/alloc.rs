@@ -117,6 +117,44 @@ impl BlockWord {
     /// Spaces are below this.
     pub const SPACES: u32 = 1 << (63 - Self::ADDRESS_BITS);
 
+    /// Bits of the number of a pair of functions, see [`crate::PairCookie`].
+    pub const PAIR_BITS: u32 = 3;
+    /// Spaces are below this where pairs of functions are traced.
+    pub const SPACES_OF_PAIRS: u32 = Self::SPACES >> Self::PAIR_BITS;
+    /// Bits of a key that a pair's functions have in the kernel.
+    const KERNEL_PAIR_SHIFT: u32 = 59;
+
+    /// The word of what a pair's function has given in a space: what no block of the same session
+    /// has. In a process other words have the highest bit not set, in the kernel they have it set.
+    #[inline(always)]
+    pub const fn of_pair(key: AllocKey, pair: u32) -> u64 {
+        if key.space == KERNEL_SPACE {
+            let address = key.address & ((1 << Self::KERNEL_PAIR_SHIFT) - 1);
+            return Self::NO_PERCPU | (pair as u64) << Self::KERNEL_PAIR_SHIFT | address;
+        }
+        let place = (key.space << Self::PAIR_BITS | pair) as u64;
+        let address = key.address & ((1 << Self::ADDRESS_BITS) - 1);
+        Self::KERNEL | place << Self::ADDRESS_BITS | address
+    }
+
+    /// The key of a word of a session that traces the kernel, or processes; with pairs or not.
+    #[inline(always)]
+    pub const fn key_in(word: u64, is_kernel: bool) -> AllocKey {
+        match (word & Self::KERNEL != 0, is_kernel) {
+            (true, false) => {
+                let place = (word & !Self::KERNEL) >> Self::ADDRESS_BITS;
+                let address = word & ((1 << Self::ADDRESS_BITS) - 1);
+                AllocKey::new((place >> Self::PAIR_BITS) as u32, address)
+            }
+            (false, true) => {
+                // As the address of a kernel is: its highest bit that is left, all above it.
+                let unused = u64::BITS - Self::KERNEL_PAIR_SHIFT;
+                AllocKey::new(KERNEL_SPACE, ((word << unused) as i64 >> unused) as u64)
+            }
+            _ => Self::key(word),
+        }
+    }
+
     /// The word of a key.
     #[inline(always)]
     pub const fn of(key: AllocKey) -> u64 {
@@ -185,6 +223,29 @@ mod tests {
             AllocKey::new(BlockWord::SPACES - 1, 16),
         ] {
             assert_eq!(BlockWord::key(BlockWord::of(key)), key);
+        }
+    }
+
+    #[test]
+    fn keys_of_pairs_survive_their_word() {
+        let last = BlockWord::SPACES_OF_PAIRS - 1;
+        for pair in 0..1 << BlockWord::PAIR_BITS {
+            for key in [
+                AllocKey::new(KERNEL_SPACE, 0xffff_8880_0123_4560),
+                AllocKey::new(KERNEL_SPACE, 0xff11_0000_0123_4560),
+                AllocKey::new(KERNEL_SPACE, 7),
+                AllocKey::new(1, 0x7fff_ffff_f000),
+                AllocKey::new(last, 0),
+            ] {
+                let is_kernel = key.space == KERNEL_SPACE;
+                let word = BlockWord::of_pair(key, pair);
+                assert_eq!(BlockWord::key_in(word, is_kernel), key, "{key:?} of {pair}");
+                assert!(word > BlockWord::CLAIMED && word != BlockWord::of(key), "{key:?}");
+            }
+        }
+        for key in [AllocKey::new(KERNEL_SPACE, 0xffff_8880_0123_4560), AllocKey::new(7, 16)] {
+            let is_kernel = key.space == KERNEL_SPACE;
+            assert_eq!(BlockWord::key_in(BlockWord::of(key), is_kernel), key);
         }
     }
 

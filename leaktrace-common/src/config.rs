@@ -64,6 +64,10 @@ pub struct Config {
     pub gfp_cache_mask: u32,
     /// Buckets in `BLOCKS`.
     pub buckets: u32,
+    /// Spaces of process images are below this.
+    pub spaces: u32,
+    /// 1: pairs of functions are traced (`--pair`).
+    pub pairs: u32,
     /// 1: the second argument of `kvfree_call_rcu` is the offset of its first in the object.
     pub rcu_call_offset: u32,
     /// Index of the `size` argument of `percpu_alloc_percpu`.
@@ -269,7 +273,7 @@ const _: () = assert!(size_of::<GfpTest>() == 8 && size_of::<TextRange>() == 16)
 const _: () = assert!(
     size_of::<Config>()
         == 7 * 8
-            + 38 * 4
+            + 40 * 4
             + size_of::<AreaLayout>()
             + size_of::<RcuLayout>()
             + size_of::<TextRange>()

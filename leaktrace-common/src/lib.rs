@@ -19,6 +19,11 @@
 //! | `SAMPLING` | the sampling interval in bytes, 0 for all | loader | BPF user programs |
 //! | `CALLS` | a [`Call`] -> hits of probes | BPF user programs | tracer, for `--max-overhead` |
 //! | `HANDLED` | a [`Pair`] -> the event handled last on a CPU | BPF first programs | BPF second programs |
+//! | `PAIR_CALLS` | tid -> [`PairCalls`] | BPF user programs | nobody else |
+//! | `PAIR_AGAIN` | [`AgainKey`] -> [`Outstanding`] | BPF programs of pairs; the loader deletes | collector, when single blocks matter |
+//! | `PAIR_LEVELS` | [`BlockWord`] -> how often it is in `PAIR_AGAIN` | BPF programs of pairs | nobody else |
+//! | `KERNEL_PAIR_CALLS` | stack pointer -> [`KernelPairCall`] | BPF kernel programs | nobody else |
+//! | `PAIR_FUNCTIONS` | address of a kernel function -> [`PairCookie`] | loader | BPF kernel programs |
 //! | `IN_FLIGHT` | tid -> [`InFlight`] | BPF user programs | nobody else |
 //! | `ROWS` | index -> [`UnwindRow`], packed | loader, by mmap | BPF walk |
 //! | `PAGES` | index -> first and last row of a text page | loader, by mmap | BPF walk |
@@ -34,6 +39,7 @@
 #![no_std]
 
 mod alloc;
+mod by_name;
 mod config;
 mod functions;
 mod loss;
@@ -49,6 +55,10 @@ mod user;
 
 pub use alloc::{
     AllocKey, BUCKET_SLOTS, BlockWord, Bucket, KERNEL_SPACE, Outstanding, PERCPU_SPACE, VmallocCall,
+};
+pub use by_name::{
+    ACQUIRERS_MOST, ARGUMENTS_MOST, AgainKey, KernelPairCall, PAIR_DEPTH, PAIRS_MOST, PairCall,
+    PairCalls, PairCookie, PairKey, PairRelease, Success,
 };
 pub use config::{
     AreaLayout, CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS,
@@ -82,13 +92,18 @@ mod pod {
     use aya::Pod;
 
     use super::{
-        AllocKey, Bucket, CacheName, Config, EndedProcess, FileKey, InFlight, Outstanding, SiteKey,
-        SiteRecord, StackRecord, Target, TextMap, TextMapping, TextObject, TextRange, VmallocCall,
+        AgainKey, AllocKey, Bucket, CacheName, Config, EndedProcess, FileKey, InFlight,
+        KernelPairCall, Outstanding, SiteKey, SiteRecord, StackRecord, Target, TextMap,
+        TextMapping, TextObject, TextRange, VmallocCall,
     };
 
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
     // size assertions beside the types hold that), so every bit pattern is a valid value.
     unsafe impl Pod for AllocKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for AgainKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for KernelPairCall {}
     // SAFETY: as above.
     unsafe impl Pod for EndedProcess {}
     // SAFETY: as above.

@@ -42,11 +42,15 @@ pub enum LossReason {
     Thrown = 15,
     /// The ring of modules that come and go was full.
     ModuleEventsFull = 16,
+    /// A pair's function released what it has not given since the session began.
+    UntrackedRelease = 17,
+    /// There were more acquiring calls of pairs inside each other than are followed.
+    PairsTooDeep = 18,
 }
 
 impl LossReason {
     /// Number of reasons.
-    pub const COUNT: usize = 17;
+    pub const COUNT: usize = 19;
 
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -67,6 +71,8 @@ impl LossReason {
         Self::MappingsFull,
         Self::Thrown,
         Self::ModuleEventsFull,
+        Self::UntrackedRelease,
+        Self::PairsTooDeep,
     ];
 
     /// What happened, to follow a count ("12 allocations missed: ...").
@@ -94,12 +100,20 @@ impl LossReason {
             }
             Self::UnknownReturn => "allocator returns without a known call",
             Self::ResultUnreadable => {
-                "allocations missed: the result of posix_memalign could not be read"
+                "allocations missed: the result of posix_memalign, or of a function of --pair, could \
+                 not be read"
             }
             Self::EventsFull => "process events missed: the event ring was full",
             Self::MappingsFull => {
                 "calls of mmap, munmap, mremap or brk missed: their ring was full (a shorter \
                  --interval empties it more often)"
+            }
+            Self::UntrackedRelease => {
+                "releases of what the functions of --pair have not given (acquired before tracing \
+                 began, by a parent, or by a function that is not named)"
+            }
+            Self::PairsTooDeep => {
+                "acquisitions missed: too many functions of --pair called each other"
             }
             Self::Thrown => "calls of operator new failed (they threw an exception)",
             Self::ModuleEventsFull => {

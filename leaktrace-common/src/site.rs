@@ -18,6 +18,8 @@ pub enum Kind {
     Pages = 6,
     /// `mmap`, `mremap` and `brk` of a process; counted by the loader, never in `SITES`.
     Mmap = 7,
+    /// What a pair of functions that was named acquires, see [`crate::PairCookie`].
+    Pair = 8,
 }
 
 impl Kind {
@@ -31,10 +33,11 @@ impl Kind {
             Self::Percpu => "percpu",
             Self::Pages => "pages",
             Self::Mmap => "mmap",
+            Self::Pair => "pair",
         }
     }
 
-    /// Whether it is memory of a process.
+    /// Whether it is memory of a process, always.
     pub const fn is_of_process(self) -> bool {
         matches!(self, Self::Malloc | Self::Mmap)
     }
@@ -49,6 +52,7 @@ impl Kind {
             5 => Some(Self::Percpu),
             6 => Some(Self::Pages),
             7 => Some(Self::Mmap),
+            8 => Some(Self::Pair),
             _ => None,
         }
     }
@@ -66,7 +70,7 @@ pub struct SiteKey {
     pub space: u32,
     /// `kmem_cache_alloc`: address of the `struct kmem_cache`, 0 if the kernel does not tell.
     /// `kmalloc`: bytes of the slab object, with the GFP flags that choose the cache above bit 32.
-    /// `malloc`: a [`crate::AllocFunction::cookie`].
+    /// `malloc`: a [`crate::AllocFunction::cookie`]. A pair: a [`crate::PairCookie`].
     pub detail: u64,
     /// Return address of the allocating call; 0 where the kernel does not tell it, and where it is
     /// the first frame of a process' stack.
@@ -194,7 +198,7 @@ mod tests {
     #[test]
     fn kinds_survive_their_number() {
         let known = || (0..100).filter_map(Kind::from_u32);
-        assert_eq!(known().count(), 7);
+        assert_eq!(known().count(), 8);
         assert!(known().all(|kind| Kind::from_u32(kind as u32) == Some(kind)));
     }
 }

@@ -169,6 +169,8 @@ pub(crate) fn wants_cache(kind: Kind, detail: u64) -> bool {
                 Some(name) => FILTER_CACHES.get(name).is_some(),
                 None => false,
             },
+            // What a function gives is in no cache that is known.
+            Kind::Pair => true,
             _ => false,
         }
     }

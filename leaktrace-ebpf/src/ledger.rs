@@ -1,7 +1,7 @@
 //! The only writer of outstanding blocks and of call sites; their counters are `counters`'.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use leaktrace_common::{AllocKey, LossReason, Outstanding, SiteKey, StackId, StackMode};
+use leaktrace_common::{AllocKey, BlockWord, LossReason, Outstanding, SiteKey, StackId, StackMode};
 
 use crate::{
     atomic,
@@ -167,7 +167,13 @@ pub(crate) fn call_site(site: u32) -> u64 {
 /// Records an allocation; gives whether there was room for it.
 #[inline(always)]
 pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) -> bool {
-    match table::insert(key, &block) {
+    on_alloc_word(BlockWord::of(key), block)
+}
+
+/// As [`on_alloc`], by a [`BlockWord`].
+#[inline(always)]
+pub(crate) fn on_alloc_word(word: u64, block: Outstanding) -> bool {
+    match table::insert_word(word, &block) {
         Ok(()) => {
             count_alloc(&block);
             true

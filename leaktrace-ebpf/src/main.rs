@@ -10,6 +10,7 @@
 mod atomic;
 mod counters;
 mod filter;
+mod held;
 mod kernel;
 mod ledger;
 mod loss;

@@ -9,11 +9,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, RingBuf},
 };
 use leaktrace_common::{
-    AreaLayout, Bucket, CGROUPS, CacheName, CgroupTest, Config, EndedProcess, FileKey, GFP_TESTS,
-    GfpTest, InFlight, LossReason, MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding,
-    PAGE_OWNERS, PAGE_REGIONS_COUNT, PARTS, PageRegion, Pair, RcuLayout, SiteKey, SiteRecord,
-    StackRecord, TEXT_RANGES, TRACED_TWICE, Target, TextMap, TextMapping, TextObject, TextRange,
-    VmallocCall,
+    ACQUIRERS_MOST, AgainKey, AreaLayout, Bucket, CGROUPS, CacheName, CgroupTest, Config,
+    EndedProcess, FileKey, GFP_TESTS, GfpTest, InFlight, KernelPairCall, LossReason, MAX_PROCESSES,
+    MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PARTS,
+    PageRegion, Pair, PairCalls, RcuLayout, SiteKey, SiteRecord, StackRecord, TEXT_RANGES,
+    TRACED_TWICE, Target, TextMap, TextMapping, TextObject, TextRange, VmallocCall,
 };
 
 use crate::user::state::{CachedRule, Walk};
@@ -44,6 +44,8 @@ pub(crate) static CONFIG: Config = Config {
     cache_object_size_offset: 0,
     gfp_cache_mask: 0,
     buckets: 1,
+    spaces: 1,
+    pairs: 0,
     rcu_call_offset: 0,
     percpu_size_arg: 0,
     possible_cpus: 1,
@@ -192,9 +194,9 @@ pub(crate) static HEALED: Array<u64> = Array::with_max_entries(Pair::COUNT as u3
 
 /// 0: slots of [`SITES`] that were ever given out; 1: last space given to a process image for the
 /// first time, also by the loader; 2: blocks in [`OVERFLOW`]; 3: loads and unloads of modules; 4: processes in [`ENDED`], ever;
-/// 5: modules asked for that were loaded.
+/// 5: modules asked for that were loaded; 6: entries of [`PAIR_AGAIN`].
 #[map]
-pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(6, BPF_F_MMAPABLE);
+pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(7, BPF_F_MMAPABLE);
 
 /// Processes that have ended, the latest [`ENDED_SLOTS`](leaktrace_common::ENDED_SLOTS) of them;
 /// written by the program of ends, in kernel mode.
@@ -242,7 +244,7 @@ pub(crate) static PAGE_REGIONS: Array<PageRegion> = Array::with_max_entries(PAGE
 pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, VmallocCall> = HashMap::with_max_entries(4096, 0);
 
 /// Programs that take kernel stacks; each has a scratch slot of its own.
-const KERNEL_SLOTS: u32 = 15;
+const KERNEL_SLOTS: u32 = 16;
 
 /// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU, see
 /// [`crate::stack::read_kernel`].
@@ -278,6 +280,34 @@ pub(crate) static CALLS: PerCpuArray<u64> =
 /// those of threads that ended.
 #[map]
 pub(crate) static IN_FLIGHT: LruHashMap<u64, InFlight> = LruHashMap::with_max_entries(1, 0);
+
+/// Calls of pairs' functions by thread; as [`IN_FLIGHT`].
+#[map]
+pub(crate) static PAIR_CALLS: LruHashMap<u64, PairCalls> = LruHashMap::with_max_entries(1, 0);
+
+/// What a new slot of [`PAIR_CALLS`] holds; never written.
+#[map]
+pub(crate) static NO_PAIR_CALLS: Array<PairCalls> = Array::with_max_entries(1, 0);
+
+/// What a key of a pair was acquired for while it was held already; written by the programs of pairs,
+/// but for images that the loader forgets; when full, acquisitions are counted as missed.
+#[map]
+pub(crate) static PAIR_AGAIN: HashMap<AgainKey, Outstanding> = HashMap::with_max_entries(1, 0);
+
+/// About how many levels a key has in [`PAIR_AGAIN`]; written by the programs of pairs.
+#[map]
+pub(crate) static PAIR_LEVELS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+/// Calls of acquiring functions of the kernel, by stack pointer: of two calls that have not returned,
+/// in whatever thread or interrupt, no two have the same.
+#[map]
+pub(crate) static KERNEL_PAIR_CALLS: LruHashMap<u64, KernelPairCall> =
+    LruHashMap::with_max_entries(1, 0);
+
+/// Functions of pairs in the kernel, acquiring and releasing ones, by address; written by the loader.
+#[map]
+pub(crate) static PAIR_FUNCTIONS: HashMap<u64, u32> =
+    HashMap::with_max_entries(2 * ACQUIRERS_MOST as u32, 0);
 
 /// Scratch of user stack walks: [`leaktrace_common::WALKS_PER_CPU`] for each CPU, claimed, as a
 /// uprobe program can be preempted by itself.

@@ -46,8 +46,14 @@ fn mark_displaced(first: u32) {
 /// record replaced.
 #[inline(always)]
 pub(crate) fn insert(key: AllocKey, block: &Outstanding) -> Result<(), u32> {
+    insert_word(BlockWord::of(key), block)
+}
+
+/// As [`insert`], by a [`BlockWord`].
+#[inline(always)]
+pub(crate) fn insert_word(word: u64, block: &Outstanding) -> Result<(), u32> {
     let who = u64::from(block.site) | u64::from(block.detail) << 32;
-    match leaktrace_insert(BlockWord::of(key), block.size_bytes, block.timestamp_ns, who) {
+    match leaktrace_insert(word, block.size_bytes, block.timestamp_ns, who) {
         INSERTED => Ok(()),
         reason => Err(reason),
     }
@@ -153,7 +159,12 @@ fn refused(error: i32) -> u32 {
 /// Takes a block out.
 #[inline(always)]
 pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
-    let word = BlockWord::of(key);
+    take_word(BlockWord::of(key))
+}
+
+/// As [`take`], by a [`BlockWord`].
+#[inline(always)]
+pub(crate) fn take_word(word: u64) -> Option<Outstanding> {
     let (bucket, slot) = locate(word);
     if slot < BUCKET_SLOTS {
         let found = BLOCKS.get_ptr_mut(bucket)?;
@@ -183,6 +194,21 @@ pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
         }
         atomic::add(count, u64::MAX);
         Some(block)
+    }
+}
+
+/// Whether a block with this [`BlockWord`] is there.
+#[inline(always)]
+pub(crate) fn has_word(word: u64) -> bool {
+    if locate(word).1 < BUCKET_SLOTS {
+        return true;
+    }
+    // SAFETY: live map values.
+    unsafe {
+        match CURSORS.get_ptr(OVERFLOW_CURSOR) {
+            Some(count) if *count != 0 => OVERFLOW.get(word).is_some(),
+            _ => false,
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod lifecycle;
 mod mappings;
 mod names;
 mod old_kernel;
+mod pairs;
 mod preemption;
 mod processes;
 mod run;

@@ -56,11 +56,15 @@ fn no_program_of_a_uprobe_has_a_private_stack() {
     assert_eq!(gives_them, kernel_release() >= (6, 13), "the control program");
     // A C++ program has functions that throw, whose returns have a program of their own.
     let leaker = Leaker::start("cpp", &[]);
-    let traced = Traced::start(&["user", "-p", &leaker.pid_arg(), "--interval", "1h"]);
+    let pair = ["--kind", "malloc", "--pair", "fopen:fclose"];
+    let args = ["user", "-p", &leaker.pid_arg(), "--interval", "1h"];
+    let traced = Traced::start(&[&args, &pair[..]].concat());
     let programs = private_stacks(traced.pid());
     let has = |name: &str| programs.iter().any(|(program, _)| program == name);
     assert!(has("lt_session") || (has("lt_entry") && has("lt_return")), "{programs:?}");
     assert!(has("lt_free") && has("lt_entry") && has("lt_returning"), "{programs:?}");
+    assert!(has("lt_pair_free"), "{programs:?}");
+    assert!(has("lt_pair_session") || has("lt_pair_return"), "{programs:?}");
     let private: Vec<_> = programs.iter().filter(|(_, is_private)| *is_private).collect();
     assert!(private.is_empty(), "{private:?} of {programs:?}");
     traced.interrupt();

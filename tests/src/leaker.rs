@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 46] = [
+        let runs: [(&str, &[&str], &[&str]); 50] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -195,6 +195,7 @@ mod tests {
             ("execer-static", &[], &["before", "after"]),
             ("family", &["2"], &["round", "round", "holding"]),
             ("forker", &[], &["holding"]),
+            ("handles", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),
             ("kobjects", &["one-cpu"], &["holding", "closed"]),
@@ -207,6 +208,9 @@ mod tests {
             ("maze-cpp", &[], &["running", "done"]),
             ("maze-rust", &[], &["running", "done"]),
             ("paced", &["10"], &["running"]),
+            ("pairs", &["jump"], &["holding"]),
+            ("pairs-jumping", &[], &["holding"]),
+            ("pairs-static", &[], &["holding"]),
             ("paths", &[], &["holding"]),
             ("pipeloop", &["0.05"], &["done"]),
             ("plugged", &[&leaklib], &["opened", "opened", "holding"]),

@@ -79,6 +79,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "execer-static", source: "execer.c", flags: &["-static"] },
     Recipe { name: "family", source: "family.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
+    Recipe { name: "handles", source: "handles.c", flags: &["-lssl", "-lcrypto", "-lsqlite3"] },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
     Recipe { name: "keeps", source: "keeps.c", flags: &[] },
     Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },
@@ -99,6 +100,10 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
     Recipe { name: "neverfrees-musl-static", source: "neverfrees.c", flags: &["-static"] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
+    Recipe { name: "pairs", source: "pairs.c", flags: &[] },
+    // Calls at the end of a function are jumps.
+    Recipe { name: "pairs-jumping", source: "pairs.c", flags: UNWIND_FLAGS },
+    Recipe { name: "pairs-static", source: "pairs.c", flags: &["-static"] },
     Recipe { name: "paths", source: "paths.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
     Recipe { name: "plugged", source: "plugged.c", flags: &["-fomit-frame-pointer"] },

@@ -15,7 +15,7 @@ use crate::{
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
-const TEST_PACKAGES: [&str; 13] = [
+const TEST_PACKAGES: [&str; 15] = [
     "g++",
     "valgrind",
     "python3",
@@ -29,6 +29,8 @@ const TEST_PACKAGES: [&str; 13] = [
     "libmimalloc-dev",
     "libboost-context-dev",
     "nodejs",
+    "libssl-dev",
+    "libsqlite3-dev",
 ];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];

@@ -10,6 +10,7 @@ pub(crate) mod generation;
 mod module;
 mod module_text;
 mod pages;
+mod pairs;
 mod percpu;
 mod rcu;
 mod slab;

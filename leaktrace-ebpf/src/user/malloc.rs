@@ -33,9 +33,9 @@ use crate::{
 };
 
 /// What a session program returns to have the function's return skipped.
-const SKIP_RETURN: u32 = 1;
+pub(super) const SKIP_RETURN: u32 = 1;
 /// What it returns to be run at the return as well.
-const WATCH_RETURN: u32 = 0;
+pub(super) const WATCH_RETURN: u32 = 0;
 
 /// Entry and return in one program (uprobe session links, from 6.13).
 ///
@@ -169,7 +169,7 @@ fn decode(cookie: u64, regs: &pt_regs) -> Option<Request> {
 
 /// `count * size`, unless that overflows; by halves, as BPF has no 128-bit product.
 #[inline(always)]
-fn product(count: u64, size: u64) -> Option<u64> {
+pub(crate) fn product(count: u64, size: u64) -> Option<u64> {
     let (small, big) = if count < size { (count, size) } else { (size, count) };
     if small >> 32 != 0 {
         return None;

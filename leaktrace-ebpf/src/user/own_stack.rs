@@ -23,7 +23,10 @@ macro_rules! never_called {
         pub(super) static $name: ProgramArray = ProgramArray::with_max_entries(1, 0);
     )*};
 }
-never_called!(SESSION_CALLS ENTRY_CALLS RETURN_CALLS RETURNING_CALLS FREE_CALLS);
+never_called!(
+    SESSION_CALLS ENTRY_CALLS RETURN_CALLS RETURNING_CALLS FREE_CALLS
+    PAIR_SESSION_CALLS PAIR_ENTRY_CALLS PAIR_RETURN_CALLS PAIR_RETURNING_CALLS PAIR_RELEASE_CALLS
+);
 
 /// To be called by every program of a uprobe, with a map that no other program has.
 #[inline(always)]

@@ -1,11 +1,11 @@
 //! Traced processes: their spaces and what they map, as the maps have them.
 
 use aya_ebpf::bindings::BPF_ANY;
-use leaktrace_common::{BlockWord, Target, TextMap};
+use leaktrace_common::{Target, TextMap};
 
 use crate::{
     atomic,
-    maps::{CURSORS, FREE_SPACES, RECENT_TARGET_SLOTS, RECENT_TARGETS, TARGETS},
+    maps::{CURSORS, FREE_SPACES, RECENT_TARGET_SLOTS, RECENT_TARGETS, TARGETS, config},
 };
 
 /// A space that no process image has; 0 when all are taken.
@@ -17,7 +17,7 @@ pub(super) fn next_space() -> u32 {
     let Some(cursor) = CURSORS.get_ptr_mut(1) else { return 0 };
     // SAFETY: a live map value.
     let space = unsafe { atomic::fetch_add(cursor, 1) } + 1;
-    if space < u64::from(BlockWord::SPACES) { space as u32 } else { 0 }
+    if space < u64::from(config!(spaces)) { space as u32 } else { 0 }
 }
 
 /// Has a process traced; gives its space, 0 if there is none or no room: a space of its own is then

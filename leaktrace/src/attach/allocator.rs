@@ -101,7 +101,7 @@ pub fn find(
         let Some(start) = object.file_offset(address) else { continue };
         allocator.code.push(start..start.saturating_add(size.max(1)));
         // What jumps to another function of the same kind is seen there.
-        let code = object.whole(&candidate);
+        let code = object.whole(address, size);
         let target = placement::forward(code, address).and_then(|jump| object.target(jump));
         let is_seen = |target| target != address && kinds.get(&target) == Some(&frees(function));
         if !target.is_some_and(is_seen) {
@@ -130,7 +130,7 @@ fn add(
     (start, probe_at): (u64, ProbeAt),
 ) {
     let function = candidate.function;
-    let code = object.whole(candidate);
+    let code = object.whole(candidate.address, candidate.size);
     let place = match probe_at {
         ProbeAt::Entry => placement::entry(code, function.shape()),
         ProbeAt::Cheapest => placement::cheapest(code, function.shape()),
@@ -162,7 +162,7 @@ fn frees(function: AllocFunction) -> bool {
 }
 
 /// The code of an object.
-struct ElfCode<'elf, 'file> {
+pub(super) struct ElfCode<'elf, 'file> {
     elf: &'elf object::File<'elf, &'elf ElfBytes<'file>>,
     bytes: &'elf ElfBytes<'file>,
     imports: OnceCell<HashMap<u64, u64>>,
@@ -173,7 +173,7 @@ struct ElfCode<'elf, 'file> {
 const MOST_BYTES: u64 = 4096;
 
 impl<'elf, 'file> ElfCode<'elf, 'file> {
-    fn new(
+    pub(super) fn new(
         elf: &'elf object::File<'elf, &'elf ElfBytes<'file>>,
         bytes: &'elf ElfBytes<'file>,
     ) -> Self {
@@ -181,10 +181,10 @@ impl<'elf, 'file> ElfCode<'elf, 'file> {
     }
 
     /// A function's code.
-    fn whole(&self, candidate: &Candidate) -> &'elf [u8] {
+    pub(super) fn whole(&self, address: u64, size: u64) -> &'elf [u8] {
         // Without a size, the first bytes do.
-        let length = if candidate.size == 0 { 64 } else { candidate.size.min(MOST_BYTES) };
-        let offset = self.file_offset(candidate.address);
+        let length = if size == 0 { 64 } else { size.min(MOST_BYTES) };
+        let offset = self.file_offset(address);
         offset.and_then(|offset| self.bytes.read_bytes_at(offset, length).ok()).unwrap_or_default()
     }
 
@@ -197,7 +197,7 @@ impl<'elf, 'file> ElfCode<'elf, 'file> {
     }
 
     /// Offset in the file of a virtual address.
-    fn file_offset(&self, address: u64) -> Option<u64> {
+    pub(super) fn file_offset(&self, address: u64) -> Option<u64> {
         self.elf.segments().find_map(|segment| {
             let (offset, length) = segment.file_range();
             let within = address.checked_sub(segment.address())?;

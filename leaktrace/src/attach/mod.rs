@@ -5,6 +5,8 @@
 pub mod allocator;
 pub mod exits;
 pub mod kernel;
+pub mod kernel_pairs;
+pub mod pairs;
 pub mod placement;
 mod price;
 pub mod trial;

@@ -15,7 +15,8 @@ use leaktrace_common::{Shape, Takes};
 const WINDOW: usize = 96;
 
 /// The registers of arguments, in their order.
-const ARGUMENTS: [Register; 4] = [Register::RDI, Register::RSI, Register::RDX, Register::RCX];
+const ARGUMENTS: [Register; 6] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
 /// A place for a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +31,7 @@ pub struct Place {
 
 /// The function's first instruction.
 pub fn entry(code: &[u8], shape: Shape) -> Place {
-    let first = Decoder::with_ip(64, code, 0, DecoderOptions::NONE).iter().next();
-    let single_steps = !first.is_some_and(|instruction| is_emulated(&instruction));
-    Place { offset: 0, shape, single_steps }
+    Place { offset: 0, shape, single_steps: single_steps_first(code) }
 }
 
 /// The first instruction that is emulated, that every call runs exactly once, and where the
@@ -41,9 +40,38 @@ pub fn entry(code: &[u8], shape: Shape) -> Place {
 /// `code` is the whole function. Where the return is watched the stack pointer must not have
 /// moved, as a return probe takes the word at `rsp` for the return address.
 pub fn cheapest(code: &[u8], shape: Shape) -> Place {
-    straight_line(code, shape)
-        .filter(|place| place.offset == 0 || !is_branch_target(code, place.offset))
+    // A free is told by rdi alone, and has no return that is watched.
+    let frees = shape.takes == Takes::Free;
+    let firsts = if frees { 0..1 } else { 0..2 };
+    let shape_there = |holds: &Holds| {
+        firsts.clone().map(|first| Shape { first, ..shape }).find(|moved| {
+            let mut needed = shape.takes.arguments().iter();
+            needed.all(|needed| holds.argument(moved.first + needed) == Some(shape.first + needed))
+        })
+    };
+    straight_line(code, frees, shape_there)
+        .filter(|(offset, _)| *offset == 0 || !is_branch_target(code, *offset))
+        .map(|(offset, shape)| Place { offset, shape, single_steps: false })
         .unwrap_or_else(|| entry(code, shape))
+}
+
+/// The same of any function: where these of its arguments, from 0 on, are in their registers and the
+/// stack pointer has not moved. Gives the offset and whether the instruction there is single-stepped.
+pub fn cheapest_of(code: &[u8], arguments: &[u8]) -> (u64, bool) {
+    let are_there = |holds: &Holds| {
+        let mut arguments = arguments.iter();
+        arguments.all(|argument| holds.argument(*argument) == Some(*argument)).then_some(())
+    };
+    match straight_line(code, false, are_there) {
+        Some((offset, ())) if offset == 0 || !is_branch_target(code, offset) => (offset, false),
+        _ => (0, single_steps_first(code)),
+    }
+}
+
+/// Whether a function's first instruction is single-stepped.
+pub fn single_steps_first(code: &[u8]) -> bool {
+    let first = Decoder::with_ip(64, code, 0, DecoderOptions::NONE).iter().next();
+    !first.is_some_and(|instruction| is_emulated(&instruction))
 }
 
 /// Where a function jumps to without having done anything that a caller could tell: its first
@@ -79,10 +107,14 @@ pub fn forward(code: &[u8], address: u64) -> Option<Forward> {
     None
 }
 
-fn straight_line(code: &[u8], shape: Shape) -> Option<Place> {
+/// The offset of the first emulated instruction, and what is found there; nothing before it may move
+/// the stack pointer, unless it `may_move`.
+fn straight_line<T>(
+    code: &[u8],
+    may_move: bool,
+    find: impl Fn(&Holds) -> Option<T>,
+) -> Option<(u64, T)> {
     let window = code.get(..WINDOW.min(code.len()))?;
-    // A free is told by rdi alone, and has no return that is watched.
-    let frees = shape.takes == Takes::Free;
     let mut holds = Holds::at_entry();
     let mut info = InstructionInfoFactory::new();
     for instruction in &mut Decoder::with_ip(64, window, 0, DecoderOptions::NONE) {
@@ -90,14 +122,7 @@ fn straight_line(code: &[u8], shape: Shape) -> Option<Place> {
             return None;
         }
         if is_emulated(&instruction) {
-            let firsts = if frees { 0..1 } else { 0..2 };
-            let shape = firsts.map(|first| Shape { first, ..shape }).find(|moved| {
-                let mut needed = shape.takes.arguments().iter();
-                needed.all(|needed| {
-                    holds.argument(moved.first + needed) == Some(shape.first + needed)
-                })
-            })?;
-            return Some(Place { offset: instruction.ip(), shape, single_steps: false });
+            return Some((instruction.ip(), find(&holds)?));
         }
         if instruction.flow_control() != FlowControl::Next {
             return None;
@@ -113,7 +138,7 @@ fn straight_line(code: &[u8], shape: Shape) -> Option<Place> {
             if used.access() == OpAccess::Read {
                 continue;
             }
-            if used.register().full_register() == Register::RSP && !frees {
+            if used.register().full_register() == Register::RSP && !may_move {
                 return None;
             }
             holds.set(used.register(), copied);

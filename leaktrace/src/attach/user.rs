@@ -1,6 +1,6 @@
 //! User probes: the allocator functions of one process, or of all that map an object.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use leaktrace_common::STEPPED;
 
@@ -220,21 +220,9 @@ impl UserProbes {
                 return Ok(());
             }
             let attached = program.attach(path, probes, pid, at_return);
-            attached.map(|attached| links.push(attached)).map_err(|error| {
-                if error.raw_os_error() == Some(libc::ESRCH) {
-                    return Error::Usage(format!("process {pid} has ended"));
-                }
-                if error.raw_os_error() == Some(libc::EINVAL) {
-                    // alloc_uprobe, kernel/events/uprobes.c, 6.1 and 6.18.
-                    return Error::Host(
-                        "cannot attach to an allocator: another tracer (bcc, bpftrace) has a probe \
-                         there that the kernel cannot share (its log says `ref_ctr_offset \
-                         mismatch`): end that tracer, then try again"
-                            .into(),
-                    );
-                }
-                Error::kernel("cannot attach to an allocator", error)
-            })
+            attached
+                .map(|attached| links.push(attached))
+                .map_err(|error| refused("an allocator", pid, error))
         };
         // Frees first: an allocation seen without its free would look like a leak. Returns
         // before entries, so that no call is entered whose return is not watched.
@@ -292,6 +280,20 @@ impl UserProbes {
                 (misses > 0).then(|| (program.name().to_owned(), misses))
             })
             .collect()
+    }
+}
+
+/// What it means that the kernel refuses a link of multi or session programs to something.
+pub(super) fn refused(what: &str, pid: u32, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => Error::Usage(format!("process {pid} has ended")),
+        // alloc_uprobe, kernel/events/uprobes.c, 6.1 and 6.18.
+        Some(libc::EINVAL) => Error::Host(format!(
+            "cannot attach to {what}: another tracer (bcc, bpftrace) has a probe there that the \
+             kernel cannot share (its log says `ref_ctr_offset mismatch`): end that tracer, then \
+             try again"
+        )),
+        _ => Error::kernel(format!("cannot attach to {what}"), error),
     }
 }
 

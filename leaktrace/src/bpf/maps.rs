@@ -7,9 +7,9 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use leaktrace_common::{
-    AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, FileKey, LossReason,
-    MODULE_NAME_BYTES, Outstanding, SiteKey, SiteRecord, StackRecord, TEXT_RANGES, Target, TextMap,
-    TextMapping, TextObject, TextRange, VmallocCall,
+    AgainKey, AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, FileKey, KernelPairCall,
+    LossReason, MODULE_NAME_BYTES, Outstanding, PairCookie, SiteKey, SiteRecord, StackRecord,
+    TEXT_RANGES, Target, TextMap, TextMapping, TextObject, TextRange, VmallocCall,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -21,6 +21,12 @@ pub struct Maps {
     pub(super) overflow: HashMap<MapData, u64, Outstanding>,
     /// The same map, for batches.
     pub(super) overflow_fd: OwnedFd,
+    pub(super) again: HashMap<MapData, AgainKey, Outstanding>,
+    pub(super) again_levels: HashMap<MapData, u64, u32>,
+    pair_functions: HashMap<MapData, u64, u32>,
+    kernel_pair_calls: HashMap<MapData, u64, KernelPairCall>,
+    /// Spaces of process images are below this; 1 where the kernel is traced.
+    pub(super) spaces: u32,
     pub(super) stacks: HashMap<MapData, u64, StackRecord>,
     caches: HashMap<MapData, u64, CacheName>,
     vmalloc_in_flight: HashMap<MapData, u64, VmallocCall>,
@@ -68,6 +74,11 @@ impl Loaded {
             blocks: MappedArray::new("BLOCKS", self.take("BLOCKS")?)?,
             overflow: HashMap::try_from(overflow).map_err(|error| fail(error.into()))?,
             overflow_fd,
+            again: self.typed("PAIR_AGAIN")?,
+            again_levels: self.typed("PAIR_LEVELS")?,
+            pair_functions: self.typed("PAIR_FUNCTIONS")?,
+            kernel_pair_calls: self.typed("KERNEL_PAIR_CALLS")?,
+            spaces: self.spaces,
             stacks: self.typed("STACKS")?,
             caches: self.typed("CACHES")?,
             vmalloc_in_flight: self.typed("VMALLOC_IN_FLIGHT")?,
@@ -143,14 +154,36 @@ impl Maps {
             let after = self.blocks.read(index).keys;
             for ((word, block), after) in bucket.keys.iter().zip(&bucket.blocks).zip(after) {
                 if *word > BlockWord::CLAIMED && *word == after {
-                    visit(&BlockWord::key(*word), block);
+                    visit(&self.key(*word), block);
                 }
             }
         }
         sys::read_all(self.overflow_fd.as_fd(), |word: &u64, block| {
-            visit(&BlockWord::key(*word), block);
+            visit(&self.key(*word), block);
         })
-        .map_err(|error| Error::kernel("cannot read the outstanding blocks", error))
+        .map_err(|error| Error::kernel("cannot read the outstanding blocks", error))?;
+        for (key, block) in self.again.iter().filter_map(Result::ok) {
+            visit(&self.key(key.word), &block);
+        }
+        Ok(())
+    }
+
+    fn key(&self, word: u64) -> AllocKey {
+        BlockWord::key_in(word, self.spaces == 1)
+    }
+
+    /// Says which functions of the kernel are those of pairs, by their addresses.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says to the map updates.
+    pub fn set_pair_functions(&mut self, functions: &[(u64, PairCookie)]) -> Result<(), Error> {
+        for (address, cookie) in functions {
+            self.pair_functions
+                .insert(address, cookie.0, 0)
+                .map_err(|error| Error::kernel("cannot set the functions of --pair", error))?;
+        }
+        Ok(())
     }
 
     /// The stack with this id.
@@ -177,6 +210,12 @@ impl Maps {
             call.block.site != VmallocCall::NOT_WANTED && call.block.timestamp_ns < before_ns
         };
         calls.filter(|(_, call)| is_lost(call)).count() as u64
+    }
+
+    /// As [`Maps::unreturned_vmallocs`], of the kernel's functions of pairs.
+    pub fn unreturned_pairs(&self, before_ns: u64) -> u64 {
+        let calls = self.kernel_pair_calls.iter().filter_map(Result::ok);
+        calls.filter(|(_, call)| call.block.timestamp_ns < before_ns).count() as u64
     }
 
     /// The sampling interval of processes in bytes; 0 if every allocation is recorded.

@@ -8,6 +8,7 @@ pub mod mapped;
 pub mod maps;
 pub mod multi;
 pub mod object;
+pub mod pair_programs;
 mod pairs;
 mod refusal;
 pub mod sizes;

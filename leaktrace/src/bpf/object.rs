@@ -32,6 +32,7 @@ const LOG_BYTES: u32 = 1 << 20;
 pub struct Loaded {
     pub(super) ebpf: Ebpf,
     has_preemptible_tracepoints: bool,
+    pub(super) spaces: u32,
 }
 
 impl Loaded {
@@ -50,7 +51,13 @@ impl Loaded {
             (true, None) => 1,
             (true, Some(_)) => 2,
         };
-        let config = Config { max_sites: sizes.sites, buckets, preemptible, ..*config };
+        let config = Config {
+            max_sites: sizes.sites,
+            buckets,
+            preemptible,
+            spaces: sizes.spaces,
+            ..*config
+        };
         let ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
             // Of the programs' own logging (aya-log), which `log` folds away.
@@ -70,6 +77,10 @@ impl Loaded {
             .map_max_entries("IN_FLIGHT", sizes.threads)
             .map_max_entries("WALKS", sizes.walks)
             .map_max_entries("OBJECTS", sizes.objects)
+            .map_max_entries("PAIR_CALLS", sizes.pair_threads)
+            .map_max_entries("PAIR_AGAIN", sizes.again)
+            .map_max_entries("PAIR_LEVELS", sizes.again)
+            .map_max_entries("KERNEL_PAIR_CALLS", sizes.kernel_pair_calls)
             .map_max_entries("MAP_EVENTS", sizes.map_ring_bytes)
             .map_max_entries("MODULE_EVENTS", sizes.module_ring_bytes)
             .map_max_entries("ROWS", sizes.unwind_rows)
@@ -78,7 +89,7 @@ impl Loaded {
             .map_max_entries("MAPPINGS", (sizes.unwind_rows / 64).max(1))
             .load(patched.as_ref().map_or(object, kernel_calls::Aligned::as_bytes))
             .map_err(|error| Error::kernel("cannot load the BPF maps", error))?;
-        Ok(Self { ebpf, has_preemptible_tracepoints })
+        Ok(Self { ebpf, has_preemptible_tracepoints, spaces: sizes.spaces })
     }
 
     /// Bytes of kernel memory that the maps take, as the kernel accounts them.
@@ -277,7 +288,7 @@ impl FunctionProgram {
 }
 
 /// The innermost cause of an error: what the kernel said.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

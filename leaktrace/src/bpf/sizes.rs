@@ -27,6 +27,12 @@ pub struct Sizes {
     pub unwind_rows: u32,
     /// Bytes in the ring of mappings; one page where none are traced.
     pub map_ring_bytes: u32,
+    /// Acquisitions of keys that are held already; 1 where no pairs are traced.
+    pub again: u32,
+    /// Threads inside functions of pairs at once; 1 where none of a process are traced.
+    pub pair_threads: u32,
+    /// Calls of the kernel's functions of pairs at once; 1 where none are traced.
+    pub kernel_pair_calls: u32,
     /// Bytes in the ring of modules; one page where the kernel is not traced.
     pub module_ring_bytes: u32,
 }
@@ -54,8 +60,28 @@ impl Sizes {
             unwind_rows: if traces_processes { 4 << 20 } else { 1 },
             // Some 40,000 calls.
             map_ring_bytes: if traces_mappings { 4 << 20 } else { 4096 },
+            again: 1,
+            pair_threads: 1,
+            kernel_pair_calls: 1,
             // Some 600 modules that come or go.
             module_ring_bytes: if traces_processes { 4096 } else { 1 << 16 },
+        }
+    }
+
+    /// The same with room for pairs of functions.
+    #[must_use]
+    pub fn with_pairs(self) -> Self {
+        let cpus = possible_cpus();
+        let is_kernel = self.spaces == 1;
+        Self {
+            // As many as there are other blocks, up to 22 MB.
+            again: self.outstanding.min(256 * 1024),
+            // As for `threads`.
+            pair_threads: if is_kernel { 1 } else { 4 * 1024 + 128 * cpus },
+            kernel_pair_calls: if is_kernel { 16 * 1024 + 128 * cpus } else { 1 },
+            // Their numbers take some bits of those of spaces.
+            spaces: self.spaces.min(BlockWord::SPACES_OF_PAIRS),
+            ..self
         }
     }
 
@@ -73,6 +99,9 @@ impl Sizes {
             event_ring_bytes: 4096,
             unwind_rows: 1,
             map_ring_bytes: 4096,
+            again: 1,
+            pair_threads: 1,
+            kernel_pair_calls: 1,
             module_ring_bytes: 4096,
         }
     }

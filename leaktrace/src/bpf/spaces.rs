@@ -8,7 +8,8 @@ use std::{
 
 use aya::maps::MapError;
 use leaktrace_common::{
-    BUCKET_SLOTS, BlockWord, MAX_PROCESSES, Outstanding, SiteKey, SiteRecord, StackId, Target,
+    AgainKey, BUCKET_SLOTS, BlockWord, MAX_PROCESSES, Outstanding, SiteKey, SiteRecord, StackId,
+    Target,
 };
 
 use super::{Maps, sys};
@@ -82,7 +83,7 @@ impl Maps {
             // SAFETY: `cursor` lies in the mapping and is aligned; the programs add atomically.
             last = unsafe { AtomicU64::from_ptr(cursor) }.fetch_add(1, Ordering::SeqCst);
         });
-        u32::try_from(last + 1).ok().filter(|space| *space < BlockWord::SPACES)
+        u32::try_from(last + 1).ok().filter(|space| *space < self.spaces)
     }
 
     fn give_back(&mut self, space: u32) {
@@ -120,8 +121,10 @@ impl Maps {
     }
 
     fn forget_blocks(&mut self, spaces: &HashSet<u32>) -> Result<(), Error> {
-        let is_of =
-            |word: u64| word > BlockWord::CLAIMED && spaces.contains(&BlockWord::key(word).space);
+        // Only processes come and go.
+        let is_of = |word: u64| {
+            word > BlockWord::CLAIMED && spaces.contains(&BlockWord::key_in(word, false).space)
+        };
         for index in 0..self.blocks.len() {
             self.blocks.with(index, |bucket| {
                 for slot in 0..BUCKET_SLOTS as usize {
@@ -152,6 +155,13 @@ impl Maps {
         for word in gone {
             // As above. The programs' count of them is then too high, which costs them looks.
             let _ = self.overflow.remove(&word);
+        }
+        let gone: Vec<AgainKey> =
+            self.again.keys().filter_map(Result::ok).filter(|key| is_of(key.word)).collect();
+        for key in gone {
+            // As above.
+            let _ = self.again.remove(&key);
+            let _ = self.again_levels.remove(&key.word);
         }
         Ok(())
     }

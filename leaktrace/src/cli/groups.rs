@@ -8,8 +8,8 @@ use leaktrace_common::{CGROUPS, sampling};
 use crate::{
     error::Error,
     session::spec::{
-        By, Format, Output, ProbeAt, Schedule, Sort, StackMode, TraceOptions, Unwind, UserKinds,
-        View,
+        By, Format, NamedPair, Output, ProbeAt, Schedule, Sort, StackMode, TraceOptions, Unwind,
+        UserKinds, View, pairs,
     },
     units::{parse_bytes, parse_duration, parse_percent},
 };
@@ -59,6 +59,16 @@ pub(super) struct CommonArgs {
     #[arg(long, value_name = "N", default_value_t = 127,
           value_parser = clap::value_parser!(u32).range(1..=127))]
     max_depth: u32,
+    /// Trace what functions acquire and others release, by their names, as fopen:fclose or
+    /// SSL_new:SSL_free, instead of allocations (both with --kind as well). Several of one kind
+    /// are listed: fopen,fdopen:fclose. What they give is known by what they return, if that is
+    /// neither NULL nor an error; or by argument N, NAME(key=N), or by what they write to where it
+    /// points, NAME(out=N), if they return 0. NAME(size=N) or (size=N*N): its size in bytes.
+    /// NAME(if=RESULT): what says that it was acquired: any, zero, nonzero, true (of a bool) or
+    /// nonnegative. It is released as argument 1 of RELEASE, or N of RELEASE(key=N). Acquired
+    /// several times, it counts as often. Repeatable, up to 8 [default: none]
+    #[arg(long = "pair", value_name = "ACQUIRE:RELEASE", value_parser = pairs::parse)]
+    pairs: Vec<NamedPair>,
     /// Folder with debug information that no package installed: of kernel modules (anywhere below
     /// it), of vmlinux, and .build-id folders; repeatable [default: /usr/lib/debug and the like]
     #[arg(long = "debug-dir", value_name = "DIR")]
@@ -100,7 +110,7 @@ pub(super) struct UserArgs {
     children: bool,
     /// What is traced, as --kind malloc,mmap: blocks of malloc and its relatives; anonymous memory
     /// that the process maps itself (mmap, mremap, brk), at a cost of some 0.2 microseconds for
-    /// each system call of every process of the host [default: malloc]
+    /// each system call of every process of the host [default: malloc, nothing with --pair]
     #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<UserKindArg>,
     /// Record one block in every SIZE bytes asked for, on average, and all from that size on, as
@@ -143,10 +153,10 @@ enum UserByArg {
 }
 
 impl UserArgs {
-    /// What is traced.
-    fn kinds(&self) -> UserKinds {
+    /// What is traced beside pairs of functions; `default`: what is where nothing was asked for.
+    fn kinds(&self, default: bool) -> UserKinds {
         if self.kinds.is_empty() {
-            return UserKinds { malloc: true, mmap: false };
+            return UserKinds { malloc: default, mmap: false };
         }
         UserKinds {
             malloc: self.kinds.contains(&UserKindArg::Malloc),
@@ -233,10 +243,29 @@ impl CommonArgs {
             children: user.is_some_and(|user| user.children),
             sample_bytes: user.map_or(Ok(0), UserArgs::sample_bytes)?,
             max_overhead_ppm: user.and_then(|user| user.max_overhead),
-            user_kinds: user.map_or(UserKinds { malloc: false, mmap: false }, |user| user.kinds()),
+            user_kinds: user.map_or(UserKinds { malloc: false, mmap: false }, |user| {
+                user.kinds(self.pairs.is_empty())
+            }),
             objects: user.map(|user| user.objects.clone()).unwrap_or_default(),
             verbose: self.verbose,
+            pairs: self.pairs(user)?,
         })
+    }
+
+    /// Functions that are traced by their names.
+    pub(super) fn pairs(&self, user: Option<&UserArgs>) -> Result<Vec<NamedPair>, Error> {
+        pairs::check(&self.pairs).map_err(Error::Usage)?;
+        let sampled = [
+            ("--sample-bytes", user.is_some_and(|user| user.sample_bytes.is_some())),
+            ("--max-overhead", user.is_some_and(|user| user.max_overhead.is_some())),
+        ];
+        match sampled.into_iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) if !self.pairs.is_empty() => Err(Error::Usage(format!(
+                "--pair cannot be combined with {flag}: every call of a pair is counted; leave one \
+                 of them out"
+            ))),
+            _ => Ok(self.pairs.clone()),
+        }
     }
 
     /// When reports are due; `interval` is the verb's default.

@@ -33,6 +33,7 @@ Examples:
   leaktrace kernel --by module --stacks all   which driver holds how much
   leaktrace kernel --pages                    pages of drivers as well
   leaktrace kernel --comm modprobe --stacks all
+  leaktrace kernel --pair clk_get:clk_put     handles that are not given back
   leaktrace kernel -d 10s -f json -w leak.json")]
 pub(super) struct Args {
     /// Only allocations made while this process runs; repeatable [default: all]
@@ -60,7 +61,8 @@ pub(super) struct Args {
     /// the like; repeatable: any of several [default: all]
     #[arg(long = "gfp", value_name = "FLAG")]
     gfp: Vec<String>,
-    /// Only these allocators, as --kind slab,vmalloc [default: slab,vmalloc,percpu]
+    /// Only these allocators, as --kind slab,vmalloc [default: slab,vmalloc,percpu; none with
+    /// --pair]
     #[arg(long = "kind", value_enum, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<KindArg>,
     /// Trace pages as well: `own`, those that neither a process, a file nor another allocator of
@@ -109,10 +111,11 @@ impl ByArg {
     }
 }
 
-/// The allocators asked for, or all but pages, which are dear.
-fn kinds(asked: &[KindArg], pages: bool) -> Vec<KernelKind> {
-    let default = [KindArg::Slab, KindArg::Vmalloc, KindArg::Percpu];
-    let asked = if asked.is_empty() { &default } else { asked };
+/// The allocators asked for, or all but pages, which are dear; none with pairs of functions.
+fn kinds(asked: &[KindArg], pages: bool, has_pairs: bool) -> Vec<KernelKind> {
+    let default: &[KindArg] =
+        if has_pairs { &[] } else { &[KindArg::Slab, KindArg::Vmalloc, KindArg::Percpu] };
+    let asked = if asked.is_empty() { default } else { asked };
     let mut kinds: Vec<KernelKind> = asked
         .iter()
         .chain(pages.then_some(&KindArg::Pages))
@@ -158,14 +161,24 @@ impl Args {
                 "--module takes at most {MODULES_MOST} modules: write fewer"
             )));
         }
+        let trace = self.common.trace(None, StackMode::Adaptive)?;
+        let kinds = kinds(&self.kinds, self.pages.is_some(), !trace.pairs.is_empty());
+        let of_blocks = [("--cache", self.caches.is_empty()), ("--gfp", gfp.is_empty())];
+        if let (true, Some((flag, _))) =
+            (kinds.is_empty(), of_blocks.iter().find(|(_, is_empty)| !is_empty))
+        {
+            return Err(Error::Usage(format!(
+                "{flag} says nothing of --pair: leave one of them out, or add --kind slab"
+            )));
+        }
         Ok(Spec {
-            trace: self.common.trace(None, StackMode::Adaptive)?,
+            trace,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
             view: self.common.view(self.by.meaning())?,
             output: self.common.output(),
             debug_dirs: self.common.debug_dirs()?,
             target: Target::Kernel {
-                kinds: kinds(&self.kinds, self.pages.is_some()),
+                kinds,
                 all_pages: self.pages == Some(PagesArg::All),
                 filters: KernelFilters {
                     caches: self.caches,

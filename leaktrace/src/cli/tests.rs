@@ -97,6 +97,27 @@ fn every_flag_has_its_meaning() {
     assert_eq!(spec.output.write.as_deref(), Some(std::path::Path::new("out")));
 }
 
+/// With pairs of functions, nothing else is traced unless it is asked for.
+#[test]
+fn pairs_stand_for_themselves() {
+    let user = spec("leaktrace user -p 1 --pair fopen:fclose --pair a(size=2):b");
+    let names: Vec<&str> = user.trace.pairs.iter().map(|pair| pair.name.as_str()).collect();
+    assert_eq!(names, ["fopen:fclose", "a:b"]);
+    assert_eq!(user.trace.user_kinds, UserKinds { malloc: false, mmap: false });
+    let both = spec("leaktrace run --kind malloc --pair fopen:fclose -- true");
+    assert_eq!(both.trace.user_kinds, UserKinds { malloc: true, mmap: false });
+    let kinds = |line| match spec(line).target {
+        Target::Kernel { kinds, .. } => kinds,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(kinds("leaktrace kernel --pair clk_get:clk_put"), []);
+    let slab = kinds("leaktrace kernel --pair clk_get:clk_put --kind slab");
+    assert_eq!(slab, [KernelKind::Slab]);
+    refused("leaktrace user -p 1 --pair a:b --max-overhead 2%", "cannot be combined with");
+    refused("leaktrace kernel --pair a:b --gfp GFP_ATOMIC", "--gfp says nothing of --pair");
+    refused("leaktrace kernel --pair a:b --pair a:c", "a acquires twice: name it once");
+}
+
 #[test]
 fn bad_usage_is_one_line() {
     refused("leaktrace user", "no process to trace: name some with -p, --comm or --cgroup");

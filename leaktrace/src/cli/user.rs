@@ -25,6 +25,8 @@ Examples:
   leaktrace user --comm nginx                 every nginx, running or not yet
   leaktrace user --cgroup /system.slice/docker.service
   leaktrace user --all --by process           which process holds how much
+  leaktrace user -p 1234 --pair fopen:fclose  streams that are not closed
+  leaktrace user -p 1234 --pair 'pool_alloc(size=2):pool_free(key=2)'
   leaktrace user -p 1234 -c 1 -f json         one report as JSON")]
 pub(super) struct Args {
     /// Process to trace; repeatable

@@ -142,6 +142,7 @@ impl Collector {
                 cache: None,
                 cache_made: None,
                 function: None,
+                pair: None,
                 mapping: Some(Mapping { call: site.call, role }),
                 call_site,
                 stack,

@@ -24,8 +24,8 @@ use std::{
 };
 
 use leaktrace_common::{
-    AllocFunction, KERNEL_SPACE, Kind, LossReason, PERCPU_SPACE, SiteKey, SiteRecord, StackEnd,
-    StackId, StackMode, TextRange, VmallocCall,
+    AllocFunction, KERNEL_SPACE, Kind, LossReason, PERCPU_SPACE, PairCookie, SiteKey, SiteRecord,
+    StackEnd, StackId, StackMode, TextRange, VmallocCall,
 };
 
 use self::{
@@ -41,7 +41,7 @@ use crate::{
         slabs,
     },
     snapshot::{
-        Blind, CacheGrowth, Frame, Loss, Mode, Object, Place, Site, Snapshot, Stack, StackRef,
+        Blind, CacheGrowth, Frame, Loss, Mode, Object, Pair, Place, Site, Snapshot, Stack, StackRef,
     },
 };
 
@@ -94,6 +94,10 @@ pub struct Collector {
     mapped: Option<Mapped>,
     /// What of processes is traced.
     user_kinds: Vec<Kind>,
+    /// Pairs of functions that are traced by their names.
+    pairs: Vec<PairNames>,
+    /// Whether slab caches are compared with what the kernel counts.
+    counts_slabs: bool,
     /// Whether allocations of processes may be sampled.
     is_sampled: bool,
     /// Names of processes that hold kernel memory.
@@ -119,8 +123,21 @@ pub struct CollectorOptions {
     pub kmalloc_names: KmallocNames,
     /// What of processes is traced; empty in kernel mode.
     pub user_kinds: Vec<Kind>,
+    /// Pairs of functions that are traced by their names, by their numbers.
+    pub pairs: Vec<PairNames>,
+    /// Whether all slab caches are traced.
+    pub counts_slabs: bool,
     /// Whether allocations of processes may be sampled.
     pub is_sampled: bool,
+}
+
+/// What a pair of functions, and each that acquires, is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairNames {
+    /// The pair.
+    pub pair: String,
+    /// Its acquiring functions.
+    pub functions: Vec<String>,
 }
 
 impl Collector {
@@ -148,6 +165,8 @@ impl Collector {
             cache_of_caches: None,
             mapped: None,
             user_kinds: options.user_kinds,
+            pairs: options.pairs,
+            counts_slabs: options.counts_slabs,
             is_sampled: options.is_sampled,
             process_names: ProcessNames::default(),
             slabs: None,
@@ -163,7 +182,7 @@ impl Collector {
     /// Tells that the probes are on: time counts from here.
     pub fn start(&mut self) {
         self.started = Instant::now();
-        if self.mode == Mode::Kernel {
+        if self.counts_slabs {
             self.slabs = slabinfo::usage();
         }
     }
@@ -316,7 +335,7 @@ impl Collector {
             id => self.stack(key.space, key.call_site, id, stacks),
         };
         let first = match stack {
-            StackRef::Known(id) if kind.is_of_process() => {
+            StackRef::Known(id) if key.space != KERNEL_SPACE => {
                 stacks.get(&id).and_then(|stack| stack.frames.first())
             }
             _ => None,
@@ -340,12 +359,21 @@ impl Collector {
             cache: match kind {
                 Kind::Kmalloc => Some(self.kmalloc_names.name(key.detail)),
                 Kind::KmemCache => self.maps.cache_name(key.detail),
-                Kind::Malloc | Kind::Vmalloc | Kind::Percpu | Kind::Pages | Kind::Mmap => None,
+                Kind::Malloc
+                | Kind::Vmalloc
+                | Kind::Percpu
+                | Kind::Pages
+                | Kind::Mmap
+                | Kind::Pair => None,
             },
             cache_made,
             is_page_array: kind == Kind::Vmalloc && key.detail == VmallocCall::PAGE_ARRAY,
             function: match kind {
                 Kind::Malloc => AllocFunction::of_cookie(key.detail),
+                _ => None,
+            },
+            pair: match kind {
+                Kind::Pair => self.pair(PairCookie(key.detail as u32)),
                 _ => None,
             },
             mapping: None,
@@ -376,6 +404,17 @@ impl Collector {
             StackId::NOT_TAKEN | StackId::LOST => None,
             id => Some(self.stack(KERNEL_SPACE, made.call_site, id, stacks)),
         }
+    }
+
+    /// Pair and function of a cookie.
+    fn pair(&self, cookie: PairCookie) -> Option<Pair> {
+        let names = self.pairs.get(cookie.pair() as usize)?;
+        // Functions are numbered through all pairs.
+        let before = self.pairs.iter().take(cookie.pair() as usize);
+        let before: usize = before.map(|names| names.functions.len()).sum();
+        let function = (cookie.index() as usize).checked_sub(before)?;
+        let function = names.functions.get(function)?.clone();
+        Some(Pair { name: names.pair.clone(), function })
     }
 
     fn call_site(&mut self, space: u32, address: u64) -> Frame {
@@ -502,13 +541,17 @@ impl Collector {
             // The program counts one when its thread comes again, which it may never.
             LossReason::SkippedReturn if self.mode == Mode::Kernel => {
                 let before_ns = monotonic_ns().saturating_sub(LONGEST_VMALLOC_NS);
-                self.maps.unreturned_vmallocs(before_ns)
+                self.maps.unreturned_vmallocs(before_ns) + self.maps.unreturned_pairs(before_ns)
             }
             _ => 0,
         };
         let reasons = LossReason::ALL
             .into_iter()
-            .filter(|reason| self.unfiltered || *reason != LossReason::UntrackedFree)
+            .filter(|reason| {
+                let means_nothing =
+                    matches!(reason, LossReason::UntrackedFree | LossReason::UntrackedRelease);
+                self.unfiltered || !means_nothing
+            })
             .map(|reason| (reason, self.maps.loss(reason) + more(reason)))
             .filter(|(_, count)| *count > 0)
             .collect();

@@ -1,6 +1,7 @@
 //! Addresses of kernel functions, from /proc/kallsyms.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufRead as _, BufReader},
 };
@@ -32,6 +33,46 @@ pub fn addresses(names: &[&str]) -> Vec<Option<u64>> {
             _ => None,
         })
         .collect()
+}
+
+/// The addresses of functions of the kernel and its modules, in the order of `names`: each address that
+/// a name has, 0 where the kernel hides it (kernel.kptr_restrict).
+pub fn functions(names: &[&str]) -> Vec<Vec<u64>> {
+    let mut found: Vec<Vec<u64>> = vec![Vec::new(); names.len()];
+    for_each_function(|address, name| {
+        for (wanted, addresses) in names.iter().zip(&mut found) {
+            if *wanted == name && !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    });
+    found
+}
+
+/// Names of functions of the kernel and its modules that are about as long as one, and of what the
+/// compiler has made of it (`f.isra.0`).
+pub fn names(like: &str) -> BTreeSet<String> {
+    let clone = format!("{like}.");
+    let mut names = BTreeSet::new();
+    for_each_function(|_, name| {
+        if name.len().abs_diff(like.len()) <= 2 || name.starts_with(&clone) {
+            names.insert(name.to_owned());
+        }
+    });
+    names
+}
+
+fn for_each_function(mut visit: impl FnMut(u64, &str)) {
+    let Ok(file) = File::open("/proc/kallsyms") else { return };
+    for line in BufReader::new(file).lines().map_while(Result::ok) {
+        let mut parts = line.split_ascii_whitespace();
+        if let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) =
+            (parts.next(), parts.next(), parts.next())
+            && let Ok(address) = u64::from_str_radix(address, 16)
+        {
+            visit(address, name);
+        }
+    }
 }
 
 /// Where functions of the kernel proper lie, from and to, by the beginning of their names up to a

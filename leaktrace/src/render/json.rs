@@ -195,7 +195,9 @@ struct WireSite<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     owner_module: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    function: Option<&'static str>,
+    function: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pair: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<WireProcess<'a>>,
     #[serde(flatten)]
@@ -434,7 +436,9 @@ fn site(row: &Row) -> WireSite<'_> {
         function: row
             .function
             .map(|function| function.name())
-            .or(row.mapping.map(|mapping| mapping.call.name())),
+            .or(row.mapping.map(|mapping| mapping.call.name()))
+            .or(row.pair.as_ref().map(|pair| pair.function.as_str())),
+        pair: row.pair.as_ref().map(|pair| pair.name.as_str()),
         process: row.process.as_ref().map(process),
         totals: totals(&row.totals),
         oldest_ms: row.oldest_ms,

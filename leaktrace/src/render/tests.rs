@@ -54,6 +54,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         cache_made: None,
         is_page_array: false,
         function: None,
+        pair: None,
         mapping: None,
         call_site,
         stack,

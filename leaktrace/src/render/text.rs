@@ -264,6 +264,7 @@ fn split(
 
 fn what(row: &Row) -> String {
     let interface = match (row.kind, row.function) {
+        (Kind::Pair, _) => row.pair.as_ref().map_or("pair", |pair| pair.function.as_str()),
         (Kind::Malloc, Some(function)) => function.name(),
         (Kind::Malloc, None) => "malloc",
         (Kind::Kmalloc, _) => "kmalloc",
@@ -354,9 +355,11 @@ fn base_name(path: &str) -> &str {
 fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     let Amount { count: freed, .. } = group.totals.freed;
     let about = about(&group.totals);
+    let is_pair = group.rows.first().is_some_and(|row| row.kind == Kind::Pair);
+    let (got, given_back) = if is_pair { ("acquired", "released") } else { ("allocated", "freed") };
     if freed == 0 {
         let allocated = format!("{about}{}", format_count(group.totals.allocated.count));
-        return writeln!(out, "      none of {allocated} allocated was freed");
+        return writeln!(out, "      none of {allocated} {got} was {given_back}");
     }
     let buckets = group.rows.first().map_or(0, |row| row.lifetimes.len());
     let ended_in = |bucket| group.rows.iter().filter_map(|row| row.lifetimes.get(bucket)).sum();
@@ -382,7 +385,7 @@ fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     };
     writeln!(
         out,
-        "      of {about}{} allocated, freed: {about}{}{life}",
+        "      of {about}{} {got}, {given_back}: {about}{}{life}",
         format_count(group.totals.allocated.count),
         format_count(freed)
     )
@@ -512,6 +515,11 @@ fn trust(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<
 fn figure(totals: &Totals, amount: Amount) -> String {
     let (blocks, about) = (if amount.count == 1 { "block" } else { "blocks" }, about(totals));
     let Amount { count, bytes } = amount;
+    if totals.allocated.bytes == 0 && totals.allocated.count > 0 {
+        // No size was named for what functions give.
+        let objects = if count == 1 { "object" } else { "objects" };
+        return format!("{} {objects}", format_count(count));
+    }
     format!("{about}{} in {about}{} {blocks}", format_bytes(bytes), format_count(count))
 }
 

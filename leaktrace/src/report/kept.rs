@@ -120,7 +120,7 @@ pub(super) fn keeper(
             let owner = owner.filter(|owner| owner.module == "vmlinux");
             first.and_then(of).or_else(|| of(plain(owner?.symbol.as_deref()?)))
         }
-        Kind::Percpu | Kind::Malloc | Kind::Mmap => None,
+        Kind::Percpu | Kind::Malloc | Kind::Mmap | Kind::Pair => None,
     }
 }
 

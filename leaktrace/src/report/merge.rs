@@ -6,7 +6,7 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
 use super::{Doubt, Keeper, Owner, Totals, kept, owner};
 use crate::snapshot::{
-    Block, Found, Frame, Holder, Mapping, Names, Place, Process, Resolved, Site, Snapshot,
+    Block, Found, Frame, Holder, Mapping, Names, Pair, Place, Process, Resolved, Site, Snapshot,
     StackRef, Unknown,
 };
 
@@ -36,6 +36,8 @@ pub struct Row {
     pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
     pub function: Option<AllocFunction>,
+    /// The pair of functions that it is of, for [`Kind::Pair`].
+    pub pair: Option<Pair>,
     /// How the memory was mapped and what for, for [`Kind::Mmap`].
     pub mapping: Option<Mapping>,
     /// The process, for user memory.
@@ -126,6 +128,7 @@ struct Identity {
     space: u32,
     cache: Option<String>,
     function: Option<AllocFunction>,
+    pair: Option<Pair>,
     mapping: Option<Mapping>,
     stack: Vec<FrameIdentity>,
     end: Option<StackEnd>,
@@ -217,7 +220,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             stack.drain(..own);
         }
     }
-    let is_of_process = site.kind.is_of_process();
+    let is_of_process = site.is_of_process();
     if !is_of_process && !stack.iter().all(is_trampoline) {
         stack.retain(|frame| !is_trampoline(frame));
     }
@@ -244,6 +247,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         space: site.space,
         cache: site.cache.clone(),
         function: site.function,
+        pair: site.pair.clone(),
         mapping: site.mapping,
         stack: identified.clone(),
         end: known.map(|stack| stack.end),
@@ -274,6 +278,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         doubt: None,
         module,
         function: site.function,
+        pair: site.pair.clone(),
         mapping: site.mapping,
         process: snapshot.processes.get(&site.space).cloned(),
         totals: Totals {

@@ -229,7 +229,8 @@ fn sort(groups: &mut [Group], by: Sort) {
             Sort::Age => group.oldest_ms.map_or(0, |age| age + 1),
         };
         let is_upper_bound = group.rows.iter().any(|row| row.is_upper_bound);
-        // Blocks of no bytes are outstanding too: malloc(0) can leak.
-        (count == 0, is_upper_bound, Reverse(first), Reverse(bytes), id(group))
+        // Blocks of no bytes are outstanding too: malloc(0) can leak, and what functions give need
+        // have no size.
+        (count == 0, is_upper_bound, Reverse(first), Reverse(bytes), Reverse(count), id(group))
     });
 }

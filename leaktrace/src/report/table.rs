@@ -149,6 +149,7 @@ fn kind_name(kind: Kind) -> Option<String> {
         Kind::Percpu => Some("percpu".into()),
         Kind::Pages => Some("pages".into()),
         // The kernel does not tell the cache.
+        Kind::Pair => Some("pairs".into()),
         Kind::Kmalloc | Kind::KmemCache | Kind::Malloc | Kind::Mmap => None,
     }
 }

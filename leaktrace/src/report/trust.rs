@@ -43,10 +43,13 @@ pub(super) fn trust(
                 format_count(*count)
             )),
             LossReason::SkippedReturn if mode == Mode::Kernel => missed.push(format!(
-                "{} allocations missed: the kernel had no room to watch the return of vmalloc",
+                "{} allocations missed: the kernel had no room to watch the return of vmalloc, or of \
+                 a function of --pair",
                 format_count(*count)
             )),
-            LossReason::UntrackedFree | LossReason::Thrown => notes.push(sentence),
+            LossReason::UntrackedFree | LossReason::UntrackedRelease | LossReason::Thrown => {
+                notes.push(sentence);
+            }
             _ => missed.push(sentence),
         }
     }

@@ -1,10 +1,13 @@
 //! What the user wants, with every value checked and every unit resolved; no trace of clap.
 
 pub mod gfp;
+pub mod pairs;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 pub use leaktrace_common::StackMode;
+
+pub use self::pairs::NamedPair;
 
 /// A whole tracing session.
 #[derive(Clone, Debug)]
@@ -28,7 +31,7 @@ pub struct Spec {
 pub enum Target {
     /// Kernel allocations of the whole host, or of some processes and commands.
     Kernel {
-        /// By these allocators; never empty.
+        /// By these allocators; empty only where pairs of functions are traced.
         kinds: Vec<KernelKind>,
         /// Also pages of processes, of files and of the other allocators.
         all_pages: bool,
@@ -137,6 +140,8 @@ pub struct TraceOptions {
     pub max_overhead_ppm: Option<u32>,
     /// Objects whose allocator functions are probed whatever they are.
     pub objects: Vec<PathBuf>,
+    /// Functions that are traced by their names.
+    pub pairs: Vec<NamedPair>,
     /// Notes on the tracing itself: 0, or 1 for tables, probes and what a verifier said, or 2 for
     /// what the BPF programs log as well.
     pub verbose: u8,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use leaktrace_common::{
-    AllocFunction, Kind, LIFETIME_BUCKETS, LossReason, MapCall, StackEnd, StackMode,
+    AllocFunction, KERNEL_SPACE, Kind, LIFETIME_BUCKETS, LossReason, MapCall, StackEnd, StackMode,
 };
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,8 @@ pub struct Site {
     pub is_page_array: bool,
     /// The allocator function that was called, for [`Kind::Malloc`].
     pub function: Option<AllocFunction>,
+    /// The pair of functions that it is of, for [`Kind::Pair`].
+    pub pair: Option<Pair>,
     /// How the memory was mapped and what for, for [`Kind::Mmap`].
     pub mapping: Option<Mapping>,
     /// The call itself: the innermost frame, known even when there is no stack.
@@ -177,6 +179,22 @@ pub struct Site {
     pub holders: Vec<Holder>,
     /// The outstanding blocks themselves (`--show-allocs`), oldest first.
     pub blocks: Vec<Block>,
+}
+
+/// A pair of functions that was named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pair {
+    /// Its name, as `fopen,fdopen:fclose`.
+    pub name: String,
+    /// The function that was called, as `fopen`.
+    pub function: String,
+}
+
+impl Site {
+    /// Whether it is a process', and not the kernel's.
+    pub fn is_of_process(&self) -> bool {
+        self.kind.is_of_process() || self.space != KERNEL_SPACE
+    }
 }
 
 /// How a process mapped memory, and what for.
@@ -367,6 +385,7 @@ impl Loss {
             LossReason::InFlightFull,
             LossReason::ResultUnreadable,
             LossReason::MappingsFull,
+            LossReason::PairsTooDeep,
         ]
         .into_iter()
         .map(|reason| self.count(reason))
@@ -419,7 +438,10 @@ mod tests {
     fn each_reason_but_untracked_frees_and_failures_is_a_loss() {
         for reason in LossReason::ALL {
             let loss = Loss { reasons: [(reason, 1)].into(), ..Loss::default() };
-            let is_none = matches!(reason, LossReason::UntrackedFree | LossReason::Thrown);
+            let is_none = matches!(
+                reason,
+                LossReason::UntrackedFree | LossReason::UntrackedRelease | LossReason::Thrown
+            );
             assert_eq!(loss.is_complete(), is_none, "{reason:?}");
         }
     }

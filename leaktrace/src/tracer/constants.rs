@@ -3,7 +3,7 @@
 use leaktrace_common::Config;
 
 use super::log;
-use crate::session::spec::TraceOptions;
+use crate::{collect::PairNames, session::spec::TraceOptions};
 
 /// The constants that all tracers share.
 pub(super) fn constants(trace: &TraceOptions) -> Config {
@@ -15,7 +15,17 @@ pub(super) fn constants(trace: &TraceOptions) -> Config {
         own_tgid: std::process::id(),
         sampling: u32::from(trace.is_sampled()),
         count_calls: u32::from(trace.max_overhead_ppm.is_some()),
+        pairs: u32::from(!trace.pairs.is_empty()),
         log: u32::from(log::is_on(trace)),
         ..Config::default()
     }
+}
+
+/// What the pairs of functions are called.
+pub(super) fn pair_names(trace: &TraceOptions) -> Vec<PairNames> {
+    let names = trace.pairs.iter().map(|pair| {
+        let functions = pair.acquire.iter().map(|function| function.name.clone());
+        PairNames { pair: pair.name.clone(), functions: functions.collect() }
+    });
+    names.collect()
 }

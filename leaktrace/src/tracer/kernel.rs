@@ -6,7 +6,7 @@ use leaktrace_common::Config;
 use tokio::{io::unix::AsyncFd, time::Interval};
 
 use super::{
-    constants::constants,
+    constants::{constants, pair_names},
     filters,
     log::ProgramLog,
     notes::note_memory,
@@ -14,7 +14,7 @@ use super::{
     wait::{self, wait_for_ring},
 };
 use crate::{
-    attach::kernel,
+    attach::{kernel, kernel_pairs},
     bpf::{Loaded, Sizes},
     collect::{
         Collector, CollectorOptions, Wants,
@@ -26,7 +26,7 @@ use crate::{
         objects::ObjectTable,
         page_owners,
     },
-    session::spec::{KernelFilters, KernelKind, TraceOptions},
+    session::spec::{KernelFilters, KernelKind, TraceOptions, pairs},
     snapshot::{Mode, Snapshot},
 };
 
@@ -71,7 +71,10 @@ impl KernelTracer {
         if kinds.contains(&KernelKind::Pages) {
             config.page_owners = page_owners::ranges().unwrap_or_default();
         }
-        let sizes = Sizes::new(trace.max_outstanding, false, false);
+        let mut sizes = Sizes::new(trace.max_outstanding, false, false);
+        if !trace.pairs.is_empty() {
+            sizes = sizes.with_pairs();
+        }
         let mut loaded = Loaded::load(&config, sizes)?;
         let map_bytes = loaded.map_bytes();
         // Before anything that is attached where it can be: on a kernel that is too old, all fails.
@@ -79,6 +82,8 @@ impl KernelTracer {
         let log = ProgramLog::open(trace, &mut loaded)?;
         let mut maps = loaded.maps()?;
         maps.set_filters(&filters.pids, &filters.comms)?;
+        let functions = pairs::functions(&trace.pairs);
+        maps.set_pair_functions(&kernel_pairs::find(&functions)?)?;
         let follows = kernel::attach_modules(&mut loaded, &config, &layout);
         let mut unseen = filters::watch_modules(filters, &mut maps, &follows, note)?;
         if let Err(cause) = &follows
@@ -103,6 +108,8 @@ impl KernelTracer {
             unfiltered: *filters == KernelFilters::default() && trace.takes_all(),
             kmalloc_names,
             user_kinds: Vec::new(),
+            pairs: pair_names(trace),
+            counts_slabs: kinds.contains(&KernelKind::Slab),
             is_sampled: trace.is_sampled(),
         };
         let mut collector = Collector::new(maps, ObjectTable::default(), options);
@@ -112,12 +119,14 @@ impl KernelTracer {
         }
         let attached = kernel::attach(&mut loaded, kinds, &config, &layout)?;
         unseen.extend(attached.unseen);
+        kernel_pairs::attach(&mut loaded, &functions)?;
         collector.blind = attached.blind;
         collector.follow_modules(config.kernel_text);
         let modules = wait::modules(&collector)?;
         collector.start();
         note_memory(map_bytes, trace, note);
-        let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+        let pairs = trace.pairs.iter().map(|pair| pair.name.as_str());
+        let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).chain(pairs).collect();
         let kinds = kinds.join(", ");
         note(&format!("tracing kernel allocations ({kinds}); Ctrl-C ends with a report"));
         let ends = tokio::time::interval(ENDS_READ);

@@ -150,9 +150,9 @@ impl Processes {
         collector.update_mappings(traced.space, &traced.mappings);
         // The next one that maps the same finds its tables.
         self.compile(pid, collector);
-        if let Ok(allocators) = self.find_allocators(pid, collector)
-            && self.are_late(pid, &allocators)
-        {
+        let found = self.find_allocators(pid, collector);
+        let is_late = found.is_ok_and(|allocators| self.are_late(pid, &allocators));
+        if is_late || self.are_pairs_late(pid, collector) {
             self.came_late(pid);
         }
     }
@@ -192,11 +192,12 @@ impl Processes {
                 self.attached.insert((owner, *id), monotonic_ns());
             }
         }
-        Ok(self.are_late(pid, &new))
+        let is_pair_late = self.attach_pairs(pid, loaded, collector)?;
+        Ok(self.are_late(pid, &new) || is_pair_late)
     }
 
     /// For whom the probes of a process are: 0 stands for all.
-    fn owner(&self, pid: u32) -> u32 {
+    pub(super) fn owner(&self, pid: u32) -> u32 {
         if self.shares_probes { 0 } else { pid }
     }
 

@@ -16,6 +16,7 @@ mod log;
 mod mapped;
 mod notes;
 mod overhead;
+mod pairs;
 mod processes;
 mod requested;
 mod ring;

@@ -8,7 +8,10 @@ use std::{
 use leaktrace_common::Event;
 use tokio::time::Instant;
 
-use super::{growth::GrowthWatch, requested::RequestedObjects, seccomp_guard::SeccompGuard};
+use super::{
+    growth::GrowthWatch, pairs::TracedPairs, requested::RequestedObjects,
+    seccomp_guard::SeccompGuard,
+};
 use crate::{
     attach::{
         allocator::Allocator,
@@ -51,6 +54,8 @@ pub(super) struct Processes {
     /// Whether allocators get probes.
     pub(super) traces_malloc: bool,
     pub(super) requested: RequestedObjects,
+    /// Functions that are traced by their names.
+    pub(super) pairs: Option<TracedPairs>,
     /// Functions without probes, as their returns cannot be told.
     pub(super) without_return: Vec<String>,
     /// There if every allocation is wanted.
@@ -125,6 +130,8 @@ impl Processes {
     ) -> Result<Self, Error> {
         let follows = trace.children || is_open;
         let probes = UserProbes::new(loaded, way, trace, follows)?;
+        // Before maps are taken out.
+        let pairs = TracedPairs::new(loaded, way, trace)?;
         let UserKinds { malloc: traces_malloc, .. } = trace.user_kinds;
         let keeps_ended = !is_open;
         let whose = match command {
@@ -145,6 +152,7 @@ impl Processes {
             counts: Counts::default(),
             traces_malloc,
             requested: RequestedObjects::new(&trace.objects),
+            pairs,
             without_return: Vec::new(),
             growth: watches.then(GrowthWatch::new),
             shares_probes: follows,
@@ -257,6 +265,9 @@ impl Processes {
             self.probes.detach(pid);
             self.attached.retain(|(owner, _), _| *owner != pid);
         }
+        if let Some(pairs) = &mut self.pairs {
+            pairs.left(pid, !self.shares_probes);
+        }
         if !self.keeps_ended {
             // What was not seen of it leaves the report with it.
             self.counts.late -= u64::from(traced.is_late);
@@ -290,7 +301,7 @@ impl Processes {
 
     /// Whether processes that are not traced pay for probes.
     pub(super) fn shares_probes(&self) -> bool {
-        self.shares_probes && self.traces_malloc
+        self.shares_probes && (self.traces_malloc || self.pairs.is_some())
     }
 
     /// Whether a process image is that of a traced process.
@@ -314,6 +325,9 @@ impl Processes {
         collector.add_process(new_space, describe(pid, String::new()));
         if let Some(old) = self.traced.insert(pid, Traced::new(new_space, time_ns)) {
             self.counts.late -= u64::from(old.is_late);
+        }
+        if let Some(pairs) = &mut self.pairs {
+            pairs.left(pid, false);
         }
         for _ in 0..LOOKS {
             self.look_at(pid, loaded, collector);
@@ -425,15 +439,22 @@ impl Processes {
         &'a self,
         collector: &'a Collector,
     ) -> impl Iterator<Item = (&'a str, usize, usize)> {
-        self.allocators.iter().filter_map(|(id, allocator)| {
-            let (object, allocator) = (collector.objects.get(*id)?, allocator.as_ref()?);
-            let dear = allocator.probes().filter(|probe| probe.single_steps).count();
-            Some((object.path.as_str(), allocator.probes().count() - dear, dear))
-        })
+        self.allocators
+            .iter()
+            .filter_map(|(id, allocator)| {
+                let (object, allocator) = (collector.objects.get(*id)?, allocator.as_ref()?);
+                let dear = allocator.probes().filter(|probe| probe.single_steps).count();
+                Some((object.path.as_str(), allocator.probes().count() - dear, dear))
+            })
+            .filter(|_| self.traces_malloc)
+            .chain(self.pairs.iter().flat_map(|pairs| pairs.probe_costs(collector)))
     }
 
-    /// Refuses objects of `-O` that no process maps.
-    pub(super) fn check_requested(&self) -> Result<(), Error> {
+    /// Refuses objects of `-O` that no process maps, and functions of `--pair` that none has.
+    pub(super) fn check_requested(&self, collector: &Collector) -> Result<(), Error> {
+        if let Some(pairs) = &self.pairs {
+            pairs.check(collector)?;
+        }
         match self.requested.missing().next() {
             Some(missing) => Err(Error::Usage(format!("{missing}: see /proc/PID/maps"))),
             None => Ok(()),

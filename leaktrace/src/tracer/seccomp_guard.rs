@@ -47,7 +47,7 @@ impl SeccompGuard {
         release: &str,
         note: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
-        if !trace.user_kinds.malloc {
+        if !trace.user_kinds.malloc && trace.pairs.is_empty() {
             return Ok(Self { kills: false });
         }
         // With a budget, probes of leaktrace itself tell what they cost.

@@ -47,6 +47,8 @@ impl Processes {
         );
         let unprobed = self.unprobed.iter().chain(&self.without_return).cloned();
         let grown = self.growth.iter().flat_map(GrowthWatch::found).cloned();
-        failed.chain(unprobed).chain(counts).chain(grown).chain(self.requested.missing()).collect()
+        let pairs = self.pairs.iter().flat_map(super::pairs::TracedPairs::unseen);
+        let others = counts.chain(grown).chain(self.requested.missing()).chain(pairs);
+        failed.chain(unprobed).chain(others).collect()
     }
 }

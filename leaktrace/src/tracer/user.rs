@@ -96,7 +96,10 @@ impl UserTracer {
         let kinds = trace.user_kinds;
         let command = suspended.as_ref().map(Suspended::pid);
         let seccomp = SeccompGuard::new(trace, wanted, command, &facts.kernel_release, note)?;
-        let sizes = Sizes::new(trace.max_outstanding, true, kinds.mmap);
+        let mut sizes = Sizes::new(trace.max_outstanding, true, kinds.mmap);
+        if !trace.pairs.is_empty() {
+            sizes = sizes.with_pairs();
+        }
         let rules = Rules::new(wanted)?;
         let config = follow::constants(wanted, trace.children, trace.unwind, constants(trace))?;
         if rules.is_open() || trace.children || suspended.is_some() {
@@ -113,6 +116,7 @@ impl UserTracer {
         let mut user_kinds = Vec::new();
         user_kinds.extend(kinds.malloc.then_some(Kind::Malloc));
         user_kinds.extend(kinds.mmap.then_some(Kind::Mmap));
+        user_kinds.extend((!trace.pairs.is_empty()).then_some(Kind::Pair));
         let options = CollectorOptions {
             mode,
             stack_mode: trace.stacks,
@@ -120,6 +124,8 @@ impl UserTracer {
             unfiltered: trace.takes_all(),
             kmalloc_names: KmallocNames::default(),
             user_kinds,
+            pairs: super::constants::pair_names(trace),
+            counts_slabs: false,
             is_sampled: trace.is_sampled(),
         };
         let mut collector = Collector::new(maps, ObjectTable::default(), options);
@@ -138,7 +144,7 @@ impl UserTracer {
         processes.add_present(&rules, &mut loaded, &mut collector)?;
         if suspended.is_none() && !rules.is_open() {
             // A command, or a process that is yet to come, may map them later.
-            processes.check_requested()?;
+            processes.check_requested(&collector)?;
         }
         let records = match processes.records.as_ref().map(wait::descriptors) {
             Some(Ok(records)) => records,
@@ -242,6 +248,8 @@ impl UserTracer {
         }
         let mut misses: BTreeMap<String, u64> = self.loaded.misses();
         misses.extend(self.processes.probes.recursion_misses());
+        let of_pairs = self.processes.pairs.as_ref().map(|pairs| pairs.probes.recursion_misses());
+        misses.extend(of_pairs.unwrap_or_default());
         let mut unseen = self.unseen.clone();
         unseen.extend(self.processes.unseen(&self.collector));
         let mut snapshot = self.collector.snapshot(wants, misses, &unseen)?;

@@ -1,0 +1,531 @@
+//! Functions of a process that were named in pairs (`--pair`).
+//!
+//! As `malloc` has it: an acquiring call is saved at its entry and recorded at its return. But calls
+//! may be made inside each other, of several pairs and of one, each with a key of its own; so a
+//! thread has a slot for several. An outer call that returns what an inner one of its pair has just
+//! given has passed it on: it counts once, where the inner one got it.
+//!
+//! A call whose return never comes (longjmp, a thread that ends) is noticed by the next one, see
+//! [`super::malloc`].
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_ANY, pt_regs},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+    },
+    macros::{uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
+};
+use leaktrace_common::{
+    AllocKey, BlockWord, Kind, LossReason, PAIR_DEPTH, PairCall, PairCalls, PairCookie, SiteKey,
+    StackId, StackMode,
+};
+
+use super::{
+    in_flight::{is_trampoline, returns_to},
+    malloc::{SKIP_RETURN, WATCH_RETURN, product},
+    own_stack, targets,
+    walk::{self, Start},
+};
+use crate::{
+    filter, held, ledger, loss,
+    maps::{NO_PAIR_CALLS, PAIR_CALLS, STACKS, config},
+};
+
+/// Entry and return in one program, as `lt_session` of the malloc family.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub(crate) extern "C" fn lt_pair_session(ctx: *mut core::ffi::c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    own_stack::keep(&ctx, &own_stack::PAIR_SESSION_CALLS);
+    // SAFETY: the context is a live pt_regs. At the entry the instruction pointer is the
+    // probe's address, at the return the caller's.
+    unsafe {
+        if (*ctx.regs).rip == bpf_get_func_ip(ctx.as_ptr()) {
+            return entry(&ctx);
+        }
+        returned(&ctx, ctx.regs, true);
+    }
+    0
+}
+
+/// Entry alone.
+#[uprobe]
+pub(crate) fn lt_pair_entry(ctx: ProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::PAIR_ENTRY_CALLS);
+    entry(&ctx);
+    0
+}
+
+/// Return alone.
+#[uretprobe]
+pub(crate) fn lt_pair_return(ctx: RetProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::PAIR_RETURN_CALLS);
+    // SAFETY: the context is a live pt_regs.
+    unsafe { returned(&ctx, ctx.regs, false) };
+    0
+}
+
+/// A return instruction of a function whose return address stays what it is, as exceptions may pass.
+#[uprobe]
+pub(crate) fn lt_pair_exit(ctx: ProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::PAIR_RETURNING_CALLS);
+    // SAFETY: the context is a live pt_regs.
+    let (rsp, rax) = unsafe { ((*ctx.regs).rsp, (*ctx.regs).rax) };
+    let thread = bpf_get_current_pid_tgid();
+    // One that was jumped to by another returns for both.
+    for _ in 0..TAILS {
+        if leaktrace_pair_returned(thread, rsp, rax, ANY_STAYING) == 0 {
+            break;
+        }
+    }
+    0
+}
+
+/// Functions that jump to each other and are followed.
+const TAILS: u32 = 4;
+
+/// A releasing function, where its arguments are intact.
+#[uprobe]
+pub(crate) fn lt_pair_free(ctx: ProbeContext) -> u32 {
+    own_stack::keep(&ctx, &own_stack::PAIR_RELEASE_CALLS);
+    let thread = bpf_get_current_pid_tgid();
+    let Some(space) = targets::space_of((thread >> 32) as u32) else { return 0 };
+    let cookie = cookie_of(&ctx);
+    // SAFETY: the context is a live pt_regs.
+    let regs = unsafe { &*ctx.regs };
+    let key = cookie.defined(Arguments::of(regs).number(cookie.key_argument()));
+    if !cookie.is_key(key) {
+        return 0;
+    }
+    if cookie.nests() && leaktrace_is_within_release(thread, space, key, regs.rsp, cookie.0) != 0 {
+        return 0;
+    }
+    let word = BlockWord::of_pair(AllocKey::new(space, key), cookie.pair());
+    if held::leaktrace_released(word, now_ns()) == 0 {
+        loss::count(LossReason::UntrackedRelease);
+    }
+    0
+}
+
+/// Whether a call of a releasing function is made within another one of its pair, for the same key;
+/// if not, it is remembered for those that it makes. Global and not inlined, so that the verifier
+/// checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_is_within_release(
+    thread: u64,
+    space: u32,
+    key: u64,
+    stack_pointer: u64,
+    cookie: u32,
+) -> u32 {
+    let Some(slot) = slot(thread) else { return 0 };
+    let caller = returns_to(stack_pointer);
+    // SAFETY: a live map value that belongs to this thread.
+    let outer = unsafe { &mut (*slot).release };
+    if outer.stack_pointer != 0
+        && (outer.space, outer.key) == (space, key)
+        && PairCookie(outer.cookie).pair() == PairCookie(cookie).pair()
+        // The same one again is another call, in a loop.
+        && outer.cookie != cookie
+        && stack_pointer <= outer.stack_pointer
+        // A tail call has the outer one's return address; a call that has returned has none there.
+        && outer.caller != 0
+        && returns_to(outer.stack_pointer) == outer.caller
+        && (stack_pointer < outer.stack_pointer || caller == outer.caller)
+    {
+        return 1;
+    }
+    outer.stack_pointer = stack_pointer;
+    outer.caller = caller;
+    outer.key = key;
+    outer.cookie = cookie;
+    outer.space = space;
+    0
+}
+
+#[inline(always)]
+fn now_ns() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn cookie_of<C: EbpfContext>(ctx: &C) -> PairCookie {
+    // SAFETY: the helper takes the program's own context.
+    PairCookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } as u32)
+}
+
+/// The arguments of a call that lie in registers.
+pub(crate) struct Arguments([u64; 6]);
+
+impl Arguments {
+    /// Reads all of them before one is chosen: the verifier refuses a choice of addresses in the
+    /// context.
+    #[inline(always)]
+    pub(crate) fn of(regs: &pt_regs) -> Self {
+        let registers = [&regs.rdi, &regs.rsi, &regs.rdx, &regs.rcx, &regs.r8, &regs.r9];
+        // SAFETY: live references.
+        Self(registers.map(|register| unsafe { read_volatile(register) }))
+    }
+
+    /// An argument, from 1 on; 0 for any other.
+    #[inline(always)]
+    pub(crate) fn number(&self, number: u32) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        match number {
+            1 => a,
+            2 => b,
+            3 => c,
+            4 => d,
+            5 => e,
+            6 => f,
+            _ => 0,
+        }
+    }
+
+    /// The size that a call asks for; 0 where none is asked for, and where a product overflows.
+    #[inline(always)]
+    pub(crate) fn size_bytes(&self, cookie: PairCookie) -> u64 {
+        let size = self.number(cookie.size_argument());
+        match cookie.count_argument() {
+            0 => size,
+            count => product(size, self.number(count)).unwrap_or(0),
+        }
+    }
+}
+
+#[inline(always)]
+fn entry(ctx: &ProbeContext) -> u32 {
+    let thread = bpf_get_current_pid_tgid();
+    let Some(space) = targets::space_of((thread >> 32) as u32) else { return SKIP_RETURN };
+    // SAFETY: the context is a live pt_regs.
+    let regs = unsafe { &*ctx.regs };
+    let cookie = cookie_of(ctx);
+    let Some(slot) = slot(thread) else {
+        loss::count(LossReason::InFlightFull);
+        return SKIP_RETURN;
+    };
+    let arguments = Arguments::of(regs);
+    let size_bytes = arguments.size_bytes(cookie);
+    if cookie.size_argument() != 0 && !filter::wants_size(size_bytes) {
+        return SKIP_RETURN;
+    }
+    // SAFETY: a live map value that belongs to this thread.
+    let calls = unsafe { &mut *slot };
+    let is_read =
+        calls.depth != 0 || config!(stack_mode) != StackMode::All as u32 || cookie.stays();
+    let caller = if is_read { returns_to(regs.rsp) } else { 0 };
+    if calls.depth != 0 {
+        leaktrace_pair_settle(thread, space, regs.rsp, caller);
+    }
+    let depth = calls.depth;
+    // A function that jumped here has its own caller.
+    let caller = if depth != 0 { returns_to_from(regs.rsp, caller) } else { caller };
+    if depth >= PAIR_DEPTH as u32 {
+        loss::count(LossReason::PairsTooDeep);
+        return SKIP_RETURN;
+    }
+    let start = Start {
+        tgid: (thread >> 32) as u32,
+        space,
+        caller,
+        stack_pointer: regs.rsp,
+        frame_pointer: regs.rbp,
+    };
+    let stack = user_stack(&start, cookie);
+    let call = PairCall {
+        stack_pointer: regs.rsp,
+        caller: match (caller, stack) {
+            (0, StackId::LOST) => returns_to(regs.rsp),
+            _ => caller,
+        },
+        size_bytes,
+        stack,
+        argument: arguments.number(cookie.key_argument()),
+        given: 0,
+        cookie: cookie.0,
+        zero: 0,
+    };
+    calls.space = space;
+    // SAFETY: within the array; the map value is this thread's.
+    unsafe { call_at(slot, depth).write(call) };
+    calls.depth = depth + 1;
+    WATCH_RETURN
+}
+
+/// One of the calls of a thread.
+#[inline(always)]
+fn call_at(slot: *mut PairCalls, index: u32) -> *mut PairCall {
+    // SAFETY: a live map value of which the address alone is taken; the index is bounded.
+    unsafe { (&raw mut (*slot).calls).cast::<PairCall>().add(bounded(index)) }
+}
+
+/// An index as it is, in a form whose bound the verifier sees: LLVM would leave a mask out.
+#[inline(always)]
+fn bounded(index: u32) -> usize {
+    const { assert!(PAIR_DEPTH == 16) };
+    let mut bounded = u64::from(index);
+    // SAFETY: changes the register alone.
+    unsafe {
+        core::arch::asm!("{0} &= 15", inout(reg) bounded, options(pure, nomem, nostack));
+    }
+    bounded as usize
+}
+
+/// The slot of a thread.
+#[inline(always)]
+fn slot(thread: u64) -> Option<*mut PairCalls> {
+    if let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) {
+        return Some(slot);
+    }
+    let idle = NO_PAIR_CALLS.get_ptr(0)?;
+    // SAFETY: a live map value that nobody writes.
+    PAIR_CALLS.insert(thread, unsafe { &*idle }, u64::from(BPF_ANY)).ok()?;
+    PAIR_CALLS.get_ptr_mut(thread)
+}
+
+/// Lets go of the calls of a thread within which a new one cannot be made: their returns were
+/// skipped, or their image is gone. Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_pair_settle(
+    thread: u64,
+    space: u32,
+    stack_pointer: u64,
+    caller: u64,
+) -> u32 {
+    let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return 0 };
+    // SAFETY: a live map value that belongs to this thread.
+    let calls = unsafe { &mut *slot };
+    if calls.space != space {
+        calls.depth = 0;
+        return 0;
+    }
+    for _ in 0..PAIR_DEPTH {
+        let depth = calls.depth;
+        if depth == 0 || depth > PAIR_DEPTH as u32 {
+            break;
+        }
+        // SAFETY: within the array.
+        let outer = unsafe { &*call_at(slot, depth - 1) };
+        if is_within(outer, stack_pointer, caller) {
+            break;
+        }
+        calls.depth = depth - 1;
+        loss::count(LossReason::SkippedReturn);
+    }
+    0
+}
+
+/// Whether a call is made within the unfinished call `outer`, as `is_nested` of the malloc family.
+#[inline(always)]
+fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64) -> bool {
+    if stack_pointer > outer.stack_pointer {
+        return false;
+    }
+    let keeps = PairCookie(outer.cookie).stays();
+    if stack_pointer == outer.stack_pointer {
+        return is_trampoline(caller) || (keeps && caller == outer.caller);
+    }
+    let slot = returns_to(outer.stack_pointer);
+    is_trampoline(slot) || (keeps && slot == outer.caller)
+}
+
+/// Where a call returns to whose return slot holds an address, in a stack that is walked: where the
+/// kernel has put its trampoline there for a pair's function, what was there before.
+#[inline(always)]
+pub(super) fn returns_to_from(slot: u64, address: u64) -> u64 {
+    if config!(pairs) == 0 || !is_trampoline(address) {
+        return address;
+    }
+    match leaktrace_pair_caller(slot) {
+        0 => address,
+        caller => caller,
+    }
+}
+
+/// The caller of the running thread's unfinished call with this return slot; 0 if there is none.
+/// Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_pair_caller(stack_pointer: u64) -> u64 {
+    let Some(slot) = PAIR_CALLS.get_ptr_mut(bpf_get_current_pid_tgid()) else { return 0 };
+    // SAFETY: a live map value that belongs to this thread.
+    let depth = unsafe { (*slot).depth };
+    let mut at = 0;
+    while at < PAIR_DEPTH as u32 {
+        if at >= depth {
+            break;
+        }
+        // SAFETY: within the array.
+        let call = unsafe { &*call_at(slot, at) };
+        if call.stack_pointer == stack_pointer {
+            return match call.caller {
+                // It has been read as the first frame of the stack.
+                0 => match STACKS.get_ptr(call.stack) {
+                    // SAFETY: a live map value; the loader takes out stacks of images that are gone.
+                    Some(stack) => unsafe { (*stack).frames[0] },
+                    None => 0,
+                },
+                caller => caller,
+            };
+        }
+        at += 1;
+    }
+    0
+}
+
+/// The stack of a call, as far as `--stacks` wants it.
+#[inline(always)]
+fn user_stack(start: &Start, cookie: PairCookie) -> u64 {
+    let wanted = if config!(stack_mode) == StackMode::Adaptive as u32 {
+        leaktrace_pair_wants_stack(start.space, cookie.0, start.caller) != 0
+    } else {
+        ledger::wants_stack(0)
+    };
+    if wanted { walk::take_user(start) } else { StackId::NOT_TAKEN }
+}
+
+/// Whether a call site's next stack is wanted. Global and not inlined, so that the verifier
+/// checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_pair_wants_stack(space: u32, cookie: u32, caller: u64) -> u32 {
+    match ledger::site_index(&site_key(space, cookie, caller, StackId::NOT_TAKEN)) {
+        Some(base) => u32::from(ledger::wants_stack(base)),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn site_key(space: u32, cookie: u32, caller: u64, stack: u64) -> SiteKey {
+    SiteKey {
+        kind: Kind::Pair as u16,
+        generation: 0,
+        space,
+        detail: u64::from(cookie),
+        call_site: caller,
+        stack,
+    }
+}
+
+/// # Safety
+///
+/// `regs` is a live pt_regs.
+#[inline(always)]
+unsafe fn returned<C: EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool) {
+    // SAFETY: the caller's promise.
+    let (rsp, rax) = unsafe { ((*regs).rsp, (*regs).rax) };
+    let cookie = cookie_of(ctx);
+    let entered_at = rsp.wrapping_sub(8);
+    let is_known =
+        leaktrace_pair_returned(bpf_get_current_pid_tgid(), entered_at, rax, cookie.0.into());
+    if session && is_known == 0 {
+        // Without a session link the returns of unwanted calls come here as well.
+        loss::count(LossReason::UnknownReturn);
+    }
+}
+
+/// Stands for the cookie of any function whose return address stays what it is.
+const ANY_STAYING: u64 = u64::MAX;
+
+/// Records the outcome of the call that was entered at a stack pointer; gives whether there is one.
+/// Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_pair_returned(
+    thread: u64,
+    entered_at: u64,
+    result: u64,
+    cookie: u64,
+) -> u32 {
+    let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return 0 };
+    // SAFETY: a live map value that belongs to this thread.
+    let calls = unsafe { &mut *slot };
+    for _ in 0..PAIR_DEPTH {
+        let depth = calls.depth;
+        if depth == 0 || depth > PAIR_DEPTH as u32 {
+            return 0;
+        }
+        // SAFETY: within the array; copied at once.
+        let call = unsafe { *call_at(slot, depth - 1) };
+        if call.stack_pointer > entered_at {
+            return 0;
+        }
+        let is_its = match cookie {
+            // Other functions may end with the same instruction.
+            ANY_STAYING => PairCookie(call.cookie).stays(),
+            cookie => cookie == u64::from(call.cookie),
+        };
+        if call.stack_pointer == entered_at {
+            if !is_its {
+                return 0;
+            }
+            calls.depth = depth - 1;
+            finish(slot, &call, result, depth - 1);
+            return 1;
+        }
+        // A call further down that has not returned any more.
+        calls.depth = depth - 1;
+        loss::count(LossReason::SkippedReturn);
+    }
+    0
+}
+
+/// Records the outcome of a call that was made within `depth` others.
+#[inline(always)]
+fn finish(slot: *mut PairCalls, call: &PairCall, result: u64, depth: u32) {
+    let cookie = PairCookie(call.cookie);
+    if !cookie.has_succeeded(result) {
+        return;
+    }
+    let key = if cookie.is_result() {
+        result
+    } else if cookie.is_out() {
+        // SAFETY: the helper checks the address.
+        match unsafe { bpf_probe_read_user(call.argument as *const u64) } {
+            Ok(key) => key,
+            Err(_) => {
+                loss::count(LossReason::ResultUnreadable);
+                return;
+            }
+        }
+    } else {
+        call.argument
+    };
+    let key = cookie.defined(key);
+    if !cookie.is_key(key) {
+        return;
+    }
+    // The call of the same pair within which it was made.
+    for above in 1..=PAIR_DEPTH as u32 {
+        if above > depth {
+            break;
+        }
+        let outer = call_at(slot, depth - above);
+        // SAFETY: within the array.
+        unsafe {
+            if PairCookie((*outer).cookie).pair() == cookie.pair() {
+                (*outer).given = key;
+                break;
+            }
+        }
+    }
+    if call.given == key && key != 0 {
+        return;
+    }
+    // SAFETY: a live map value that belongs to this thread.
+    let space = unsafe { (*slot).space };
+    let Some(site) = ledger::site_index(&site_key(space, call.cookie, call.caller, call.stack))
+    else {
+        return;
+    };
+    let word = BlockWord::of_pair(AllocKey::new(space, key), cookie.pair());
+    held::leaktrace_acquired(word, call.size_bytes, now_ns(), u64::from(site));
+}

@@ -1,0 +1,212 @@
+//! Pairs of functions by name, in traced processes: in which objects they are, and since when they
+//! have probes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+};
+
+use super::processes::{Processes, Traced};
+use crate::{
+    attach::{
+        pairs::{PairFunctions, PairProbes, find, near},
+        user::Way,
+    },
+    bpf::Loaded,
+    collect::{Collector, monotonic_ns},
+    error::Error,
+    host::objects::ObjectId,
+    session::spec::{
+        ProbeAt, TraceOptions,
+        pairs::{self, PairFunction},
+    },
+};
+
+/// The functions of pairs, and their probes.
+pub(super) struct TracedPairs {
+    pub(super) probes: PairProbes,
+    functions: Vec<PairFunction>,
+    probe_at: ProbeAt,
+    /// What each object defines, looked up once.
+    objects: HashMap<ObjectId, PairFunctions>,
+    /// Objects with probes, and for which process (for all under 0): since when, by
+    /// `CLOCK_MONOTONIC`.
+    attached: HashMap<(u32, ObjectId), u64>,
+    /// Names of those that are in some object.
+    found: BTreeSet<String>,
+    /// What could not be probed, and why.
+    unprobed: Vec<String>,
+    /// What each process was seen to have.
+    known: BTreeMap<u32, Vec<ObjectId>>,
+}
+
+impl TracedPairs {
+    /// Loads the programs, if any pair is to be traced.
+    pub(super) fn new(
+        loaded: &mut Loaded,
+        way: Way,
+        trace: &TraceOptions,
+    ) -> Result<Option<Self>, Error> {
+        if trace.pairs.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            probes: PairProbes::load(loaded, way)?,
+            functions: pairs::functions(&trace.pairs),
+            probe_at: trace.probe_at,
+            objects: HashMap::new(),
+            attached: HashMap::new(),
+            found: BTreeSet::new(),
+            unprobed: Vec::new(),
+            known: BTreeMap::new(),
+        }))
+    }
+
+    /// What the functions found so far are in: a path, its probes on emulated instructions, and those
+    /// that are single-stepped.
+    pub(super) fn probe_costs<'a>(
+        &'a self,
+        collector: &'a Collector,
+    ) -> impl Iterator<Item = (&'a str, usize, usize)> {
+        self.objects.iter().filter_map(|(id, functions)| {
+            let object = collector.objects.get(*id)?;
+            let dear = functions.probes().filter(|probe| probe.single_steps).count();
+            let all = functions.probes().count();
+            (all > 0).then_some((object.path.as_str(), all - dear, dear))
+        })
+    }
+
+    /// A process has ended, or has another image.
+    pub(super) fn left(&mut self, pid: u32, has_own_links: bool) {
+        self.known.remove(&pid);
+        if has_own_links {
+            self.probes.detach(pid);
+            self.attached.retain(|(owner, _), _| *owner != pid);
+        }
+    }
+
+    /// Functions that no object has that was looked at.
+    fn missing(&self) -> BTreeSet<&str> {
+        let names = self.functions.iter().map(|function| function.name.as_str());
+        names.filter(|name| !self.found.contains(*name)).collect()
+    }
+
+    /// What is not in the figures, for the report.
+    pub(super) fn unseen(&self) -> impl Iterator<Item = String> {
+        let missing = self
+            .missing()
+            .into_iter()
+            .map(|name| format!("--pair: no object that a traced process maps defines {name}"));
+        self.unprobed.iter().cloned().chain(missing)
+    }
+
+    /// Refuses functions that no object has: none that is yet to come was asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] with names that are near.
+    pub(super) fn check(&self, collector: &Collector) -> Result<(), Error> {
+        let missing = self.missing();
+        let Some(name) = missing.first() else { return Ok(()) };
+        let all = collector.objects.all();
+        let files: Vec<&File> =
+            all.iter().filter_map(|object| object.file.as_deref().ok()).collect();
+        let near = near(&files, name);
+        let mend = match near.is_empty() {
+            false => format!("did you mean {}?", near.join(", ")),
+            true => "name functions that have a symbol there (see nm -D), and that are not \
+                     inlined"
+                .into(),
+        };
+        Err(Error::Usage(format!(
+            "--pair: no object that the traced processes map defines {name}: {mend}"
+        )))
+    }
+
+    /// Looks an object up, unless that has been done.
+    fn look_up(&mut self, id: ObjectId, collector: &Collector) {
+        if self.objects.contains_key(&id) {
+            return;
+        }
+        let Some(object) = collector.objects.get(id) else { return };
+        // What is no ELF object has no functions.
+        let found = object
+            .file
+            .as_deref()
+            .ok()
+            .and_then(|file| find(file, &self.functions, self.probe_at).ok());
+        let found = found.unwrap_or_default();
+        self.found.extend(found.found.iter().cloned());
+        self.unprobed.extend(found.unseen.iter().map(|what| format!("{}: {what}", object.path)));
+        self.objects.insert(id, found);
+    }
+}
+
+impl Processes {
+    /// Attaches to the functions of pairs that a process has and that have no probes yet; tells
+    /// whether any of those that were not known of it may have been called before it had them.
+    pub(super) fn attach_pairs(
+        &mut self,
+        pid: u32,
+        loaded: &mut Loaded,
+        collector: &Collector,
+    ) -> Result<bool, Error> {
+        let owner = self.owner(pid);
+        let (Some(pairs), Some(traced)) = (&mut self.pairs, self.traced.get(&pid)) else {
+            return Ok(false);
+        };
+        let mut is_late = false;
+        for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
+            if pairs.known.get(&pid).is_some_and(|known| known.contains(&id)) {
+                continue;
+            }
+            pairs.known.entry(pid).or_default().push(id);
+            pairs.look_up(id, collector);
+            let (Some(functions), Some(object)) =
+                (pairs.objects.get(&id), collector.objects.get(id))
+            else {
+                continue;
+            };
+            if functions.probes().next().is_none() {
+                continue;
+            }
+            if !pairs.attached.contains_key(&(owner, id)) {
+                self.seccomp.check(pid)?;
+                // What fails once is not tried again.
+                pairs.attached.insert((owner, id), u64::MAX);
+                let result = pairs.probes.attach(loaded, &object.readable_at(), functions, owner);
+                if let (Err(error), 0) = (&result, owner) {
+                    pairs.unprobed.push(format!("{}: {error}", object.path));
+                }
+                result?;
+                pairs.attached.insert((owner, id), monotonic_ns());
+            }
+            is_late |= pairs.is_late(owner, id, traced);
+        }
+        Ok(is_late)
+    }
+}
+
+impl Processes {
+    /// Whether a process that has ended mapped functions of pairs that had no probes in time.
+    pub(super) fn are_pairs_late(&mut self, pid: u32, collector: &Collector) -> bool {
+        let owner = self.owner(pid);
+        let (Some(pairs), Some(traced)) = (&mut self.pairs, self.traced.get(&pid)) else {
+            return false;
+        };
+        let mut ids = traced.mappings.iter().filter_map(|mapping| mapping.object);
+        ids.any(|id| {
+            pairs.look_up(id, collector);
+            let has_some =
+                pairs.objects.get(&id).is_some_and(|functions| functions.probes().next().is_some());
+            has_some && pairs.is_late(owner, id, traced)
+        })
+    }
+}
+
+impl TracedPairs {
+    /// Whether an object got its probes after a process had become what it is.
+    fn is_late(&self, owner: u32, id: ObjectId, traced: &Traced) -> bool {
+        self.attached.get(&(owner, id)).is_none_or(|at_ns| *at_ns > traced.since_ns)
+    }
+}
