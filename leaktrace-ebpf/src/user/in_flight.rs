@@ -6,6 +6,11 @@ use leaktrace_common::{AllocKey, InFlight, LossReason, cookie_throws};
 
 use crate::{ledger, loss, maps::IN_FLIGHT};
 
+/// What a session program returns to have the function's return skipped.
+pub(super) const SKIP_RETURN: u32 = 1;
+/// What it returns to be run at the return as well.
+pub(super) const WATCH_RETURN: u32 = 0;
+
 /// The slot of the running thread.
 #[inline(always)]
 pub(super) fn slot(thread: u64) -> Option<*mut InFlight> {
@@ -106,4 +111,20 @@ pub(super) fn is_being_resized(thread: u64, pointer: u64) -> bool {
     let Some(flight) = IN_FLIGHT.get_ptr(thread) else { return false };
     // SAFETY: a live map value that belongs to this thread.
     unsafe { (*flight).stack_pointer != 0 && (*flight).pointer == pointer }
+}
+
+/// `count * size`, unless that overflows; by halves, as BPF has no 128-bit product.
+#[inline(always)]
+pub(super) fn product(count: u64, size: u64) -> Option<u64> {
+    let (small, big) = if count < size { (count, size) } else { (size, count) };
+    if small >> 32 != 0 {
+        return None;
+    }
+    let high = small * (big >> 32);
+    if high >> 32 != 0 {
+        return None;
+    }
+    let low = small * (big & 0xffff_ffff);
+    let sum = (high << 32).wrapping_add(low);
+    if sum < low { None } else { Some(sum) }
 }

@@ -23,7 +23,10 @@ use leaktrace_common::{
 };
 
 use super::{
-    in_flight::{is_being_resized, is_nested, leaktrace_skipped_return, returns_to, slot},
+    in_flight::{
+        SKIP_RETURN, WATCH_RETURN, is_being_resized, is_nested, leaktrace_skipped_return, product,
+        returns_to, slot,
+    },
     own_stack, sampling, targets,
     walk::{self, Start},
 };
@@ -31,11 +34,6 @@ use crate::{
     counters, filter, ledger, loss,
     maps::{IN_FLIGHT, config},
 };
-
-/// What a session program returns to have the function's return skipped.
-pub(super) const SKIP_RETURN: u32 = 1;
-/// What it returns to be run at the return as well.
-pub(super) const WATCH_RETURN: u32 = 0;
 
 /// Entry and return in one program (uprobe session links, from 6.13).
 ///
@@ -165,22 +163,6 @@ fn decode(cookie: u64, regs: &pt_regs) -> Option<Request> {
         OUT => Some(Request { size_bytes: c, pointer: a, resizes: false }),
         _ => None,
     }
-}
-
-/// `count * size`, unless that overflows; by halves, as BPF has no 128-bit product.
-#[inline(always)]
-pub(crate) fn product(count: u64, size: u64) -> Option<u64> {
-    let (small, big) = if count < size { (count, size) } else { (size, count) };
-    if small >> 32 != 0 {
-        return None;
-    }
-    let high = small * (big >> 32);
-    if high >> 32 != 0 {
-        return None;
-    }
-    let low = small * (big & 0xffff_ffff);
-    let sum = (high << 32).wrapping_add(low);
-    if sum < low { None } else { Some(sum) }
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@ mod in_flight;
 mod malloc;
 mod mapping;
 mod own_stack;
+mod pair_calls;
 pub(crate) mod pairs;
 mod process;
 mod rule;

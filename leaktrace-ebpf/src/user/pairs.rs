@@ -12,7 +12,7 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_ANY, pt_regs},
+    bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
         generated::{bpf_get_attach_cookie, bpf_get_func_ip},
@@ -26,14 +26,15 @@ use leaktrace_common::{
 };
 
 use super::{
-    in_flight::{is_trampoline, returns_to},
-    malloc::{SKIP_RETURN, WATCH_RETURN, product},
-    own_stack, targets,
+    in_flight::{SKIP_RETURN, WATCH_RETURN, is_trampoline, product, returns_to},
+    own_stack,
+    pair_calls::{call_at, returns_to_from, slot},
+    targets,
     walk::{self, Start},
 };
 use crate::{
     filter, held, ledger, loss,
-    maps::{NO_PAIR_CALLS, PAIR_CALLS, STACKS, config},
+    maps::{PAIR_CALLS, config},
 };
 
 /// Entry and return in one program, as `lt_session` of the malloc family.
@@ -259,37 +260,6 @@ fn entry(ctx: &ProbeContext) -> u32 {
     WATCH_RETURN
 }
 
-/// One of the calls of a thread.
-#[inline(always)]
-fn call_at(slot: *mut PairCalls, index: u32) -> *mut PairCall {
-    // SAFETY: a live map value of which the address alone is taken; the index is bounded.
-    unsafe { (&raw mut (*slot).calls).cast::<PairCall>().add(bounded(index)) }
-}
-
-/// An index as it is, in a form whose bound the verifier sees: LLVM would leave a mask out.
-#[inline(always)]
-fn bounded(index: u32) -> usize {
-    const { assert!(PAIR_DEPTH == 16) };
-    let mut bounded = u64::from(index);
-    // SAFETY: changes the register alone.
-    unsafe {
-        core::arch::asm!("{0} &= 15", inout(reg) bounded, options(pure, nomem, nostack));
-    }
-    bounded as usize
-}
-
-/// The slot of a thread.
-#[inline(always)]
-fn slot(thread: u64) -> Option<*mut PairCalls> {
-    if let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) {
-        return Some(slot);
-    }
-    let idle = NO_PAIR_CALLS.get_ptr(0)?;
-    // SAFETY: a live map value that nobody writes.
-    PAIR_CALLS.insert(thread, unsafe { &*idle }, u64::from(BPF_ANY)).ok()?;
-    PAIR_CALLS.get_ptr_mut(thread)
-}
-
 /// Lets go of the calls of a thread within which a new one cannot be made: their returns were
 /// skipped, or their image is gone. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
@@ -335,50 +305,6 @@ fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64) -> bool {
     }
     let slot = returns_to(outer.stack_pointer);
     is_trampoline(slot) || (keeps && slot == outer.caller)
-}
-
-/// Where a call returns to whose return slot holds an address, in a stack that is walked: where the
-/// kernel has put its trampoline there for a pair's function, what was there before.
-#[inline(always)]
-pub(super) fn returns_to_from(slot: u64, address: u64) -> u64 {
-    if config!(pairs) == 0 || !is_trampoline(address) {
-        return address;
-    }
-    match leaktrace_pair_caller(slot) {
-        0 => address,
-        caller => caller,
-    }
-}
-
-/// The caller of the running thread's unfinished call with this return slot; 0 if there is none.
-/// Global and not inlined, so that the verifier checks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn leaktrace_pair_caller(stack_pointer: u64) -> u64 {
-    let Some(slot) = PAIR_CALLS.get_ptr_mut(bpf_get_current_pid_tgid()) else { return 0 };
-    // SAFETY: a live map value that belongs to this thread.
-    let depth = unsafe { (*slot).depth };
-    let mut at = 0;
-    while at < PAIR_DEPTH as u32 {
-        if at >= depth {
-            break;
-        }
-        // SAFETY: within the array.
-        let call = unsafe { &*call_at(slot, at) };
-        if call.stack_pointer == stack_pointer {
-            return match call.caller {
-                // It has been read as the first frame of the stack.
-                0 => match STACKS.get_ptr(call.stack) {
-                    // SAFETY: a live map value; the loader takes out stacks of images that are gone.
-                    Some(stack) => unsafe { (*stack).frames[0] },
-                    None => 0,
-                },
-                caller => caller,
-            };
-        }
-        at += 1;
-    }
-    0
 }
 
 /// The stack of a call, as far as `--stacks` wants it.

@@ -13,7 +13,8 @@ use leaktrace_common::{
 };
 
 use super::{
-    events, pairs,
+    events,
+    pair_calls::returns_to_from,
     rule::{
         BY_FRAME_POINTER, NO_CALL, NO_MAPPING_KNOWN, NO_RULE, UNCALLED, leaktrace_find_rule,
         leaktrace_is_called,
@@ -89,7 +90,7 @@ pub extern "C" fn leaktrace_walk(
             // What cannot be read is no call's: the walk ends there.
             caller = read_word(walk, stack_pointer).unwrap_or(0);
         }
-        let caller = pairs::returns_to_from(stack_pointer, caller & !FrameMark::ALL);
+        let caller = returns_to_from(stack_pointer, caller & !FrameMark::ALL);
         (*walk).address = caller.wrapping_sub(1) & !FrameMark::ALL;
         (*walk).hash = StackId::mix(StackId::SEED, caller);
         (*walk).record.count = 1;
@@ -265,7 +266,7 @@ unsafe fn step_by_row(walk: *mut Walk, row: UnwindRow) -> u32 {
         let Some(address) = read_word(walk, cfa.wrapping_sub(8)) else {
             return StackEnd::ReadFailed as u32;
         };
-        let address = pairs::returns_to_from(cfa.wrapping_sub(8), address & !FrameMark::ALL);
+        let address = returns_to_from(cfa.wrapping_sub(8), address & !FrameMark::ALL);
         if address == 0 {
             return StackEnd::Complete as u32;
         }
@@ -337,7 +338,7 @@ pub unsafe extern "C" fn leaktrace_step_by_fp(slot: u32, end: u32) -> u32 {
         let Some(address) = read_word(walk, frame_pointer.wrapping_add(8)) else { return end };
         let at = (*walk).address;
         let at_slot = frame_pointer.wrapping_add(8);
-        let address = pairs::returns_to_from(at_slot, address & !FrameMark::ALL);
+        let address = returns_to_from(at_slot, address & !FrameMark::ALL);
         (*walk).address = (address.wrapping_sub(1) & !FrameMark::ALL) | Walk::FRAME_POINTER;
         let rule = rule_of(walk, slot);
         // In no mapping, or behind no call.

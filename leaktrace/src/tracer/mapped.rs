@@ -11,6 +11,7 @@ use std::{
 use leaktrace_common::FileKey;
 
 use super::{
+    pairs::Mapper,
     processes::{Processes, Traced},
     requested,
 };
@@ -152,7 +153,12 @@ impl Processes {
         self.compile(pid, collector);
         let found = self.find_allocators(pid, collector);
         let is_late = found.is_ok_and(|allocators| self.are_late(pid, &allocators));
-        if is_late || self.are_pairs_late(pid, collector) {
+        let mapper = self.mapper(pid);
+        let are_pairs_late = match (&mut self.pairs, mapper) {
+            (Some(pairs), Some(mapper)) => pairs.are_late(&mapper, collector),
+            _ => false,
+        };
+        if is_late || are_pairs_late {
             self.came_late(pid);
         }
     }
@@ -192,8 +198,21 @@ impl Processes {
                 self.attached.insert((owner, *id), monotonic_ns());
             }
         }
-        let is_pair_late = self.attach_pairs(pid, loaded, collector)?;
-        Ok(self.are_late(pid, &new) || is_pair_late)
+        let are_pairs_late = match (self.mapper(pid), &mut self.pairs) {
+            (Some(mapper), Some(pairs)) => {
+                pairs.attach(&mapper, loaded, collector, &self.seccomp)?
+            }
+            _ => false,
+        };
+        Ok(self.are_late(pid, &new) || are_pairs_late)
+    }
+
+    /// A process as what it may have of pairs asks for it; nothing where none are traced.
+    fn mapper(&self, pid: u32) -> Option<Mapper> {
+        self.pairs.as_ref()?;
+        let traced = self.traced.get(&pid)?;
+        let objects = traced.mappings.iter().filter_map(|mapping| mapping.object).collect();
+        Some(Mapper { pid, owner: self.owner(pid), objects, since_ns: traced.since_ns })
     }
 
     /// For whom the probes of a process are: 0 stands for all.

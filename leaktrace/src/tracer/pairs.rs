@@ -6,7 +6,7 @@ use std::{
     fs::File,
 };
 
-use super::processes::{Processes, Traced};
+use super::seccomp_guard::SeccompGuard;
 use crate::{
     attach::{
         pairs::{PairFunctions, PairProbes, find, near},
@@ -142,71 +142,72 @@ impl TracedPairs {
     }
 }
 
-impl Processes {
+/// A process that may have functions of pairs.
+pub(super) struct Mapper {
+    pub(super) pid: u32,
+    /// Whose its probes are: its own, or 0 where all processes share them.
+    pub(super) owner: u32,
+    /// The objects that it maps.
+    pub(super) objects: Vec<ObjectId>,
+    /// Since when it has been what it is, by `CLOCK_MONOTONIC`.
+    pub(super) since_ns: u64,
+}
+
+impl TracedPairs {
     /// Attaches to the functions of pairs that a process has and that have no probes yet; tells
     /// whether any of those that were not known of it may have been called before it had them.
-    pub(super) fn attach_pairs(
+    pub(super) fn attach(
         &mut self,
-        pid: u32,
+        process: &Mapper,
         loaded: &mut Loaded,
         collector: &Collector,
+        seccomp: &SeccompGuard,
     ) -> Result<bool, Error> {
-        let owner = self.owner(pid);
-        let (Some(pairs), Some(traced)) = (&mut self.pairs, self.traced.get(&pid)) else {
-            return Ok(false);
-        };
         let mut is_late = false;
-        for id in traced.mappings.iter().filter_map(|mapping| mapping.object) {
-            if pairs.known.get(&pid).is_some_and(|known| known.contains(&id)) {
+        for id in process.objects.iter().copied() {
+            if self.known.get(&process.pid).is_some_and(|known| known.contains(&id)) {
                 continue;
             }
-            pairs.known.entry(pid).or_default().push(id);
-            pairs.look_up(id, collector);
+            self.known.entry(process.pid).or_default().push(id);
+            self.look_up(id, collector);
             let (Some(functions), Some(object)) =
-                (pairs.objects.get(&id), collector.objects.get(id))
+                (self.objects.get(&id), collector.objects.get(id))
             else {
                 continue;
             };
             if functions.probes().next().is_none() {
                 continue;
             }
-            if !pairs.attached.contains_key(&(owner, id)) {
-                self.seccomp.check(pid)?;
+            if !self.attached.contains_key(&(process.owner, id)) {
+                seccomp.check(process.pid)?;
                 // What fails once is not tried again.
-                pairs.attached.insert((owner, id), u64::MAX);
-                let result = pairs.probes.attach(loaded, &object.readable_at(), functions, owner);
-                if let (Err(error), 0) = (&result, owner) {
-                    pairs.unprobed.push(format!("{}: {error}", object.path));
+                self.attached.insert((process.owner, id), u64::MAX);
+                let path = object.readable_at();
+                let result = self.probes.attach(loaded, &path, functions, process.owner);
+                if let (Err(error), 0) = (&result, process.owner) {
+                    self.unprobed.push(format!("{}: {error}", object.path));
                 }
                 result?;
-                pairs.attached.insert((owner, id), monotonic_ns());
+                self.attached.insert((process.owner, id), monotonic_ns());
             }
-            is_late |= pairs.is_late(owner, id, traced);
+            is_late |= self.is_late(process, id);
         }
         Ok(is_late)
     }
-}
 
-impl Processes {
     /// Whether a process that has ended mapped functions of pairs that had no probes in time.
-    pub(super) fn are_pairs_late(&mut self, pid: u32, collector: &Collector) -> bool {
-        let owner = self.owner(pid);
-        let (Some(pairs), Some(traced)) = (&mut self.pairs, self.traced.get(&pid)) else {
-            return false;
-        };
-        let mut ids = traced.mappings.iter().filter_map(|mapping| mapping.object);
-        ids.any(|id| {
-            pairs.look_up(id, collector);
+    pub(super) fn are_late(&mut self, process: &Mapper, collector: &Collector) -> bool {
+        process.objects.iter().any(|id| {
+            self.look_up(*id, collector);
             let has_some =
-                pairs.objects.get(&id).is_some_and(|functions| functions.probes().next().is_some());
-            has_some && pairs.is_late(owner, id, traced)
+                self.objects.get(id).is_some_and(|functions| functions.probes().next().is_some());
+            has_some && self.is_late(process, *id)
         })
     }
-}
 
-impl TracedPairs {
     /// Whether an object got its probes after a process had become what it is.
-    fn is_late(&self, owner: u32, id: ObjectId, traced: &Traced) -> bool {
-        self.attached.get(&(owner, id)).is_none_or(|at_ns| *at_ns > traced.since_ns)
+    fn is_late(&self, process: &Mapper, id: ObjectId) -> bool {
+        let attached_at_ns = self.attached.get(&(process.owner, id));
+        attached_at_ns.is_none_or(|at_ns| *at_ns > process.since_ns)
     }
 }
