@@ -1,0 +1,83 @@
+//! Calls of functions that were named in pairs and that have not returned: a slot for each thread
+//! holds several. What they do is for `pairs` to say; walks ask for where they return to.
+
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_get_current_pid_tgid};
+use leaktrace_common::{PAIR_DEPTH, PairCall, PairCalls};
+
+use super::in_flight::is_trampoline;
+use crate::maps::{NO_PAIR_CALLS, PAIR_CALLS, STACKS, config};
+
+/// One of the calls of a thread.
+#[inline(always)]
+pub(super) fn call_at(slot: *mut PairCalls, index: u32) -> *mut PairCall {
+    // SAFETY: a live map value of which the address alone is taken; the index is bounded.
+    unsafe { (&raw mut (*slot).calls).cast::<PairCall>().add(bounded(index)) }
+}
+
+/// An index as it is, in a form whose bound the verifier sees: LLVM would leave a mask out.
+#[inline(always)]
+fn bounded(index: u32) -> usize {
+    const { assert!(PAIR_DEPTH == 16) };
+    let mut bounded = u64::from(index);
+    // SAFETY: changes the register alone.
+    unsafe {
+        core::arch::asm!("{0} &= 15", inout(reg) bounded, options(pure, nomem, nostack));
+    }
+    bounded as usize
+}
+
+/// The slot of a thread.
+#[inline(always)]
+pub(super) fn slot(thread: u64) -> Option<*mut PairCalls> {
+    if let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) {
+        return Some(slot);
+    }
+    let idle = NO_PAIR_CALLS.get_ptr(0)?;
+    // SAFETY: a live map value that nobody writes.
+    PAIR_CALLS.insert(thread, unsafe { &*idle }, u64::from(BPF_ANY)).ok()?;
+    PAIR_CALLS.get_ptr_mut(thread)
+}
+
+/// Where a call returns to whose return slot holds an address, in a stack that is walked: where the
+/// kernel has put its trampoline there for a pair's function, what was there before.
+#[inline(always)]
+pub(super) fn returns_to_from(slot: u64, address: u64) -> u64 {
+    if config!(pairs) == 0 || !is_trampoline(address) {
+        return address;
+    }
+    match leaktrace_pair_caller(slot) {
+        0 => address,
+        caller => caller,
+    }
+}
+
+/// The caller of the running thread's unfinished call with this return slot; 0 if there is none.
+/// Global and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_pair_caller(stack_pointer: u64) -> u64 {
+    let Some(slot) = PAIR_CALLS.get_ptr_mut(bpf_get_current_pid_tgid()) else { return 0 };
+    // SAFETY: a live map value that belongs to this thread.
+    let depth = unsafe { (*slot).depth };
+    let mut at = 0;
+    while at < PAIR_DEPTH as u32 {
+        if at >= depth {
+            break;
+        }
+        // SAFETY: within the array.
+        let call = unsafe { &*call_at(slot, at) };
+        if call.stack_pointer == stack_pointer {
+            return match call.caller {
+                // It has been read as the first frame of the stack.
+                0 => match STACKS.get_ptr(call.stack) {
+                    // SAFETY: a live map value; the loader takes out stacks of images that are gone.
+                    Some(stack) => unsafe { (*stack).frames[0] },
+                    None => 0,
+                },
+                caller => caller,
+            };
+        }
+        at += 1;
+    }
+    0
+}
