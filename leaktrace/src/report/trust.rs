@@ -35,17 +35,17 @@ pub(super) fn trust(
     let mut missed: Vec<String> = Vec::new();
     let mut notes: Vec<String> = Vec::new();
     for (reason, count) in &loss.reasons {
-        let sentence = format!("{} {}", format_count(*count), reason.sentence());
+        let sentence = counted(*count, reason.sentence());
         match reason {
             // No C library is at work there.
-            LossReason::UntrackedFree if mode == Mode::Kernel => notes.push(format!(
-                "{} frees of blocks that are not tracked (allocated before tracing began)",
-                format_count(*count)
+            LossReason::UntrackedFree if mode == Mode::Kernel => notes.push(counted(
+                *count,
+                "frees of blocks that are not tracked (allocated before tracing began)",
             )),
-            LossReason::SkippedReturn if mode == Mode::Kernel => missed.push(format!(
-                "{} allocations missed: the kernel had no room to watch the return of vmalloc, or of \
-                 a function of --pair",
-                format_count(*count)
+            LossReason::SkippedReturn if mode == Mode::Kernel => missed.push(counted(
+                *count,
+                "allocations missed: the kernel had no room to watch the return of vmalloc, or of a \
+                 function of --pair",
             )),
             LossReason::UntrackedFree | LossReason::UntrackedRelease | LossReason::Thrown => {
                 notes.push(sentence);
@@ -54,10 +54,8 @@ pub(super) fn trust(
         }
     }
     for (program, count) in &loss.recursion_misses {
-        missed.push(format!(
-            "{} events missed: the kernel refused {program} while it ran on that CPU",
-            format_count(*count)
-        ));
+        let what = format!("events missed: the kernel refused {program} while it ran on that CPU");
+        missed.push(counted(*count, &what));
     }
     missed.extend(loss.unseen.iter().map(|what| format!("not seen: {what}")));
     missed.extend(untold.iter().map(|Untold { cache, growth, outstanding }| {
@@ -99,6 +97,20 @@ pub(super) fn trust(
     }
 }
 
+/// What sentences of losses count, in the plural.
+const COUNTED: [&str; 6] = ["allocations", "calls", "events", "frees", "releases", "returns"];
+
+/// A count and what is counted: one of them is no plural.
+fn counted(count: u64, sentence: &str) -> String {
+    let mut words: Vec<&str> = sentence.split(' ').collect();
+    if count == 1
+        && let Some(noun) = words.iter_mut().take(2).find(|word| COUNTED.contains(word))
+    {
+        *noun = noun.trim_end_matches('s');
+    }
+    format!("{} {}", format_count(count), words.join(" "))
+}
+
 /// What estimates come from, and why.
 fn sampling(snapshot: &Snapshot, totals: &Totals) -> Vec<String> {
     let mut notes = Vec::new();
@@ -127,4 +139,17 @@ fn sampling(snapshot: &Snapshot, totals: &Totals) -> Vec<String> {
         notes.push(format!("the probes cost {cost} of a CPU lately (--max-overhead {max})"));
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!(counted(1, "frees of blocks"), "1 free of blocks");
+        assert_eq!(counted(1, "allocator calls never returned"), "1 allocator call never returned");
+        assert_eq!(counted(1, "process events missed"), "1 process event missed");
+        assert_eq!(counted(1234, "frees of blocks"), "1,234 frees of blocks");
+    }
 }
