@@ -4,7 +4,7 @@
 use leaktrace_tests::{
     SOON,
     driver::Driver,
-    report::{Amounts, Report, number},
+    report::{Amounts, Report, Site, number},
     traced::Traced,
 };
 
@@ -75,6 +75,35 @@ mod vmalloc {
         driver.command("give", 0);
         wait_counted(&mut traced, &driver, of);
         assert_nothing_missed(traced.interrupt().final_report());
+        driver.unload();
+    }
+
+    /// The kernel watches ten returns of a function at once (twice as many as CPUs, if that is more:
+    /// register_kretprobe, kernel/kprobes.c, 6.1): what 48 threads take is in the figures, or is told.
+    #[test]
+    fn a_call_whose_return_is_not_watched_is_told() {
+        const THREADS: u64 = 48;
+        const EACH: u64 = 8;
+        let driver = Driver::load("vmalloc_sizes");
+        let mut traced = trace();
+        driver.command("crowd", EACH as u32);
+        let got = |report: &Report| {
+            let of = |site: &Site<'_>| {
+                site.kind() == "vmalloc"
+                    && site.module() == "vmalloc_sizes"
+                    && site.has_frame("vmalloc_in_crowd")
+            };
+            report.sum(of).outstanding_count
+        };
+        let told = |report: &Report| number(&report.value["loss"]["reasons"], "skipped_return");
+        let report = traced.wait_report("each call is recorded or told", SOON, |report| {
+            got(report) + told(report) == THREADS * EACH
+        });
+        assert!(told(&report) > 0, "the kernel had room for all: {}", report.value["loss"]);
+        assert_eq!(report.value["loss"]["complete"], false);
+        driver.command("give", 0);
+        traced.wait_report("none is left", SOON, |report| got(report) == 0);
+        traced.interrupt();
         driver.unload();
     }
 }
