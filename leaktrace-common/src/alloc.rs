@@ -43,30 +43,34 @@ pub struct Outstanding {
     pub detail: u32,
 }
 
-/// A call of vmalloc that has not returned.
+/// A `vmalloc` call that has not returned yet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmallocCall {
-    /// What it asks for, and when; its site is [`Self::NOT_WANTED`] if it is let through.
+    /// The block that the call asks for, and when it did; the site is [`Self::NOT_WANTED`] if a
+    /// filter leaves the call out.
     pub block: Outstanding,
-    /// Where its return address lies: what its return is known by.
+    /// Address of the return address on the stack, by which the return probe finds the call.
     pub stack_pointer: u64,
-    /// The caller as it was told.
+    /// The caller that the kernel function was given as its argument.
     pub caller: u64,
 }
 
 impl VmallocCall {
-    /// The site of a call that a filter leaves out. It is followed, as it may call vmalloc itself.
+    /// The site of a call that a filter leaves out. leaktrace follows that call all the same, as
+    /// the call may itself call vmalloc.
     pub const NOT_WANTED: u32 = u32::MAX;
-    /// The [`crate::SiteKey::detail`] of the arrays of pages that vmalloc gets from itself for more
-    /// than 512 pages (`__vmalloc_area_node`, mm/vmalloc.c, 5.15 to 6.18): no caller's.
+    /// The [`crate::SiteKey::detail`] of an array of page pointers: vmalloc allocates one from
+    /// itself for an area of more than 512 pages (`__vmalloc_area_node`, mm/vmalloc.c, 5.15 to
+    /// 6.18). No caller asked for the array.
     pub const PAGE_ARRAY: u64 = 1;
-    /// Calls inside each other that are told apart: an array of pages has one of its own from
-    /// 1 GiB on, and that from 512 GiB on.
+    /// Most nested calls that leaktrace tells apart: an array of page pointers has an array of its
+    /// own from 1 GiB on, and that one has another from 512 GiB on.
     pub const MAX_DEPTH: u32 = 4;
 
-    /// Whether a call made inside this one is for the array of its pages: 8 bytes for each page
-    /// of its area, which may have been rounded to huge pages (`VM_ALLOW_HUGE_VMAP`).
+    /// Whether a call made inside this one allocates the array of page pointers of this one's area:
+    /// 8 bytes for each page. The kernel may have rounded the area up to huge pages
+    /// (`VM_ALLOW_HUGE_VMAP`).
     #[inline(always)]
     pub const fn is_for(&self, inner_bytes: u64, caller: u64, stack_pointer: u64) -> bool {
         const PAGE: u64 = 4096;
@@ -79,7 +83,7 @@ impl VmallocCall {
     }
 }
 
-/// Rounds up to a power of two.
+/// Rounds `bytes` up to a multiple of `to`, a power of two.
 #[inline(always)]
 const fn rounded(bytes: u64, to: u64) -> u64 {
     bytes.wrapping_add(to - 1) & !(to - 1)
@@ -92,9 +96,10 @@ pub const BUCKET_SLOTS: u32 = 8;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
-    /// A [`BlockWord`] for each slot: one cache line, which most looks do not leave.
+    /// The [`BlockWord`] of each slot. The words fill one cache line, and most look-ups read no
+    /// other.
     pub keys: [u64; BUCKET_SLOTS as usize],
-    /// The blocks.
+    /// The block of each slot.
     pub blocks: [Outstanding; BUCKET_SLOTS as usize],
 }
 
@@ -106,26 +111,30 @@ impl BlockWord {
     pub const FREE: u64 = 0;
     /// A block is being written to the slot.
     pub const CLAIMED: u64 = 1;
-    /// Bits of an address in a process; more are given only to a process that asks for them
-    /// (Documentation/arch/x86/x86_64/5level-paging.rst).
+    /// Bits of a user address. The kernel gives a process addresses with more bits only if the
+    /// process asks for them (Documentation/arch/x86/x86_64/5level-paging.rst).
     const ADDRESS_BITS: u32 = 47;
-    /// Set in the word of every kernel address, and in no other: they are their own words.
+    /// The bit that is set in the word of every kernel block, and in no word of a process' block.
+    /// A kernel address is its own word.
     const KERNEL: u64 = 1 << 63;
-    /// Not set in the word of a percpu block, whose pointer may look like any other kernel
-    /// address or be a small number; set in every kernel address, with 4 levels of pages or 5.
+    /// The bit that is clear in the word of a percpu block, whose pointer may look like any other
+    /// kernel address or be a small number. Every kernel address has the bit set, with 4 levels of
+    /// page tables or 5.
     const NO_PERCPU: u64 = 1 << 62;
-    /// Spaces are below this.
+    /// Every space of a process image is below this number.
     pub const SPACES: u32 = 1 << (63 - Self::ADDRESS_BITS);
 
     /// Bits of the number of a pair of functions, see [`crate::PairCookie`].
     pub const PAIR_BITS: u32 = 3;
-    /// Spaces are below this where pairs of functions are traced.
+    /// Every space of a process image is below this number where leaktrace traces pairs of
+    /// functions.
     pub const SPACES_OF_PAIRS: u32 = Self::SPACES >> Self::PAIR_BITS;
-    /// Bits of a key that a pair's functions have in the kernel.
+    /// Lowest bit of the pair's number in the word of a pair's key in the kernel.
     const KERNEL_PAIR_SHIFT: u32 = 59;
 
-    /// The word of what a pair's function has given in a space: what no block of the same session
-    /// has. In a process other words have the highest bit not set, in the kernel they have it set.
+    /// The word of a key that a pair's function has given in a space. No block of the same session
+    /// has this word: in a session that traces processes, the words of blocks have the highest bit
+    /// clear; in one that traces the kernel, they have the bit set.
     #[inline(always)]
     pub const fn of_pair(key: AllocKey, pair: u32) -> u64 {
         if key.space == KERNEL_SPACE {
@@ -137,7 +146,8 @@ impl BlockWord {
         Self::KERNEL | place << Self::ADDRESS_BITS | address
     }
 
-    /// The key of a word of a session that traces the kernel, or processes; with pairs or not.
+    /// The key of a word. `is_kernel` says whether the session traces the kernel or processes; the
+    /// word may be a block's or a pair's.
     #[inline(always)]
     pub const fn key_in(word: u64, is_kernel: bool) -> AllocKey {
         match (word & Self::KERNEL != 0, is_kernel) {
@@ -155,7 +165,7 @@ impl BlockWord {
         }
     }
 
-    /// The word of a key.
+    /// The word of a block's key.
     #[inline(always)]
     pub const fn of(key: AllocKey) -> u64 {
         match key.space {
@@ -164,7 +174,7 @@ impl BlockWord {
         }
     }
 
-    /// The key of a word.
+    /// The key of a block's word.
     #[inline(always)]
     pub const fn key(word: u64) -> AllocKey {
         if word & Self::KERNEL == 0 {
@@ -180,7 +190,7 @@ impl BlockWord {
         AllocKey::new(PERCPU_SPACE, address)
     }
 
-    /// The two buckets, of so many, in which a block may lie.
+    /// The two buckets, out of `count`, in which a block may lie.
     #[inline(always)]
     pub const fn buckets(word: u64, count: u32) -> (u32, u32) {
         let first = crate::StackId::mix(0, word);
@@ -193,13 +203,13 @@ impl BlockWord {
         (((hash >> 32) * count as u64) >> 32) as u32
     }
 
-    /// Buckets for so many blocks: five slots in eight are used when all are there, so that
-    /// some five in a million find both their buckets full.
+    /// Number of buckets for `blocks` blocks. A full table uses five slots in eight; then some five
+    /// blocks in a million find both their buckets full.
     pub const fn buckets_for(blocks: u32) -> u32 {
         (blocks as u64 * 8 / 5 / BUCKET_SLOTS as u64) as u32 + 2
     }
 
-    /// Room for those that do.
+    /// Number of entries that `OVERFLOW` needs for the blocks that find both their buckets full.
     pub const fn overflow_for(blocks: u32) -> u32 {
         blocks / 64 + 16
     }

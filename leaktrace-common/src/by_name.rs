@@ -1,41 +1,41 @@
 //! Pairs of functions that are traced by their names (`--pair`): one acquires something, the other
 //! releases it.
 
-/// Pairs that can be traced at once.
+/// Most pairs that one session can trace.
 pub const PAIRS_MOST: usize = 1 << crate::BlockWord::PAIR_BITS;
-/// Acquiring functions of all pairs together.
+/// Most acquiring functions, over all pairs.
 pub const ACQUIRERS_MOST: usize = 1 << INDEX_BITS;
-/// Arguments that a function can be asked for: those in registers.
+/// Highest argument number that a pair can name: the calling convention passes six in registers.
 pub const ARGUMENTS_MOST: u8 = 6;
 
-/// What a pair's objects are known by, at one of its functions.
+/// The value that identifies a pair's object at one of the pair's functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PairKey {
-    /// What the function returns.
+    /// The value that the function returns.
     Result,
     /// One of its arguments, from 1 on.
     Argument(u8),
-    /// What it writes to where this argument points.
+    /// The value that the function writes to the address in this argument.
     Out(u8),
 }
 
-/// By what result a function says that it has acquired something.
+/// The results by which a function says that it has acquired something.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Success {
-    /// By any.
+    /// Every result means success.
     Any = 0,
-    /// By 0, as an `int`.
+    /// 0 means success; the result is an `int`.
     Zero = 1,
-    /// By anything but 0, as an `int`.
+    /// Everything but 0 means success; the result is an `int`.
     NonZero = 2,
-    /// By true, as a `bool`, of which the lowest byte alone is defined.
+    /// True means success; the result is a `bool`, of which only the lowest byte is defined.
     True = 3,
-    /// By 0 or more, as an `int`.
+    /// 0 or more means success; the result is an `int`.
     NonNegative = 4,
 }
 
-/// What the programs know a probe of a pair by.
+/// The attach cookie of a pair's probe: it tells the BPF programs what the probed function does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PairCookie(pub u32);
 
@@ -48,11 +48,11 @@ const PAIR_SHIFT: u32 = COUNT_SHIFT + 3;
 const STAYS_SHIFT: u32 = PAIR_SHIFT + crate::BlockWord::PAIR_BITS;
 const NUMBER_SHIFT: u32 = STAYS_SHIFT + 1;
 const NESTS_SHIFT: u32 = NUMBER_SHIFT + 1;
-/// Set with an argument's number where the key lies behind it.
+/// Set above an argument's number where the argument points to the key.
 const OUT: u32 = 8;
 
 impl PairCookie {
-    /// A function of the pair with this number, and what its objects are known by there.
+    /// The cookie of a function of pair number `pair`, whose objects are identified by `key`.
     pub const fn new(pair: u32, key: PairKey) -> Self {
         let key = match key {
             PairKey::Result => 0,
@@ -62,89 +62,90 @@ impl PairCookie {
         Self(pair << PAIR_SHIFT | key << KEY_SHIFT)
     }
 
-    /// The same with the number of an acquiring function, and how it says that it has succeeded.
+    /// Adds the index of an acquiring function, and the results by which it reports success.
     #[must_use]
     pub const fn acquiring(self, index: u32, success: Success) -> Self {
         Self(self.0 | index | (success as u32) << SUCCESS_SHIFT)
     }
 
-    /// The same where one argument is the size in bytes, or two are its factors; 0 for none.
+    /// Adds the arguments that give the size: `size` holds bytes, or `size` and `count` are the
+    /// factors of a product. 0 stands for no argument.
     #[must_use]
     pub const fn sized(self, size: u8, count: u8) -> Self {
         Self(self.0 | (size as u32) << SIZE_SHIFT | (count as u32) << COUNT_SHIFT)
     }
 
-    /// The same where the return address has to stay what it is, as exceptions may pass: the return
-    /// instructions have probes instead.
+    /// Marks a function whose return address must stay in place, because an exception may pass
+    /// through it. leaktrace probes the function's return instructions instead.
     #[must_use]
     pub const fn staying(self) -> Self {
         Self(self.0 | 1 << STAYS_SHIFT)
     }
 
-    /// The same where keys are numbers, of which 32 bits are defined and 0 is one.
+    /// Marks a function whose keys are numbers: 32 bits of a key are defined, and 0 is a valid key.
     #[must_use]
     pub const fn numbered(self) -> Self {
         Self(self.0 | 1 << NUMBER_SHIFT)
     }
 
-    /// The same with the number of one of several releasing functions of a pair: a call of another one
-    /// within it is part of it.
+    /// Adds the index of a releasing function of a pair that has several. When one such function
+    /// calls another, both calls are one release.
     #[must_use]
     pub const fn nesting(self, index: u32) -> Self {
         Self(self.0 | 1 << NESTS_SHIFT | index)
     }
 
-    /// Which acquiring function of all pairs it is, or which releasing one of its pair.
+    /// The index of an acquiring function among all pairs', or of a releasing function in its pair.
     pub const fn index(self) -> u32 {
         self.0 & ((1 << INDEX_BITS) - 1)
     }
 
-    /// Which pair it is.
+    /// The pair's number.
     pub const fn pair(self) -> u32 {
         self.0 >> PAIR_SHIFT & ((1 << crate::BlockWord::PAIR_BITS) - 1)
     }
 
-    /// Whether the result is the key.
+    /// Whether the function's result is the key.
     pub const fn is_result(self) -> bool {
         self.key() == 0
     }
 
-    /// Whether the key lies where an argument points.
+    /// Whether an argument points to the key.
     pub const fn is_out(self) -> bool {
         self.key() & OUT != 0
     }
 
-    /// The argument that is the key, or points to it; 0 if the result is.
+    /// The number of the argument that is the key or points to it; 0 if the result is the key.
     pub const fn key_argument(self) -> u32 {
         self.key() & (OUT - 1)
     }
 
-    /// A [`Success`].
+    /// The [`Success`] of an acquiring function, as its number.
     pub const fn success(self) -> u32 {
         self.0 >> SUCCESS_SHIFT & 7
     }
 
-    /// The argument that is the size; 0 if none is.
+    /// The number of the argument that gives the size; 0 if none does.
     pub const fn size_argument(self) -> u32 {
         self.0 >> SIZE_SHIFT & 7
     }
 
-    /// The argument that the size is to be multiplied by; 0 if there is none.
+    /// The number of the argument by which the size is multiplied; 0 if there is none.
     pub const fn count_argument(self) -> u32 {
         self.0 >> COUNT_SHIFT & 7
     }
 
-    /// Whether the return address stays what it is.
+    /// Whether the function's return address must stay in place, see [`Self::staying`].
     pub const fn stays(self) -> bool {
         self.0 >> STAYS_SHIFT & 1 != 0
     }
 
-    /// Whether keys are numbers.
+    /// Whether the function's keys are numbers, see [`Self::numbered`].
     pub const fn is_number(self) -> bool {
         self.0 >> NUMBER_SHIFT & 1 != 0
     }
 
-    /// Whether other releasing functions of the pair may be called within this one.
+    /// Whether this releasing function may call other ones of its pair, see [`Self::nesting`].
     pub const fn nests(self) -> bool {
         self.0 >> NESTS_SHIFT & 1 != 0
     }
@@ -153,8 +154,8 @@ impl PairCookie {
         self.0 >> KEY_SHIFT & 15
     }
 
-    /// Whether something of this key has been acquired: NULL and -1 are no pointers, nor are the
-    /// last 4095 addresses (`IS_ERR`, include/linux/err.h).
+    /// Whether `key` can identify an acquired object. NULL, -1 and the last 4095 addresses
+    /// (`IS_ERR`, include/linux/err.h) are no pointers.
     #[inline(always)]
     pub const fn is_key(self, key: u64) -> bool {
         const ERRORS: u64 = 4095;
@@ -165,13 +166,13 @@ impl PairCookie {
         key != 0 && key != u32::MAX as u64 && key < ERRORS.wrapping_neg()
     }
 
-    /// The key as it is compared.
+    /// The defined bits of `key`, by which keys are compared.
     #[inline(always)]
     pub const fn defined(self, key: u64) -> u64 {
         if self.is_number() { key as u32 as u64 } else { key }
     }
 
-    /// Whether a result says that something has been acquired.
+    /// Whether `result` says that the function has acquired something.
     #[inline(always)]
     pub const fn has_succeeded(self, result: u64) -> bool {
         match self.success() {
@@ -184,7 +185,7 @@ impl PairCookie {
     }
 }
 
-/// Acquiring calls inside each other that are followed in one thread; a power of two.
+/// Most nested acquiring calls of one thread that leaktrace follows; a power of two.
 pub const PAIR_DEPTH: usize = 16;
 
 /// A call of an acquiring function that has not returned yet.
@@ -195,13 +196,13 @@ pub struct PairCall {
     pub stack_pointer: u64,
     /// Return address of the call; 0 if it has not been read.
     pub caller: u64,
-    /// Size in bytes, 0 where none is asked for.
+    /// Size in bytes; 0 where the function takes no size.
     pub size_bytes: u64,
     /// A [`crate::StackId`] or one of its special values.
     pub stack: u64,
     /// The argument that is the key, or points to it.
     pub argument: u64,
-    /// What a call of the same pair within this one has given last; 0 if none has.
+    /// The key that the last call of the same pair inside this one has given; 0 if none has.
     pub given: u64,
     /// A [`PairCookie`].
     pub cookie: u32,
@@ -209,7 +210,7 @@ pub struct PairCall {
     pub zero: u32,
 }
 
-/// A call of a releasing function within which others of its pair may be called.
+/// A call of a releasing function that may call other releasing functions of its pair.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairRelease {
@@ -217,7 +218,7 @@ pub struct PairRelease {
     pub stack_pointer: u64,
     /// Return address of the call.
     pub caller: u64,
-    /// The key that it releases.
+    /// The key that the call releases.
     pub key: u64,
     /// A [`PairCookie`].
     pub cookie: u32,
@@ -225,17 +226,17 @@ pub struct PairRelease {
     pub space: u32,
 }
 
-/// The calls of a thread that have not returned, the outermost first.
+/// The unfinished calls of one thread, the outermost first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairCalls {
-    /// How many there are.
+    /// Number of unfinished calls of acquiring functions.
     pub depth: u32,
-    /// Space of the process image that made them.
+    /// Space of the process image that made the calls.
     pub space: u32,
-    /// The releasing call.
+    /// The unfinished releasing call.
     pub release: PairRelease,
-    /// Those of acquiring functions.
+    /// The unfinished calls of acquiring functions.
     pub calls: [PairCall; PAIR_DEPTH],
 }
 
@@ -258,13 +259,13 @@ impl PairCalls {
     };
 }
 
-/// Where a key that was acquired once more is kept.
+/// Identifies a further acquisition of a key that was held already, in `PAIR_AGAIN`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AgainKey {
-    /// A [`crate::BlockWord`].
+    /// The [`crate::BlockWord`] of the key.
     pub word: u64,
-    /// How many times it was held before, less one.
+    /// Number of times that the key was held before this acquisition, less one.
     pub level: u32,
     /// Always zero.
     pub zero: u32,
@@ -274,7 +275,7 @@ pub struct AgainKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelPairCall {
-    /// What it asks for, when, and where.
+    /// Size, time and site of the acquisition.
     pub block: crate::Outstanding,
     /// The argument that is the key, or points to it.
     pub argument: u64,

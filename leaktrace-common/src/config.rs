@@ -4,15 +4,17 @@
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StackMode {
-    /// For the first allocations of a call site, a sample after that, and all once suspect.
+    /// For the first allocations of a call site, for a sample after that, and for all once the
+    /// loader marks the call site as suspect.
     Adaptive = 0,
     /// For every allocation.
     All = 1,
-    /// Never: the call site alone.
+    /// Never: a report shows the call site alone.
     Site = 2,
 }
 
-/// Read-only data of the BPF object: the verifier folds it and drops branches not taken.
+/// Read-only data of the BPF object. The verifier treats every field as a constant and drops the
+/// branches that are not taken.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Config {
@@ -20,35 +22,38 @@ pub struct Config {
     pub min_size_bytes: u64,
     /// Allocations larger than this are not tracked.
     pub max_size_bytes: u64,
-    /// Text of the entries of interrupts: `__irqentry_text_start` and `_end`; 0 if unknown.
+    /// Text of interrupt entries, from `__irqentry_text_start` to `__irqentry_text_end`; 0 if
+    /// unknown.
     pub irq_start: u64,
     /// See [`Config::irq_start`].
     pub irq_end: u64,
-    /// Text of the entry of soft interrupts: `__softirqentry_text_start` and `_end`.
+    /// Text of the soft interrupt entry, from `__softirqentry_text_start` to
+    /// `__softirqentry_text_end`.
     pub softirq_start: u64,
     /// See [`Config::softirq_start`].
     pub softirq_end: u64,
     /// A [`StackMode`].
     pub stack_mode: u32,
-    /// Most frames taken of a stack, up to [`crate::MAX_FRAMES`].
+    /// Most frames of a stack, up to [`crate::MAX_FRAMES`].
     pub max_frames: u32,
     /// Slots in `SITES`.
     pub max_sites: u32,
-    /// Process whose own kernel allocations are left out: leaktrace itself.
+    /// Process ID of leaktrace, whose own kernel allocations are left out.
     pub own_tgid: u32,
-    /// 1: kernel allocations of the processes in `FILTER_TGIDS` only.
+    /// 1: track kernel allocations of the processes in `FILTER_TGIDS` only.
     pub filter_tgids: u32,
-    /// 1: kernel allocations of the commands in `FILTER_COMMS` only, those of threads and of their
-    /// processes; or processes of these commands are traced once they begin.
+    /// 1: track kernel allocations only of threads in `FILTER_COMMS`, by the thread's command name
+    /// or its process'; in user mode, trace processes with these command names once they begin.
     pub filter_comms: u32,
-    /// 1: kernel allocations from the caches in `FILTER_CACHES` and `FILTER_KMALLOC` only.
+    /// 1: track kernel allocations from the slab caches in `FILTER_CACHES` and `FILTER_KMALLOC`
+    /// only.
     pub filter_caches: u32,
-    /// 1: kernel allocations by calls that lie in `MODULE_TEXT` only.
+    /// 1: track kernel allocations by calls from `MODULE_TEXT` only.
     pub filter_modules: u32,
-    /// 1: kernel allocations of the tasks in `cgroups` only; or processes in them are traced once
-    /// they begin.
+    /// 1: track kernel allocations of the tasks in `cgroups` only; in user mode, trace processes in
+    /// those control groups once they begin.
     pub filter_cgroups: u32,
-    /// 1: kernel allocations with the GFP flags of a test in `gfp` only.
+    /// 1: track kernel allocations only if their GFP flags pass a test in `gfp`.
     pub filter_gfp: u32,
     /// Index of the `bytes_req` argument of the `kmalloc` tracepoint.
     pub kmalloc_size_arg: u32,
@@ -64,29 +69,31 @@ pub struct Config {
     pub gfp_cache_mask: u32,
     /// Buckets in `BLOCKS`.
     pub buckets: u32,
-    /// Spaces of process images are below this.
+    /// Every space of a process image is below this number.
     pub spaces: u32,
-    /// 1: pairs of functions are traced (`--pair`).
+    /// 1: leaktrace traces pairs of functions (`--pair`).
     pub pairs: u32,
-    /// 1: the second argument of `kvfree_call_rcu` is the offset of its first in the object.
+    /// 1: the second argument of `kvfree_call_rcu` is the offset in the object of the `rcu_head`
+    /// that the first argument points to.
     pub rcu_call_offset: u32,
     /// Index of the `size` argument of `percpu_alloc_percpu`.
     pub percpu_size_arg: u32,
-    /// CPUs that may ever come.
+    /// Number of possible CPUs: those that may ever come online.
     pub possible_cpus: u32,
     /// Offset of `tgid` in `struct task_struct`.
     pub task_tgid_offset: u32,
     /// Offset of `mm` in `struct task_struct`.
     pub task_mm_offset: u32,
-    /// 1: also pages of processes, of files and of other allocators.
+    /// 1: also track the pages of processes, of files and of other allocators.
     pub all_pages: u32,
-    /// `__GFP_MOVABLE`: pages of processes and of files.
+    /// `__GFP_MOVABLE`, the flag of pages of processes and of files.
     pub gfp_movable: u32,
     /// log2 of the bytes of `struct page`.
     pub page_struct_shift: u32,
-    /// Bits of [`Follow`]: which processes are traced once they begin.
+    /// Bits of [`Follow`]: which processes leaktrace traces once they begin.
     pub follow: u32,
-    /// Offset of `signal` in `struct task_struct`; 0: ends of processes are not told.
+    /// Offset of `signal` in `struct task_struct`; 0: the programs do not report the end of a
+    /// process.
     pub task_signal_offset: u32,
     /// Offset of `live` in `struct signal_struct`.
     pub signal_live_offset: u32,
@@ -94,45 +101,47 @@ pub struct Config {
     pub signal_flags_offset: u32,
     /// Offset of `group_exec_task` in `struct signal_struct`; 0 if there is none.
     pub signal_exec_offset: u32,
-    /// Offset of `group_leader` in `struct task_struct`; 0: names of processes are not known.
+    /// Offset of `group_leader` in `struct task_struct`; 0: the programs do not know process names.
     pub task_leader_offset: u32,
     /// Offset of `comm` in `struct task_struct`.
     pub task_comm_offset: u32,
     /// Offset of `start_time` in `struct task_struct`.
     pub task_start_offset: u32,
-    /// 1: allocations of processes are sampled by the interval in `SAMPLING`, which may be 0.
+    /// 1: sample user allocations by the interval in `SAMPLING`, which may be 0.
     pub sampling: u32,
-    /// 1: hits of probes in processes are counted in `CALLS`.
+    /// 1: count the hits of user probes in `CALLS`.
     pub count_calls: u32,
-    /// 1 or 2: raw tracepoint programs can be preempted, and those that then would be missed have a
-    /// second program; 2: they make the [`crate::KernelCall`]s that switch preemption off and on.
+    /// 1 or 2: raw tracepoint programs can be preempted, so each tracepoint that would miss events
+    /// has a second program. 2: the programs also make the [`crate::KernelCall`]s that switch
+    /// preemption off and on.
     pub preemptible: u32,
-    /// Never anything but 0: see `own_stack` of leaktrace-ebpf.
+    /// Always 0: see `own_stack` of leaktrace-ebpf.
     pub tail_calls: u32,
-    /// 1: rare refusals are told one by one (`-vv`).
+    /// 1: report each rare refusal in a line of its own (`-vv`).
     pub log: u32,
-    /// Where the kernel keeps what it knows of a mapping.
+    /// Where the kernel stores the properties of a mapping.
     pub areas: AreaLayout,
-    /// Where the address of the cache of packets' heads lies; 0 if unknown.
+    /// Address of the pointer to the slab cache of packet buffer heads; 0 if unknown.
     pub skb_cache_at: u64,
-    /// Where `kfree_rcu` keeps what waits for its grace period; all zero where that is unknown.
+    /// Where `kfree_rcu` stores the objects that wait for a grace period; all zero if unknown.
     pub rcu: RcuLayout,
     /// The kernel's own text, from its first address to its last one.
     pub kernel_text: TextRange,
-    /// Of modules that come and go.
+    /// Where `struct module` stores what the programs report of a module.
     pub module: crate::ModuleLayout,
-    /// Tests of GFP flags, any of which may hold.
+    /// Tests of GFP flags; an allocation is wanted if one of them holds.
     pub gfp: [GfpTest; GFP_TESTS],
-    /// Control groups, in any of which a task may be; those with id 0 hold none.
+    /// Control groups; a task is wanted if it is in one of them. A group with id 0 holds no task.
     pub cgroups: [CgroupTest; CGROUPS],
-    /// Functions of the kernel's other allocators, whose pages count as theirs.
+    /// Functions of the kernel's other allocators: the pages that they allocate belong to them.
     pub page_owners: [TextRange; PAGE_OWNERS],
-    /// Functions of kmalloc that tell a large block as their own before it is told as the caller's.
+    /// Functions of kmalloc that report a large block as their own before kmalloc reports the same
+    /// block as the caller's.
     pub traced_twice: [TextRange; TRACED_TWICE],
 }
 
-/// Offsets in `struct vm_area_struct` and what it leads to; all zero on a kernel without
-/// `bpf_find_vma` (before 5.17), or where they are not known.
+/// Offsets in `struct vm_area_struct` and in the structures that it points to. All are zero on a
+/// kernel without `bpf_find_vma` (before 5.17), or where the offsets are not known.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AreaLayout {
@@ -150,20 +159,20 @@ pub struct AreaLayout {
     pub mode: u32,
     /// `f_inode` in `struct file`
     pub inode: u32,
-    /// `user_path.dentry` in `struct backing_file`, of which a file of overlayfs is the first
-    /// member; 0 on a kernel that has none (before 6.7).
+    /// Offset of `user_path.dentry` in `struct backing_file`, whose first member is the `struct
+    /// file` that overlayfs maps; 0 on a kernel without that structure (before 6.7).
     pub user_entry: u32,
     /// `d_inode` in `struct dentry`
     pub entry_inode: u32,
     /// `i_ino` in `struct inode`
     pub number: u32,
-    /// `i_sb` there
+    /// `i_sb` in `struct inode`
     pub super_block: u32,
     /// `s_dev` in `struct super_block`
     pub device: u32,
-    /// [`crate::Unwinding`] of code without a file.
+    /// The [`crate::Unwinding`] of code that no file backs.
     pub without_file: u32,
-    /// [`crate::Unwinding`] of a file that is not in `OBJECTS`.
+    /// The [`crate::Unwinding`] of code whose file is not in `OBJECTS`.
     pub unknown_file: u32,
 }
 
@@ -171,38 +180,38 @@ pub struct AreaLayout {
 pub struct Follow;
 
 impl Follow {
-    /// Children of traced processes are traced.
+    /// Trace the children of traced processes.
     pub const CHILDREN: u32 = 1;
-    /// All processes but the loader are traced.
+    /// Trace all processes but the loader.
     pub const ALL: u32 = 2;
 }
 
-/// Tests in [`Config::gfp`].
+/// Number of tests in [`Config::gfp`].
 pub const GFP_TESTS: usize = 8;
-/// Ranges in one value of `MODULE_TEXT`.
+/// Number of ranges in one value of `MODULE_TEXT`.
 pub const TEXT_RANGES: usize = 16;
-/// Modules that can be asked for; the other ranges are for the text of their start.
+/// Most modules that a session can name; the other ranges hold the init text of modules.
 pub const MODULES_MOST: usize = 12;
-/// Groups in [`Config::cgroups`].
+/// Number of groups in [`Config::cgroups`].
 pub const CGROUPS: usize = 4;
-/// Ranges in [`Config::page_owners`].
+/// Number of ranges in [`Config::page_owners`].
 pub const PAGE_OWNERS: usize = 24;
-/// Ranges in [`Config::traced_twice`]: two for each function, as compilers put what runs rarely apart
-/// (`NAME.cold`).
+/// Number of ranges in [`Config::traced_twice`]: two for each function, as compilers put a
+/// function's cold code elsewhere (`NAME.cold`).
 pub const TRACED_TWICE: usize = 16;
 
-/// Holds for GFP flags that have this value under this mask.
+/// A test of GFP flags: it holds if the flags under `mask` equal `value`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GfpTest {
-    /// Flags that are looked at.
+    /// The flags that the test looks at.
     pub mask: u32,
-    /// Those of them that are to be set.
+    /// The flags under `mask` that must be set.
     pub value: u32,
 }
 
 impl GfpTest {
-    /// Holds for nothing.
+    /// A test that never holds.
     pub const NEVER: Self = Self { mask: 0, value: 1 };
 }
 
@@ -212,50 +221,53 @@ impl Default for GfpTest {
     }
 }
 
-/// A control group of the unified hierarchy; holds the tasks in it and in the groups below it.
+/// A control group of the unified hierarchy. A task is in it if its own group is this one or below
+/// it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CgroupTest {
-    /// Its number, which is the inode of its folder; 0 holds none.
+    /// ID of the group, which is the inode number of its directory; a group with id 0 holds no
+    /// task.
     pub id: u64,
-    /// Groups above it.
+    /// Number of groups above this one in the hierarchy.
     pub level: u32,
     /// Always zero.
     pub zero: u32,
 }
 
 impl CgroupTest {
-    /// Holds nothing.
+    /// A group that holds no task.
     pub const NONE: Self = Self { id: 0, level: 0, zero: 0 };
 }
 
-/// Addresses of code.
+/// A range of code addresses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TextRange {
     /// First address.
     pub start: u64,
-    /// Address behind the last one.
+    /// Address behind the last byte.
     pub end: u64,
 }
 
 impl TextRange {
-    /// Holds nothing.
+    /// The range that holds no address.
     pub const EMPTY: Self = Self { start: 0, end: 0 };
 }
 
-/// How mm/slab_common.c (from 6.15; kernel/rcu/tree.c before) keeps the objects handed to
-/// `kfree_rcu`: pages of pointers, listed by CPU until a work item frees them in bulk.
+/// How the kernel (mm/slab_common.c from 6.15, kernel/rcu/tree.c before) stores the objects handed
+/// to `kfree_rcu`: in pages of pointers, which stay in a list of their CPU until a work item frees
+/// the objects in bulk.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RcuLayout {
-    /// Address of `kfree_rcu_work`, which frees what waited for a grace period.
+    /// Address of `kfree_rcu_work`, which frees the objects whose grace period has passed.
     pub work_function: u64,
-    /// Address of `kfree_rcu_monitor`, which hands on what a CPU has gathered.
+    /// Address of `kfree_rcu_monitor`, which hands on the objects that a CPU has gathered.
     pub monitor_function: u64,
     /// Offset of `func` in `struct work_struct`.
     pub func_offset: u32,
-    /// Offset of `bulk_head_free` in `struct kfree_rcu_cpu_work`, from its work item.
+    /// Offset of `bulk_head_free` in `struct kfree_rcu_cpu_work`, counted from its work item.
     pub work_list_offset: u32,
     /// Offset of `monitor_work` in `struct kfree_rcu_cpu`.
     pub monitor_offset: u32,

@@ -1,8 +1,8 @@
-//! The functions of allocators, and how they take their arguments.
+//! The functions of allocators that leaktrace knows, and how they take their arguments.
 
-/// What a function takes, and what it does with it.
+/// What a function takes as arguments, and what it does with them.
 ///
-/// `a`, `b` and `c` are its arguments, counted from [`Shape::first`] on.
+/// `a`, `b` and `c` stand for consecutive arguments, from [`Shape::first`] on.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Takes {
@@ -16,17 +16,18 @@ pub enum Takes {
     ResizeOrFree = 4,
     /// An old block in `a`, a number of elements in `b`, the size of each in `c`.
     ResizeArray = 5,
-    /// A block in `a`, its new size in `b`; the block stays where it is, and the size that it has
-    /// then is returned.
+    /// A block in `a`, its new size in `b`. The function leaves the block where it is and returns
+    /// the size that the block then has.
     ResizeInPlace = 6,
-    /// Where the result goes in `a`, the size in `c`; an error number is returned.
+    /// The address to write the result to in `a`, the size in `c`; the function returns an error
+    /// number.
     Out = 7,
-    /// A block in `a` that is freed.
+    /// A block in `a`, which the function frees.
     Free = 8,
 }
 
 impl Takes {
-    /// Which of `a`, `b` and `c` matter.
+    /// Which of `a`, `b` and `c` the function reads, as offsets from [`Shape::first`].
     pub const fn arguments(self) -> &'static [u8] {
         match self {
             Self::Size | Self::Free => &[0],
@@ -37,21 +38,22 @@ impl Takes {
     }
 }
 
-/// How a function takes its arguments at the place of its probe.
+/// How a function's arguments lie in registers at the address of its probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// What it takes.
+    /// What the function takes.
     pub takes: Takes,
-    /// The register of `a`: 0 is rdi, 1 is rsi; the others follow in the order of the ABI.
+    /// Number of the register that holds `a`: 0 is rdi, 1 is rsi; the others follow in the order of
+    /// the ABI.
     pub first: u8,
 }
 
-/// A function of an allocator: a row of the list of those that are known.
+/// A function of an allocator, as its row in the list of known functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AllocFunction(u16);
 
 impl AllocFunction {
-    /// All functions that are known.
+    /// All known functions.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..ROWS.len() as u16).map(Self)
     }
@@ -61,12 +63,12 @@ impl AllocFunction {
         Self::all().find(|function| function.symbol() == symbol)
     }
 
-    /// Its symbol, without the prefix of a prefixed build.
+    /// The function's symbol, without the prefix of a prefixed build.
     pub fn symbol(self) -> &'static str {
         self.row().0
     }
 
-    /// Its name in reports: as the source calls it.
+    /// The function's name in reports, as source code writes it.
     pub fn name(self) -> &'static str {
         match self.symbol() {
             operator if operator.starts_with("_Zna") => "operator new[]",
@@ -76,25 +78,26 @@ impl AllocFunction {
         }
     }
 
-    /// How it takes its arguments at its entry.
+    /// How the function takes its arguments at its entry.
     pub fn shape(self) -> Shape {
         let (_, takes, first) = self.row();
         Shape { takes, first }
     }
 
-    /// Whether it is mangled C++, which no build prefixes.
+    /// Whether the function is a mangled C++ operator; no build prefixes those.
     pub fn is_operator(self) -> bool {
         self.symbol().starts_with("_Z")
     }
 
-    /// Whether it throws an exception where it fails.
+    /// Whether the function throws an exception where it fails.
     pub fn throws(self) -> bool {
         let symbol = self.symbol();
         let is_new = ["_Znw", "_Zna", "mi_new", "mi_heap_alloc_new"];
         is_new.into_iter().any(|new| symbol.starts_with(new)) && !symbol.contains("nothrow")
     }
 
-    /// What the programs know a probe by: the function, and its arguments at that place.
+    /// The attach cookie of a probe: it tells the BPF programs the function and how its arguments
+    /// lie at the probe's address.
     pub fn cookie(self, shape: Shape) -> u32 {
         let throws = u32::from(self.throws()) << THROWS_SHIFT;
         u32::from(self.0) | (shape.takes as u32) << 16 | u32::from(shape.first) << 24 | throws
@@ -111,17 +114,17 @@ impl AllocFunction {
     }
 }
 
-/// What is taken, of the [`AllocFunction::cookie`] of a probe.
+/// The [`Takes`] in a probe's [`AllocFunction::cookie`], as its number.
 pub const fn cookie_takes(cookie: u64) -> u64 {
     cookie >> 16 & 0xff
 }
 
-/// [`Shape::first`], of the [`AllocFunction::cookie`] of a probe.
+/// The [`Shape::first`] in a probe's [`AllocFunction::cookie`].
 pub const fn cookie_first(cookie: u64) -> u64 {
     cookie >> 24 & 0xf
 }
 
-/// [`AllocFunction::throws`], of the [`AllocFunction::cookie`] of a probe.
+/// The [`AllocFunction::throws`] in a probe's [`AllocFunction::cookie`].
 pub const fn cookie_throws(cookie: u64) -> bool {
     cookie >> THROWS_SHIFT & 1 != 0
 }
@@ -130,7 +133,8 @@ const THROWS_SHIFT: u32 = 28;
 
 use Takes::{CountSize, Free, Out, Resize, ResizeArray, ResizeInPlace, ResizeOrFree, Size};
 
-/// Symbol, what it takes, and [`Shape::first`]. Of two names of one function the first counts.
+/// Each row: symbol, what the function takes, and [`Shape::first`]. Where a function has two names,
+/// the first row counts.
 const ROWS: &[(&str, Takes, u8)] = &[
     // C, POSIX and what C libraries add.
     ("malloc", Size, 0),

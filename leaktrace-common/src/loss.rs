@@ -1,6 +1,6 @@
-//! Every reason for which something was not recorded.
+//! The reasons for which leaktrace could not record something.
 
-/// One reason = one counter in `LOSS` = one sentence in the report.
+/// A reason. Each has one counter in `LOSS` and one sentence in the report.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LossReason {
@@ -18,18 +18,19 @@ pub enum LossReason {
     ScratchBusy = 5,
     /// An address was allocated again while it was still outstanding.
     MissedFree = 6,
-    /// A block was freed that was not tracked: it is older than the session, or a child's copy of
-    /// its parent's, or glibc frees what is in a thread's cache, and so was freed before, when the thread ends
-    /// (tcache_thread_shutdown, malloc/malloc.c, 2.36).
+    /// A process freed a block that was not tracked. The block is older than the session; or it is
+    /// a child's copy of its parent's block; or a thread ends and glibc frees the blocks in the
+    /// thread's cache, which the thread had freed before (tcache_thread_shutdown, malloc/malloc.c,
+    /// 2.36).
     UntrackedFree = 7,
     /// A tracked block's record could not be deleted (contention).
     DeleteRefused = 8,
-    /// A call could not be followed to its return: no room.
+    /// A call could not be followed to its return: `IN_FLIGHT` had no room.
     InFlightFull = 9,
-    /// A call never returned (longjmp, an exception, a killed thread), or not as far as could be
-    /// seen: the kernel keeps room for so many kretprobes.
+    /// A call never returned (longjmp, an exception, a killed thread), or no probe saw the return:
+    /// the kernel keeps room for a limited number of kretprobes.
     SkippedReturn = 10,
-    /// A return without a known call.
+    /// A function returned whose call was not known.
     UnknownReturn = 11,
     /// The result of `posix_memalign` could not be read.
     ResultUnreadable = 12,
@@ -37,14 +38,15 @@ pub enum LossReason {
     EventsFull = 13,
     /// The ring of mappings was full.
     MappingsFull = 14,
-    /// A call of a function that throws where it fails did not return, see
-    /// [`crate::AllocFunction::throws`]: it has failed.
+    /// A call of a function that throws where it fails (see [`crate::AllocFunction::throws`]) did
+    /// not return: the call has failed.
     Thrown = 15,
-    /// The ring of modules that come and go was full.
+    /// The ring of module events was full.
     ModuleEventsFull = 16,
-    /// A pair's function released what it has not given since the session began.
+    /// A pair's function released something that no function of the pair has given since the
+    /// session began.
     UntrackedRelease = 17,
-    /// There were more acquiring calls of pairs inside each other than are followed.
+    /// A thread nested more acquiring calls of pairs than leaktrace follows.
     PairsTooDeep = 18,
 }
 

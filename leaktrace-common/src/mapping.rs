@@ -1,9 +1,10 @@
-//! Memory that a process maps itself: what its system calls tell.
+//! The events by which system calls report the memory that a process maps itself.
 
-/// What a [`MapEvent`] tells.
+/// What a [`MapEvent`] reports.
 ///
-/// A mapping is told once it exists, the end of one before it is gone: so that two threads' use
-/// of one address comes in the order in which it happened, whatever CPU each runs on.
+/// A program reports a mapping after it exists, and the end of a mapping before it is gone. So the
+/// uses of one address by two threads are reported in the order in which they happened, whatever
+/// CPU each thread runs on.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MapEventKind {
@@ -22,7 +23,7 @@ pub enum MapEventKind {
 }
 
 impl MapEventKind {
-    /// The kind with this number, if there is one.
+    /// The kind with this number; `None` if there is none.
     pub const fn from_u32(raw: u32) -> Option<Self> {
         match raw {
             1 => Some(Self::Mapped),
@@ -36,8 +37,8 @@ impl MapEventKind {
     }
 }
 
-/// A system call of a traced process that changes what it maps. All fields are raw: what counts
-/// as memory, and whose, is for the loader to say.
+/// A system call of a traced process that changes its mappings. All fields are raw: the loader
+/// decides what counts as memory, and whose it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MapEvent {
@@ -47,23 +48,23 @@ pub struct MapEvent {
     pub space: u32,
     /// The thread.
     pub tid: u32,
-    /// 1: called from inside an allocator call that is in flight.
+    /// 1: the thread made the call inside an allocator call that is in flight.
     pub in_allocator: u32,
-    /// `CLOCK_MONOTONIC`.
+    /// `CLOCK_MONOTONIC` in nanoseconds when the event was written.
     pub timestamp_ns: u64,
-    /// First argument: an address; of [`MapEventKind::Brk`], the break asked for.
+    /// First argument: an address; for [`MapEventKind::Brk`], the requested program break.
     pub address: u64,
     /// Second argument: bytes.
     pub length: u64,
     /// Third argument of `mremap`: the new size in bytes.
     pub new_length: u64,
-    /// What the call returned; 0 where it has not yet.
+    /// What the call returned; 0 while it has not returned.
     pub result: u64,
     /// Third argument of `mmap`: `PROT_*`.
     pub protection: u32,
     /// Fourth argument of `mmap` and `mremap`: `MAP_*` or `MREMAP_*`.
     pub flags: u32,
-    /// Instruction behind the system call.
+    /// Address of the instruction behind the system call.
     pub call_site: u64,
     /// A [`crate::StackId`] or one of its special values.
     pub stack: u64,
@@ -81,7 +82,7 @@ pub enum MapCall {
 }
 
 impl MapCall {
-    /// Its name.
+    /// The system call's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Mmap => "mmap",

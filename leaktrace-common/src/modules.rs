@@ -1,65 +1,67 @@
-//! Kernel modules that come and go: what tells one load from a later one at the same address.
+//! Kernel modules that come and go: how leaktrace tells one load from a later one at the same
+//! address.
 //!
-//! Each load and each unload has a number, which counts up. The programs keep, for each part of
-//! the addresses that modules lie at, the number of the latest one there. A call site or a stack
-//! in such code holds that number, so that what a module allocates is never taken for what another
-//! one has allocated, before or after it, at the same addresses.
+//! Each load and each unload has a number, which counts up. The BPF programs divide the address
+//! range of modules into parts and keep the latest number of each part. A call site or a stack in
+//! module code holds that number. So leaktrace never mistakes the allocations of one module for
+//! those of another that lay at the same addresses before or after.
 
 /// Bytes of a module's name (`MODULE_NAME_LEN`, include/linux/moduleparam.h, 5.15 to 7.2).
 pub const MODULE_NAME_BYTES: usize = 56;
 
-/// log2 of the bytes of a part of the addresses.
+/// log2 of the bytes of one part of the modules' address range.
 pub const PART_SHIFT: u32 = 16;
-/// Parts; a power of two. They cover 1 GiB, what x86 gives to modules where it moves the kernel
-/// (1.5 GiB elsewhere: there two parts may share a number, which splits call sites needlessly).
+/// Number of parts; a power of two. The parts cover 1 GiB, which is the address range of modules on
+/// x86 with KASLR. Without KASLR the range is 1.5 GiB: there two parts may share a number, which
+/// splits call sites needlessly.
 pub const PARTS: u32 = 1 << 14;
-/// Most parts of one module.
+/// Most parts that one module may cover.
 pub const PARTS_OF_MODULE: u32 = 512;
 
-/// The largest number: later loads cannot be told apart.
+/// The largest number: leaktrace cannot tell later loads apart.
 pub const LAST_GENERATION: u64 = u16::MAX as u64;
 
-/// What a [`ModuleEvent`] tells.
+/// What a [`ModuleEvent`] reports.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModuleEventKind {
-    /// A module has been loaded; its init has not run yet.
+    /// The kernel has loaded a module, and has not run its init yet.
     Loaded = 1,
-    /// A module is about to go, after its exit, or after its init has failed.
+    /// The kernel is about to free a module, after its exit has run or its init has failed.
     Freed = 2,
 }
 
-/// A module comes or goes.
+/// The load or the end of a module.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModuleEvent {
     /// A [`ModuleEventKind`].
     pub kind: u32,
-    /// Its number.
+    /// The number of this load or unload.
     pub generation: u32,
-    /// Where its code lies.
+    /// Where the module's code lies.
     pub text: crate::TextRange,
-    /// Where the code of its init lies, which is freed once that has run.
+    /// Where the module's init code lies, which the kernel frees once init has run.
     pub init_text: crate::TextRange,
-    /// Its name, with zeros behind.
+    /// The module's name, padded with zeros.
     pub name: [u8; MODULE_NAME_BYTES],
 }
 
-/// Where `struct module` keeps what a [`ModuleEvent`] tells, as offsets.
+/// The offsets in `struct module` of what a [`ModuleEvent`] reports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModuleLayout {
-    /// Its name.
+    /// Offset of the name.
     pub name: u32,
-    /// The address of its code.
+    /// Offset of the address of the code.
     pub text_base: u32,
-    /// The bytes of its code.
+    /// Offset of the size of the code.
     pub text_bytes: u32,
-    /// The address of its init's code.
+    /// Offset of the address of the init code.
     pub init_base: u32,
-    /// The bytes of its init's code.
+    /// Offset of the size of the init code.
     pub init_bytes: u32,
-    /// 1: modules that come and go are followed, and the members above are known.
+    /// 1: the programs follow modules that come and go, and the offsets above are known.
     pub is_known: u32,
 }
 

@@ -1,6 +1,6 @@
-//! Tracepoints with two programs: what the first was refused, the second sees.
+//! Tracepoints with two BPF programs: the second one sees the events that the first was refused.
 
-/// A pair of programs on one tracepoint; its number is its place in the maps of pairs.
+/// A pair of programs on one tracepoint. The pair's number is its index in `HANDLED` and `HEALED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Pair {
@@ -44,7 +44,7 @@ impl Pair {
     /// Number of pairs.
     pub const COUNT: usize = Self::Mapped as usize + 1;
 
-    /// All of them, each at its number, with the names of both programs.
+    /// Every pair, at the index of its number, with the names of both programs.
     pub const ALL: [(Self, &'static str, &'static str); Self::COUNT] = [
         (Self::Kfree, "lt_kfree", "lt_kfree_2"),
         (Self::CacheFree, "lt_cache_free", "lt_cache_free_2"),
@@ -66,8 +66,8 @@ impl Pair {
     ];
 }
 
-/// Functions of the kernel that programs call. In the object each is a helper with a number that no
-/// helper has; the loader replaces it by what calls the function.
+/// Kernel functions that the programs call. In the BPF object each is a call of a helper with a
+/// number that no helper has; the loader replaces that call by a call of the function.
 pub struct KernelCall;
 
 impl KernelCall {

@@ -1,23 +1,25 @@
-//! Sampling by bytes: which allocations are recorded, and what each of them stands for.
+//! Sampling by bytes: which allocations leaktrace records, and how many each recorded one stands
+//! for.
 //!
-//! A block of `size` bytes is recorded with the probability `size / interval`, and always from
-//! `interval` bytes on. It then stands for the inverse of that probability in blocks, so that
-//! sums over recorded blocks are unbiased estimates of sums over all (Horvitz and Thompson, 1952,
-//! <https://doi.org/10.1080/01621459.1952.10483446>). What a block stands for follows from its size
-//! and interval alone: what was added at its allocation is taken away at its free, to the bit.
+//! leaktrace records a block of `size` bytes with the probability `size / interval`, and always
+//! from `interval` bytes on. A recorded block then stands for the inverse of that probability in
+//! blocks, so that sums over recorded blocks are unbiased estimates of sums over all blocks
+//! (Horvitz and Thompson, 1952, <https://doi.org/10.1080/01621459.1952.10483446>). The estimate
+//! that a block adds follows from its size and interval alone: its free subtracts exactly what its
+//! allocation has added.
 //!
-//! The usual probability, `1 - exp(-size / interval)`, is lower and makes large blocks estimates
-//! as well; this one needs no exponential and leaves them exact.
+//! The usual probability, `1 - exp(-size / interval)`, is lower and turns large blocks into
+//! estimates as well. The one used here needs no exponential and keeps large blocks exact.
 
-/// Size at which smaller blocks are taken: no allocator gives less memory, and a block of one
-/// byte would else stand for as many blocks as the interval has bytes.
+/// Smaller blocks are sampled as if they had this size. No allocator gives less memory, and a block
+/// of one byte would otherwise stand for as many blocks as the interval has bytes.
 pub const SMALLEST_BYTES: u64 = 16;
-/// Largest interval: beyond it 32 random bits tell small sizes apart badly.
+/// Largest interval: beyond it, 32 random bits hardly tell small sizes apart.
 pub const MAX_INTERVAL_BYTES: u32 = 1 << 28;
 /// Fractional bits of a weight.
 pub const WEIGHT_BITS: u32 = 16;
 
-/// Of 2^32 random numbers, those for which a block is recorded: the ones below this.
+/// Number of the 2^32 random values for which a block is recorded: all values below the threshold.
 #[inline(always)]
 pub const fn threshold(size_bytes: u64, interval_bytes: u32) -> u64 {
     let interval = interval_bytes as u64;
@@ -37,7 +39,7 @@ pub const fn weight(size_bytes: u64, interval_bytes: u32) -> u64 {
     (1 << (32 + WEIGHT_BITS)) / threshold(size_bytes, interval_bytes)
 }
 
-/// Bytes that a recorded block of that weight stands for.
+/// Bytes that a recorded block of this weight stands for.
 #[inline(always)]
 pub const fn weighted_bytes(size_bytes: u64, weight: u64) -> u64 {
     // Whole blocks can be larger than what the product has room for; the others are smaller
@@ -45,14 +47,14 @@ pub const fn weighted_bytes(size_bytes: u64, weight: u64) -> u64 {
     if weight == 1 << WEIGHT_BITS { size_bytes } else { (size_bytes * weight) >> WEIGHT_BITS }
 }
 
-/// Fractional bits of [`count_variance`].
+/// Fractional bits of the result of [`count_variance`].
 pub const COUNT_VARIANCE_BITS: u32 = 4;
-/// [`bytes_variance`] is in units of `1 << this` bytes squared.
+/// log2 of the unit of [`bytes_variance`], which is in bytes squared.
 pub const BYTES_VARIANCE_SHIFT: u32 = 8;
 
-/// What a recorded block of that weight `w` adds to the variance of the estimated count:
-/// `w * (w - 1)` blocks squared, with [`COUNT_VARIANCE_BITS`] fractional bits (the estimator of
-/// Horvitz and Thompson for independent blocks).
+/// The variance that a recorded block of weight `w` adds to the estimated count: `w * (w - 1)`
+/// blocks squared, with [`COUNT_VARIANCE_BITS`] fractional bits (the estimator of Horvitz and
+/// Thompson for independent blocks).
 #[inline(always)]
 pub const fn count_variance(weight: u64) -> u64 {
     // Both factors with 8 fractional bits: a weight is at most 2^24.
@@ -60,8 +62,8 @@ pub const fn count_variance(weight: u64) -> u64 {
     ((weight >> (WEIGHT_BITS - 8)) * more) >> (16 - COUNT_VARIANCE_BITS)
 }
 
-/// The same of the estimated bytes, by what it stands for in bytes: `size * size * w * (w - 1)`
-/// bytes squared, see [`BYTES_VARIANCE_SHIFT`].
+/// The variance that a recorded block adds to the estimated bytes: `size * size * w * (w - 1)`
+/// bytes squared, in the unit of [`BYTES_VARIANCE_SHIFT`]. `weighted_bytes` is `size * w`.
 #[inline(always)]
 pub const fn bytes_variance(size_bytes: u64, weighted_bytes: u64) -> u64 {
     // Nothing for whole blocks; of others both factors are at most 2^28.
@@ -72,7 +74,8 @@ pub const fn bytes_variance(size_bytes: u64, weighted_bytes: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// The probability times what a block stands for is one, for counts and for bytes.
+    /// The probability of a block times the weight of a recorded one is one, for counts and for
+    /// bytes.
     #[test]
     fn estimates_are_unbiased() {
         for interval in [0, 1, 16, 17, 4096, 65_536, 100_000, 1 << 20, MAX_INTERVAL_BYTES] {
@@ -98,7 +101,8 @@ mod tests {
         }
     }
 
-    /// The mean of a variance estimate over what may be recorded is the variance, `(1 - p) / p`.
+    /// The mean of the variance estimate over both outcomes, recorded or not, is the variance `(1 -
+    /// p) / p`.
     #[test]
     fn variances_are_unbiased() {
         for interval in [17, 4096, 65_536, 100_000, 1 << 20, MAX_INTERVAL_BYTES] {

@@ -1,6 +1,6 @@
 //! A call site and its counters.
 
-/// What was allocated, and by which interface.
+/// The interface by which something was allocated.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -18,12 +18,12 @@ pub enum Kind {
     Pages = 6,
     /// `mmap`, `mremap` and `brk` of a process; counted by the loader, never in `SITES`.
     Mmap = 7,
-    /// What a pair of functions that was named acquires, see [`crate::PairCookie`].
+    /// An object of a pair of functions that the user named (`--pair`), see [`crate::PairCookie`].
     Pair = 8,
 }
 
 impl Kind {
-    /// Its name in a report.
+    /// The kind's name in a report.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kmalloc => "kmalloc",
@@ -37,12 +37,12 @@ impl Kind {
         }
     }
 
-    /// Whether it is memory of a process, always.
+    /// Whether allocations of this kind are always memory of a process.
     pub const fn is_of_process(self) -> bool {
         matches!(self, Self::Malloc | Self::Mmap)
     }
 
-    /// The kind with this number, if there is one.
+    /// The kind with this number; `None` if there is none.
     pub const fn from_u32(raw: u32) -> Option<Self> {
         match raw {
             1 => Some(Self::Kmalloc),
@@ -64,16 +64,18 @@ impl Kind {
 pub struct SiteKey {
     /// A [`Kind`].
     pub kind: u16,
-    /// Where the call lies in a module: the latest number there, see [`crate::ModuleEvent`]; else 0.
+    /// For a call site in a module, the latest load number there, see [`crate::ModuleEvent`]; else
+    /// 0.
     pub generation: u16,
     /// The address space, see [`crate::AllocKey::space`].
     pub space: u32,
-    /// `kmem_cache_alloc`: address of the `struct kmem_cache`, 0 if the kernel does not tell.
-    /// `kmalloc`: bytes of the slab object, with the GFP flags that choose the cache above bit 32.
-    /// `malloc`: a [`crate::AllocFunction::cookie`]. A pair: a [`crate::PairCookie`].
+    /// Depends on the kind. `kmem_cache_alloc`: address of the `struct kmem_cache`, 0 if the
+    /// tracepoint does not pass it. `kmalloc`: bytes of the slab object, with the GFP flags that
+    /// choose the slab cache above bit 32. `malloc`: a [`crate::AllocFunction::cookie`]. A pair: a
+    /// [`crate::PairCookie`].
     pub detail: u64,
-    /// Return address of the allocating call; 0 where the kernel does not tell it, and where it is
-    /// the first frame of a process' stack.
+    /// Return address of the allocating call; 0 where the kernel does not report it, and where it
+    /// is the first frame of a user stack.
     pub call_site: u64,
     /// A [`crate::StackId`], [`crate::StackId::NOT_TAKEN`] or [`crate::StackId::LOST`].
     pub stack: u64,
@@ -82,7 +84,8 @@ pub struct SiteKey {
 /// Number of buckets in [`SiteRecord::lifetimes`].
 pub const LIFETIME_BUCKETS: usize = 32;
 
-/// Bucket of a block that lived for `age_ns`: log2 of whole microseconds, the last one open.
+/// Bucket of a block that lived for `age_ns`: log2 of whole microseconds. The last bucket has no
+/// upper limit.
 #[inline(always)]
 pub const fn lifetime_bucket(age_ns: u64) -> usize {
     // A shift by 10 stands for the division by 1000: 2.4 % off, and free in a BPF program.
@@ -100,25 +103,25 @@ pub const fn lifetime_bucket(age_ns: u64) -> usize {
     bucket & (LIFETIME_BUCKETS - 1)
 }
 
-/// Counters of a call site; they only ever grow.
+/// Counters of a call site; they never decrease.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SiteRecord {
-    /// Whose counters these are; `kind` 0 in a slot that is not in use.
+    /// The call site that the counters belong to; `kind` is 0 in an unused slot.
     pub key: SiteKey,
-    /// Allocations tracked.
+    /// Number of tracked allocations.
     pub allocated_count: u64,
-    /// Bytes asked for by them.
+    /// Bytes that those allocations asked for.
     pub allocated_bytes: u64,
-    /// Bytes asked for by the blocks that were freed.
+    /// Bytes that the freed blocks had asked for.
     pub freed_bytes: u64,
-    /// Largest single allocation.
+    /// Bytes of the largest single allocation.
     pub largest_bytes: u64,
     /// `CLOCK_MONOTONIC` of the latest allocation.
     pub last_ns: u64,
     /// Set by the loader: take a stack for every allocation of this call site.
     pub suspect: u32,
-    /// Allocations of this call site seen by the stack policy; wraps.
+    /// Allocations of this call site that the stack policy has seen; wraps around.
     pub calls: u32,
     /// A [`SiteVerdict`].
     pub verdict: u32,
@@ -126,47 +129,48 @@ pub struct SiteRecord {
     pub zero: u32,
     /// Freed blocks by age, see [`lifetime_bucket`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
-    /// What the recorded blocks stand for; all zero unless some are sampled.
+    /// Estimates by sampling; all zero unless blocks are sampled.
     pub weights: Weights,
 }
 
-/// Estimates of all blocks of a call site from those recorded; all but the variances only grow.
+/// Estimates for all blocks of a call site, from the recorded ones. Only the variances can shrink.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Weights {
-    /// Allocations, with [`crate::sampling::WEIGHT_BITS`] fractional bits.
+    /// Estimated allocations, with [`crate::sampling::WEIGHT_BITS`] fractional bits.
     pub allocated_count: u64,
-    /// Bytes asked for by them.
+    /// Estimated bytes that those allocations asked for.
     pub allocated_bytes: u64,
-    /// Of these, freed, as `allocated_count`.
+    /// Estimated frees, with the same fractional bits.
     pub freed_count: u64,
-    /// Bytes asked for by them.
+    /// Estimated bytes that the freed blocks had asked for.
     pub freed_bytes: u64,
     /// Sum of [`crate::sampling::count_variance`] over the recorded blocks that are outstanding.
     pub count_variance: u64,
-    /// Sum of [`crate::sampling::bytes_variance`] over the same.
+    /// Sum of [`crate::sampling::bytes_variance`] over the same blocks.
     pub bytes_variance: u64,
 }
 
 impl SiteRecord {
-    /// Tracked blocks that were freed: the sum of their ages' buckets, as a counter of its own
+    /// Number of tracked blocks that were freed: the sum over `lifetimes`. A counter of its own
     /// would cost each free another atomic addition.
     pub fn freed_count(&self) -> u64 {
         self.lifetimes.iter().sum()
     }
 }
 
-/// Whether a call site is asked for (`--cache`, `--module`).
+/// Whether the filters want a call site (`--cache`, `--module`).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteVerdict {
-    /// Nobody has looked yet.
+    /// No program has decided yet.
     Unknown = 0,
-    /// It is.
+    /// The filters want it.
     Wanted = 1,
-    /// It is not.
+    /// The filters do not want it.
     Unwanted = 2,
-    /// It lies in no module asked for, but its callers may: the stack decides, each time.
+    /// The call lies in no module that the filter names, but its callers may: each allocation's
+    /// stack decides.
     ByStack = 3,
 }
 

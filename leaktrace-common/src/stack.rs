@@ -1,6 +1,6 @@
-//! Stacks: how they are named, stored, and how they ended.
+//! Stacks: how leaktrace identifies and stores them, and how a walk ended.
 
-/// Most frames that a stack holds; deeper ones keep the innermost.
+/// Most frames that a stack holds; a deeper stack keeps its innermost frames.
 pub const MAX_FRAMES: usize = 127;
 
 /// 64-bit hash of a stack's frames and of how it ended.
@@ -8,29 +8,30 @@ pub const MAX_FRAMES: usize = 127;
 pub struct StackId(pub u64);
 
 impl StackId {
-    /// No stack was taken for this allocation, on purpose (`--stacks adaptive|site`).
+    /// leaktrace took no stack for this allocation, on purpose (`--stacks adaptive|site`).
     pub const NOT_TAKEN: u64 = 0;
-    /// A stack was wanted but could not be had; a [`crate::LossReason`] counts it.
+    /// A stack was wanted, but taking it failed; a [`crate::LossReason`] counts the failure.
     pub const LOST: u64 = 1;
 
-    /// Start of a hash; frames are added with [`StackId::mix`].
+    /// Start value of a hash; [`StackId::mix`] adds the frames.
     pub const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-    /// Adds one frame to a hash: a multiply and a rotate, so that order matters.
+    /// Adds one frame to a hash by a multiplication and a rotation, so that the order of frames
+    /// matters.
     #[inline(always)]
     pub const fn mix(hash: u64, frame: u64) -> u64 {
         let mixed = (hash ^ frame).wrapping_mul(0xff51_afd7_ed55_8ccd);
         mixed ^ (mixed >> 32)
     }
 
-    /// Takes back the last [`StackId::mix`].
+    /// Reverts the last [`StackId::mix`].
     #[inline(always)]
     pub const fn unmix(hash: u64, frame: u64) -> u64 {
         // The factor's inverse.
         (hash ^ (hash >> 32)).wrapping_mul(0x4f74_430c_22a5_4005) ^ frame
     }
 
-    /// Ends a hash: never one of the two special values.
+    /// Finishes a hash; the result is never one of the two special values.
     #[inline(always)]
     pub const fn finish(hash: u64, end: u32) -> u64 {
         Self::mix(hash, end as u64) | 2
@@ -41,23 +42,24 @@ impl StackId {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StackEnd {
-    /// The outermost frame was reached.
+    /// The walk reached the outermost frame.
     Complete = 0,
-    /// Deeper than the limit: the innermost frames are kept.
+    /// The stack is deeper than the limit: it keeps the innermost frames.
     TooDeep = 1,
     /// The stack could not be read.
     ReadFailed = 2,
-    /// The frame pointer chain broke off: code without frame pointers.
+    /// The frame pointer chain broke: some code has no frame pointers.
     NoFramePointer = 3,
-    /// An address in no mapping that was known.
+    /// An address lay in no known mapping.
     NoMapping = 4,
-    /// An address for which the object's table has no row.
+    /// The object's unwind table has no row for an address.
     NoRow = 5,
-    /// A rule of the call frame information that is not supported.
+    /// The call frame information has a rule that leaktrace does not support.
     Unsupported = 6,
-    /// The object's table was not built yet.
+    /// The object's unwind table was not built yet.
     TablePending = 7,
-    /// The object has no table: none in the file, or no room for it.
+    /// The object has no unwind table: the file has no call frame information, or there was no
+    /// room.
     NoTable = 8,
 }
 
@@ -75,12 +77,12 @@ impl StackEnd {
         Self::NoTable,
     ];
 
-    /// The end with this number; an unknown one is a failed read.
+    /// The end with this number; an unknown number stands for a failed read.
     pub fn from_u32(raw: u32) -> Self {
         Self::ALL.get(raw as usize).copied().unwrap_or(Self::ReadFailed)
     }
 
-    /// Why the stack is short, as the end of a sentence; nothing for a complete one.
+    /// Why the stack is short, as the end of a sentence; `None` for a complete stack.
     pub const fn reason(self) -> Option<&'static str> {
         match self {
             Self::Complete => None,
@@ -96,23 +98,25 @@ impl StackEnd {
     }
 }
 
-/// Bits of a user frame that say how it was found, above those that an address has: 57 with five
-/// levels of page tables.
+/// Bits of a user frame that say how the walk found it. They lie above the bits of an address: 57
+/// with five levels of page tables.
 pub struct FrameMark;
 
 impl FrameMark {
-    /// By frame pointer.
+    /// The walk found the frame by frame pointer.
     pub const FRAME_POINTER: u64 = 1 << 63;
-    /// A signal has interrupted it: it has not called, and its instruction is in the byte before.
+    /// A signal interrupted the frame: it has made no call, and the interrupted instruction begins
+    /// at the byte before the stored address.
     pub const INTERRUPTED: u64 = 1 << 62;
-    /// All of them.
+    /// Every mark.
     pub const ALL: u64 = Self::FRAME_POINTER | Self::INTERRUPTED;
 }
 
-/// Whether the eight bytes before an address, the first in the lowest, end with a near call: what a
-/// return address is behind.
+/// Whether the eight bytes before an address end with a near call, as the bytes before a return
+/// address do. The first byte is in the lowest bits of `code`.
 ///
-/// Before any other address they seem to now and then as well: by E8 once in 256.
+/// The bytes before any other address seem to end with one now and then: with the opcode E8 once in
+/// 256.
 #[inline(always)]
 pub const fn ends_with_call(code: u64) -> bool {
     // E8 and a distance of 32 bits (Intel SDM, volume 2A, CALL).
@@ -140,9 +144,10 @@ pub struct StackRecord {
     pub count: u32,
     /// A [`StackEnd`].
     pub end: u32,
-    /// Return addresses, those of processes with [`FrameMark`]s; what lies behind `count` is left over and means nothing.
+    /// Return addresses, with [`FrameMark`]s in a user stack. Entries from `count` on are left over
+    /// from other stacks and mean nothing.
     pub frames: [u64; MAX_FRAMES],
-    /// Of a kernel stack: the latest number of the modules in it, see [`crate::ModuleEvent`].
+    /// For a kernel stack, the latest load number of the modules in it, see [`crate::ModuleEvent`].
     pub generation: u64,
 }
 

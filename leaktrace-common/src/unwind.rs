@@ -1,28 +1,29 @@
-//! Unwind tables: what both sides agree on.
+//! Unwind tables, in the form that the BPF programs and the loader share.
 //!
-//! A row says how to find the caller's frame from any instruction between its own address and
-//! the next row's. The return address always lies 8 bytes below the CFA (canonical frame
-//! address, DWARF 5 section 6.4); what differs from that is unsupported and stops the walk.
+//! A row says how to find the caller's frame from any instruction between the row's own address and
+//! the next row's. The return address always lies 8 bytes below the CFA (canonical frame address,
+//! DWARF 5 section 6.4); code where it does not is unsupported and stops the walk.
 
 /// How a row computes the CFA.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CfaRule {
-    /// No function is here.
+    /// No function covers these addresses.
     Gap = 0,
     /// `rsp + offset`
     Rsp = 1,
     /// `rbp + offset`
     Rbp = 2,
-    /// A PLT entry: `rsp + 8`, and 8 more from byte `offset` of the 16-byte entry on.
+    /// A PLT entry: `rsp + 8`, and 8 bytes more from byte `offset` of the 16-byte entry on.
     Plt = 3,
-    /// The outermost frame: its return address is undefined.
+    /// The outermost frame: the call frame information leaves its return address undefined.
     End = 4,
-    /// The trampoline behind a signal handler: registers are in the signal frame.
+    /// The trampoline behind a signal handler: the signal frame holds the registers.
     Signal = 5,
-    /// `*(rbp + offset)`, rbp itself at `*(rbp + rbp_offset)`: a realigned stack (gcc).
+    /// `*(rbp + offset)`, with the caller's rbp at `*(rbp + rbp_offset)`: a stack that gcc
+    /// realigned.
     Deref = 6,
-    /// A rule that has no row of its own.
+    /// A rule that no row can express.
     Unsupported = 7,
 }
 
@@ -43,18 +44,19 @@ impl CfaRule {
     }
 }
 
-/// One row in 8 bytes: address in the low half, rule, CFA offset and rbp offset in the high one.
+/// One row in 8 bytes: the address in the low half; rule, CFA offset and rbp offset in the high
+/// half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnwindRow {
-    /// First address, relative to the object's virtual address 0.
+    /// First address that the row covers, relative to the object's virtual address 0.
     pub pc: u32,
-    /// How the CFA is found.
+    /// How to compute the CFA.
     pub rule: CfaRule,
-    /// In bytes; a multiple of 8 (for [`CfaRule::Plt`]: a byte number), below 65,536. For
-    /// [`CfaRule::Deref`] it is negative and stands here as its absolute value.
+    /// Offset in bytes, below 65,536 and a multiple of 8; for [`CfaRule::Plt`], a byte's number.
+    /// For [`CfaRule::Deref`] the offset is negative, and this field holds its absolute value.
     pub offset: u16,
-    /// Where the caller's rbp is, in bytes from the CFA ([`CfaRule::Deref`]: from rbp); 0 if it
-    /// was not changed. A multiple of 8.
+    /// Where the caller's rbp is stored, in bytes from the CFA (for [`CfaRule::Deref`], from rbp);
+    /// 0 if the function has not changed rbp. A multiple of 8.
     pub rbp_offset: i32,
 }
 
@@ -76,7 +78,7 @@ impl UnwindRow {
         (self.pc as u64) | ((self.packed_rule() as u64) << 32)
     }
 
-    /// The row behind a stored upper half.
+    /// The row in a stored upper half; its address is not part of that half.
     #[inline(always)]
     pub const fn unpack_rule(packed: u32) -> Self {
         let rule = CfaRule::from_u16(packed as u16);
@@ -91,27 +93,29 @@ impl UnwindRow {
 
 /// Bytes of text that share one entry in `PAGES`.
 pub const TEXT_PAGE_BYTES: u64 = 4096;
-/// Most rows in one text page that a lookup searches.
+/// Most rows of one text page that a look-up searches.
 pub const MAX_ROWS_IN_PAGE: u32 = 4096;
-/// User stack walks that can be under way at once on one CPU; further ones are counted as lost.
+/// Most user stack walks that can be under way at once on one CPU; leaktrace counts further ones as
+/// lost.
 pub const WALKS_PER_CPU: u32 = 8;
-/// Most executable mappings of one process that a lookup searches.
+/// Most executable mappings of one process that a look-up searches.
 pub const MAX_MAPPINGS: u32 = 4096;
 
-/// How frames in a mapping are unwound.
+/// How the walk unwinds frames in a mapping.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unwinding {
-    /// By its table alone (`--unwind dwarf`).
+    /// By the unwind table alone (`--unwind dwarf`).
     Table = 0,
-    /// By frame pointers: it has no table (code made at run time), or `--unwind fp`.
+    /// By frame pointers: the code has no unwind table as it was made at run time, or `--unwind fp`
+    /// asks for it.
     FramePointer = 1,
-    /// Its table is not built yet.
+    /// The loader has not built the unwind table yet.
     Pending = 2,
-    /// It has no table and frame pointers are not wanted.
+    /// Not at all: there is no unwind table, and frame pointers are not wanted.
     Nothing = 3,
-    /// By its table, and by frame pointers where that has no row: code of runtimes (V8's builtins,
-    /// stubs of Go and OpenJDK), or compiled without call frame information.
+    /// By the unwind table, and by frame pointers where the table has no row: code of runtimes
+    /// (V8's builtins, stubs of Go and OpenJDK), or code compiled without call frame information.
     Mixed = 4,
 }
 
@@ -121,80 +125,81 @@ pub enum Unwinding {
 pub struct TextMapping {
     /// First address.
     pub start: u64,
-    /// Address behind the last.
+    /// Address behind the last byte.
     pub end: u64,
-    /// What to take from an address for the object's own virtual address.
+    /// What to subtract from an address to get the object's own virtual address.
     pub bias: u64,
     /// Index in `PAGES` of the object's first text page.
     pub first_page: u32,
     /// Number of that page: its virtual address divided by 4096.
     pub page_base: u32,
-    /// Text pages of the object.
+    /// Number of text pages of the object.
     pub page_count: u32,
-    /// An [`Unwinding`].
+    /// The [`Unwinding`] of the mapping, as its number.
     pub unwinding: u32,
 }
 
-/// A file as the kernel knows it: device and inode number.
+/// A file's identity in the kernel: device and inode number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
-    /// `s_dev` of its file system: 12 bits of major, 20 of minor number (include/linux/kdev_t.h).
+    /// `s_dev` of the file's file system: 12 bits of major, 20 bits of minor number
+    /// (include/linux/kdev_t.h).
     pub device: u64,
     /// `i_ino`
     pub inode: u64,
 }
 
 impl FileKey {
-    /// From the numbers in `/proc/PID/maps`.
+    /// The key from the device and inode numbers in `/proc/PID/maps`.
     pub const fn new(device: (u32, u32), inode: u64) -> Self {
         Self { device: ((device.0 as u64) << 20) | device.1 as u64, inode }
     }
 }
 
-/// Most segments of code of an object in `OBJECTS`.
+/// Most text segments of an object in `OBJECTS`.
 pub const TEXT_SEGMENTS: usize = 4;
 
-/// A segment of code, by its pages in the file.
+/// A text segment, by its pages in the file.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TextSegment {
-    /// Offset in the file of the first page.
+    /// Offset in the file of the segment's first page.
     pub start: u64,
-    /// Offset behind the last byte; 0 if there is no such segment.
+    /// Offset in the file behind the segment's last byte; 0 in an unused entry.
     pub end: u64,
-    /// Virtual address of the first page.
+    /// Virtual address of the segment's first page.
     pub address: u64,
 }
 
-/// An object's table, in `OBJECTS`.
+/// An object's unwind table, in `OBJECTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextObject {
-    /// In the order of `start`.
+    /// The object's text segments, in the order of `start`.
     pub segments: [TextSegment; TEXT_SEGMENTS],
-    /// See [`TextMapping`].
+    /// See [`TextMapping::first_page`].
     pub first_page: u32,
-    /// See [`TextMapping`].
+    /// See [`TextMapping::page_base`].
     pub page_base: u32,
-    /// See [`TextMapping`].
+    /// See [`TextMapping::page_count`].
     pub page_count: u32,
-    /// An [`Unwinding`].
+    /// The [`Unwinding`] of the object, as its number.
     pub unwinding: u32,
 }
 
-/// A process image's part of `MAPPINGS`, sorted by address.
+/// The part of `MAPPINGS` that belongs to a process image, sorted by address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TextMap {
-    /// Index of its first mapping.
+    /// Index in `MAPPINGS` of the image's first mapping.
     pub first: u32,
-    /// Number of its mappings.
+    /// Number of the image's mappings.
     pub count: u32,
-    /// Changes with every change of the mappings: part of the row cache's key.
+    /// Changes whenever the mappings change: it is part of the rule cache's key.
     pub generation: u32,
-    /// A bit for each [`crate::EventKind`] of which the BPF side has told; publishing clears
-    /// them.
+    /// A bit for each [`crate::EventKind`] that the BPF side has reported; the loader clears the
+    /// bits when it publishes mappings.
     pub notified: u32,
 }
 
