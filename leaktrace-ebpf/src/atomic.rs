@@ -13,10 +13,10 @@ pub(crate) unsafe fn add(counter: *mut u64, amount: u64) {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount) };
 }
 
-/// Adds to a counter in a map value; gives the value before.
+/// Adds to a counter in a map value; returns the value that the counter had before.
 ///
-/// Sequentially consistent, as LLVM 22 compiles a relaxed addition to an instruction that does
-/// not fetch, even where its result is used.
+/// The operation is sequentially consistent: LLVM 22 compiles a relaxed addition to an instruction
+/// that does not fetch, even where its result is used.
 ///
 /// # Safety
 ///
@@ -27,7 +27,7 @@ pub(crate) unsafe fn fetch_add(counter: *mut u64, amount: u64) -> u64 {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, amount) }
 }
 
-/// Replaces a word if it is `old`; gives whether it was.
+/// Replaces a word if it equals `old`; returns whether it did.
 ///
 /// # Safety
 ///

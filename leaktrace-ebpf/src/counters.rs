@@ -1,4 +1,4 @@
-//! Counters of call sites; nobody else writes them.
+//! The counters of call sites; no other module writes them.
 
 use leaktrace_common::{LossReason, Outstanding, lifetime_bucket, sampling};
 
@@ -26,12 +26,12 @@ pub(crate) fn count_alloc(block: &Outstanding) {
     }
 }
 
-/// Times that a new largest size is tried to be written against others.
+/// Attempts to store a new largest size while other CPUs store theirs.
 const GROWTHS: u32 = 4;
 
-/// Makes a size the largest of its site, unless a larger one is there by now: whoever is preempted
-/// before it writes must not put back a smaller one. Global and not inlined, so that the verifier
-/// checks it once.
+/// Makes a size the largest of its site, unless a larger one is stored already: a task that is
+/// preempted before it writes must not overwrite a larger size. Global and not inlined, so that the
+/// verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_new_largest(site: u32, size_bytes: u64) -> u32 {
@@ -49,7 +49,7 @@ pub extern "C" fn leaktrace_new_largest(site: u32, size_bytes: u64) -> u32 {
     0
 }
 
-/// Takes back that a block was counted as allocated: what it is comes with another event.
+/// Reverts [`count_alloc`] for a block that another event reports as what it really is.
 #[inline(always)]
 pub(crate) fn uncount_alloc(block: &Outstanding) {
     let Some(record) = SITES.get_ptr_mut(block.site) else { return };
@@ -60,7 +60,7 @@ pub(crate) fn uncount_alloc(block: &Outstanding) {
     }
 }
 
-/// Counts a block that was cut in so many parts more as that many blocks more.
+/// Counts a block that was split: each of its `more` further parts counts as one more block.
 #[inline(always)]
 pub(crate) fn count_parts(site: u32, more: u64) {
     if let Some(record) = SITES.get_ptr_mut(site) {
@@ -69,7 +69,8 @@ pub(crate) fn count_parts(site: u32, more: u64) {
     }
 }
 
-/// Counts a block whose address was given out again: its free was missed.
+/// Counts the free of a block that a program missed: the kernel has handed out the block's address
+/// again.
 #[inline(always)]
 pub(crate) fn count_missed_free(old: &Outstanding, now_ns: u64) {
     loss::count(LossReason::MissedFree);
@@ -86,8 +87,9 @@ pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {
     }
 }
 
-/// Adds what a block of a process stands for to its site's estimates, of allocations or (with
-/// `freed` 1) of frees. Global and not inlined, so that the verifier checks it once.
+/// Adds to the site's estimates what a sampled block of a process stands for: to those of
+/// allocations or, with `freed` 1, of frees. Global and not inlined, so that the verifier checks it
+/// once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_weigh(site: u32, size_bytes: u64, interval: u32, freed: u32) -> u32 {
@@ -116,7 +118,7 @@ pub extern "C" fn leaktrace_weigh(site: u32, size_bytes: u64, interval: u32, fre
     0
 }
 
-/// As [`count_free`]. Global and not inlined, so that the verifier checks it once.
+/// Part of [`count_free`]. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) -> u32 {

@@ -1,4 +1,4 @@
-//! Which allocations are wanted.
+//! The filters: which allocations are tracked.
 
 use aya_ebpf::{
     EbpfContext,
@@ -26,13 +26,13 @@ pub(crate) fn wants_size(size_bytes: u64) -> bool {
     size_bytes >= config!(min_size_bytes) && size_bytes <= config!(max_size_bytes)
 }
 
-/// Whether leaktrace itself runs: its own kernel allocations are not tracked.
+/// Whether the running process is leaktrace, whose own kernel allocations are not tracked.
 #[inline(always)]
 pub(crate) fn is_own() -> bool {
     (bpf_get_current_pid_tgid() >> 32) as u32 == config!(own_tgid)
 }
 
-/// The running process, if its kernel allocations are tracked. `slot` as for
+/// The running process, if its kernel allocations are tracked. For `slot` see
 /// [`stack::read_kernel`].
 #[inline(always)]
 pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
@@ -54,7 +54,7 @@ pub(crate) fn wanted_tgid<C: EbpfContext>(ctx: &C, slot: u32) -> Option<u32> {
     Some(tgid)
 }
 
-/// Whether the running thread, or its process, has a command name that is asked for: threads give
+/// Whether the filter names the command name of the running thread or of its process: threads give
 /// themselves names of their own. Global and not inlined, as [`leaktrace_has_gfp`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -70,8 +70,9 @@ pub extern "C" fn leaktrace_has_comm() -> u32 {
     }
 }
 
-/// Whether processes like the running one are traced once they begin (`--all`, `--comm` and
-/// `--cgroup` of user mode). A child has its parent's command and group.
+/// Whether the filters want a process like the running one to be traced once it begins (`--all`,
+/// `--comm` and `--cgroup` of user mode). A child starts with its parent's command name and control
+/// group.
 #[inline(always)]
 pub(crate) fn follows_current() -> bool {
     if is_own() {
@@ -86,8 +87,8 @@ pub(crate) fn follows_current() -> bool {
         || (config!(filter_cgroups) != 0 && leaktrace_is_in_cgroups() != 0)
 }
 
-/// Whether the running task is in a control group asked for, or below one. Global and not
-/// inlined, as [`leaktrace_has_gfp`].
+/// Whether the running task is in a control group that the filter names, or below one. Global and
+/// not inlined, as [`leaktrace_has_gfp`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_is_in_cgroups() -> u32 {
@@ -107,15 +108,15 @@ pub extern "C" fn leaktrace_is_in_cgroups() -> u32 {
     0
 }
 
-/// Whether allocations with these GFP flags are tracked. They are no part of a call site, as one
-/// call may be made with any.
+/// Whether allocations with these GFP flags are tracked. The flags are no part of a call site, as
+/// one call may be made with any flags.
 #[inline(always)]
 pub(crate) fn wants_gfp(gfp: u32) -> bool {
     config!(filter_gfp) == 0 || leaktrace_has_gfp(gfp) != 0
 }
 
-/// Whether one of the tests of GFP flags holds. Global and not inlined, so that the verifier
-/// checks the loop once.
+/// Whether one of the tests of GFP flags holds. Global and not inlined, so that the verifier checks
+/// the loop once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_has_gfp(gfp: u32) -> u32 {
@@ -132,8 +133,8 @@ pub extern "C" fn leaktrace_has_gfp(gfp: u32) -> u32 {
     0
 }
 
-/// Whether a call site is asked for, by its slab cache and by the module that it lies in: a
-/// [`SiteVerdict`], found once for each. `base` is its record without stack.
+/// The [`SiteVerdict`] on a call site, by its slab cache and by its module; found once for each
+/// call site. `base` is the index of the site's record without stack.
 #[inline(always)]
 pub(crate) fn site_verdict(base: u32, kind: Kind, detail: u64, call_site: u64) -> u32 {
     if config!(filter_caches) == 0 && config!(filter_modules) == 0 {
@@ -176,7 +177,7 @@ pub(crate) fn wants_cache(kind: Kind, detail: u64) -> bool {
     }
 }
 
-/// Whether a call lies in a module asked for. Global and not inlined, as
+/// Whether a return address lies in a module that the filter names. Global and not inlined, as
 /// [`leaktrace_has_gfp`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -191,7 +192,7 @@ pub extern "C" fn leaktrace_in_text(return_address: u64) -> u32 {
     0
 }
 
-/// Whether a call lies in one of `count` ranges of [`CONFIG`] or of a map; 1 or 0.
+/// Whether a return address lies in one of `count` ranges of [`CONFIG`] or of a map; 1 or 0.
 #[inline(always)]
 pub(crate) fn is_in_one(ranges: *const TextRange, count: usize, return_address: u64) -> u32 {
     let mut at = 0;
@@ -209,7 +210,7 @@ pub(crate) fn is_in_one(ranges: *const TextRange, count: usize, return_address: 
     0
 }
 
-/// A cache's name; userspace cannot read kernel memory.
+/// The name of a slab cache, read here as userspace cannot read kernel memory.
 #[inline(always)]
 pub(crate) fn cache_name(cache: u64) -> Option<[u8; 32]> {
     let at = cache.wrapping_add(u64::from(config!(cache_name_offset)));

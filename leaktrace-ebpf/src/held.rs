@@ -1,8 +1,9 @@
-//! What the functions of pairs have given: one more kind of block, which may be held several times.
+//! The objects that functions of pairs have given: one more kind of block, which may be held
+//! several times.
 //!
-//! A key that is acquired while it is held already, as a reference is, has the first acquisition in
-//! the table of outstanding blocks and each further one in `PAIR_AGAIN`, under its level. A release
-//! takes the latest. Most keys are held once, so that costs them one look.
+//! A key can be acquired while it is held already, as a reference is. Then the first acquisition is
+//! in the table of outstanding blocks, and each further one is in `PAIR_AGAIN`, under its level. A
+//! release takes the latest acquisition. Most keys are held once, and pay one more look for this.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use leaktrace_common::{AgainKey, LossReason, Outstanding};
@@ -15,24 +16,25 @@ use crate::{
     table,
 };
 
-/// Which cursor counts the entries of `PAIR_AGAIN`.
+/// Index in [`CURSORS`] of the number of entries in `PAIR_AGAIN`.
 const AGAIN_CURSOR: u32 = 6;
 /// `-E2BIG`: a hash map is full.
 const E2BIG: i32 = -7;
-/// Levels that are tried from where a key's last one should be: others may have come or gone.
+/// Levels that a look-up tries, from where the key's last level should be: other CPUs may have
+/// added or taken some meanwhile.
 const TRIES: u32 = 8;
-/// Of these, above it.
+/// How many of the tried levels lie above that place.
 const ABOVE: u32 = 2;
 
-/// Whether any key is held more than once.
+/// Whether any key is held more than once at present.
 #[inline(always)]
 fn are_some_held_again() -> bool {
     // SAFETY: a live map value; volatile, as other CPUs write it.
     CURSORS.get_ptr(AGAIN_CURSOR).is_some_and(|count| unsafe { count.read_volatile() } != 0)
 }
 
-/// Records that a key, by its word, has been acquired; `who` is the site and, in the upper half, the
-/// process. Global and not inlined, so that the verifier checks it once.
+/// Records the acquisition of a key, given by its word. `who` holds the site in the low half and
+/// the process in the high half. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_acquired(
@@ -60,7 +62,7 @@ pub extern "C" fn leaktrace_acquired(
     }
 }
 
-/// Puts a block on the next level of its key.
+/// Stores an acquisition under the next level of its key.
 #[inline(always)]
 fn again(word: u64, block: &Outstanding) -> Result<(), LossReason> {
     // SAFETY: copied at once.
@@ -90,7 +92,7 @@ fn again(word: u64, block: &Outstanding) -> Result<(), LossReason> {
     Err(LossReason::OutstandingRefused)
 }
 
-/// Records that a key, by its word, has been released; gives whether it was held. Global as
+/// Records the release of a key, given by its word; returns whether the key was held. Global as
 /// [`leaktrace_acquired`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -110,7 +112,7 @@ pub extern "C" fn leaktrace_released(word: u64, now_ns: u64) -> u32 {
     }
 }
 
-/// Takes the block of the highest level of a key.
+/// Takes the acquisition with the highest level of a key out of `PAIR_AGAIN`.
 #[inline(always)]
 fn take_again(word: u64) -> Option<Outstanding> {
     // SAFETY: copied at once.

@@ -1,4 +1,4 @@
-//! The only writer of outstanding blocks and of call sites; their counters are `counters`'.
+//! The only writer of outstanding blocks and of call sites; `counters` writes the sites' counters.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use leaktrace_common::{AllocKey, BlockWord, LossReason, Outstanding, SiteKey, StackId, StackMode};
@@ -11,17 +11,17 @@ use crate::{
     table,
 };
 
-/// The call site's slot in `SITES`, made if it is new.
+/// The index of the call site in `SITES`; a new site gets a slot.
 #[inline(always)]
 pub(crate) fn site_index(key: &SiteKey) -> Option<u32> {
     site_index_or(key, || ())
 }
 
-/// As [`site_index`]; `is_new` is called first where the site has not been seen before.
+/// As [`site_index`]; if the site is new, `is_new` is called before the site is made.
 ///
-/// A small table of recent answers comes before the hash map. An entry is one word, and what it
-/// leads to is compared with the whole key, so a stale one, as whoever is preempted here writes it,
-/// costs a look and nothing else.
+/// A small table of recent answers is asked before the hash map. An entry is one word, and the site
+/// that it leads to is compared with the whole key. So a stale entry, as a preempted writer may
+/// leave, costs one more look-up and nothing else.
 #[inline(always)]
 pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32> {
     let mut hash = StackId::mix(key.call_site, key.detail);
@@ -56,11 +56,12 @@ pub(crate) fn site_index_or(key: &SiteKey, is_new: impl FnOnce()) -> Option<u32>
     found
 }
 
-/// [`leaktrace_new_site`] found no room.
+/// The answer of [`leaktrace_new_site`] when it finds no room.
 const NO_SITE: u32 = u32::MAX;
 
-/// Makes a call site of the parts of its key, kind, generation and space in one word; gives its index
-/// or [`NO_SITE`]. Global and not inlined, so that the verifier checks it once.
+/// Makes a call site from the parts of its key; `kind` holds kind, generation and space in one
+/// word. Returns the site's index or [`NO_SITE`]. Global and not inlined, so that the verifier
+/// checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_new_site(kind: u64, detail: u64, call_site: u64, stack: u64) -> u32 {
@@ -103,7 +104,7 @@ fn new_site(key: &SiteKey) -> Option<u32> {
     }
 }
 
-/// A slot of `SITES` that nobody has.
+/// A slot of `SITES` that no call site uses.
 #[inline(always)]
 fn free_slot() -> Option<u32> {
     if let Ok(Some(index)) = FREE_SITES.pop() {
@@ -115,8 +116,9 @@ fn free_slot() -> Option<u32> {
     (index < u64::from(config!(max_sites))).then_some(index as u32)
 }
 
-/// Whether this allocation of the call site `base` (a site without stack) gets a stack, under
-/// `--stacks adaptive`: the first 16, one in 1024 after that, all once the loader says so.
+/// Whether this allocation of the call site `base` (a site without stack) gets a stack under
+/// `--stacks adaptive`: the first 16 do, then one in 1024, and all once the loader marks the site
+/// as suspect.
 #[inline(always)]
 pub(crate) fn wants_stack(base: u32) -> bool {
     match config!(stack_mode) {
@@ -134,14 +136,14 @@ pub(crate) fn wants_stack(base: u32) -> bool {
     }
 }
 
-/// A [`SiteVerdict`] on a call site.
+/// The [`SiteVerdict`] on a call site.
 #[inline(always)]
 pub(crate) fn verdict(site: u32) -> u32 {
     // SAFETY: a live map value.
     SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).verdict })
 }
 
-/// Remembers a [`SiteVerdict`] on a call site.
+/// Stores the [`SiteVerdict`] on a call site.
 #[inline(always)]
 pub(crate) fn set_verdict(site: u32, verdict: u32) {
     if let Some(record) = SITES.get_ptr_mut(site) {
@@ -150,7 +152,7 @@ pub(crate) fn set_verdict(site: u32, verdict: u32) {
     }
 }
 
-/// The largest allocation that a site has seen; 0 if none.
+/// The largest allocation that a site has seen, in bytes; 0 if none.
 #[inline(always)]
 pub(crate) fn largest_bytes(site: u32) -> u64 {
     // SAFETY: a live map value.
@@ -164,7 +166,7 @@ pub(crate) fn call_site(site: u32) -> u64 {
     SITES.get_ptr_mut(site).map_or(0, |record| unsafe { (*record).key.call_site })
 }
 
-/// Records an allocation; gives whether there was room for it.
+/// Records an allocation; returns whether there was room for it.
 #[inline(always)]
 pub(crate) fn on_alloc(key: AllocKey, block: Outstanding) -> bool {
     on_alloc_word(BlockWord::of(key), block)
@@ -185,8 +187,8 @@ pub(crate) fn on_alloc_word(word: u64, block: Outstanding) -> bool {
     }
 }
 
-/// Records a free of whatever is outstanding at `key`; gives back whether something was. What
-/// an unknown block means is for the caller to say.
+/// Records the free of the block that is outstanding at `key`; returns whether there was one. The
+/// caller decides what the free of an unknown block means.
 #[inline(always)]
 pub(crate) fn on_free(key: AllocKey, now_ns: u64) -> bool {
     match take(key) {
@@ -198,13 +200,13 @@ pub(crate) fn on_free(key: AllocKey, now_ns: u64) -> bool {
     }
 }
 
-/// Takes a block out of the outstanding ones without counting it as freed.
+/// Takes a block out of the table without counting it as freed.
 #[inline(always)]
 pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
     table::take(key)
 }
 
-/// Puts a block back that was taken out: its allocation stays counted.
+/// Puts a block back into the table; its allocation is counted already.
 #[inline(always)]
 pub(crate) fn put_back(key: AllocKey, block: &Outstanding) {
     if let Err(reason) = table::insert(key, block) {

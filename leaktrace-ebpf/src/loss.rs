@@ -1,4 +1,4 @@
-//! Counts what could not be recorded, and under `-vv` tells what the kernel said.
+//! Counts the events that could not be recorded and, under `-vv`, logs the kernel's errors.
 
 use leaktrace_common::LossReason;
 
@@ -16,7 +16,7 @@ pub(crate) fn count(reason: LossReason) {
     }
 }
 
-/// As [`count`], for a reason that went through a global function as its number.
+/// As [`count`], for a reason that a global function has returned as its number.
 #[inline(always)]
 pub(crate) fn count_number(reason: u32) {
     if let Some(counter) = LOSS.get_ptr_mut(reason) {
@@ -25,14 +25,16 @@ pub(crate) fn count_number(reason: u32) {
     }
 }
 
-/// As [`count`], with what the kernel said; only for what is rare, as `-vv` has a line for each.
+/// As [`count`], with the kernel's error code. Only for rare reasons, as `-vv` prints a line for
+/// each.
 #[inline(always)]
 pub(crate) fn count_refusal(reason: LossReason, code: i64) {
     count(reason);
     tell(reason as u32, code);
 }
 
-/// Has the session print a line of a reason, under `-vv`. Without it a constant folds this away.
+/// Has the session print a line about a reason under `-vv`. Without `-vv` a constant folds this
+/// away.
 #[inline(always)]
 pub(crate) fn tell(reason: u32, code: i64) {
     if config!(log) != 0 {
@@ -40,7 +42,7 @@ pub(crate) fn tell(reason: u32, code: i64) {
     }
 }
 
-/// Numbers for what [`leaktrace_tell`] has text for.
+/// Numbers of the reasons that [`leaktrace_tell`] has a text for.
 const OUTSTANDING_REFUSED: u32 = LossReason::OutstandingRefused as u32;
 const SITES_FULL: u32 = LossReason::SitesFull as u32;
 const STACKS_FULL: u32 = LossReason::StacksFull as u32;
@@ -48,8 +50,8 @@ const STACK_UNREADABLE: u32 = LossReason::StackUnreadable as u32;
 const DELETE_REFUSED: u32 = LossReason::DeleteRefused as u32;
 const EVENTS_FULL: u32 = LossReason::EventsFull as u32;
 
-/// Logs a reason, with the error of the kernel. Global and not inlined, so that the
-/// stack of its text is not the caller's, and the verifier checks it once.
+/// Logs a reason with the kernel's error code. Global and not inlined, so that its text is not on
+/// the caller's stack, and the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_tell(reason: u32, code: u64) -> u32 {

@@ -21,7 +21,7 @@ mod table;
 mod task;
 mod user;
 
-/// Helpers that the kernel lends to GPL-compatible programs only are used.
+/// The programs use helpers that the kernel lends to GPL-compatible programs only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -18,7 +18,7 @@ use leaktrace_common::{
 
 use crate::user::state::{CachedRule, Walk};
 
-/// Set by the loader before the object is loaded; read with [`config`].
+/// Constants that the loader sets before it loads the object; read with [`config`].
 #[unsafe(no_mangle)]
 pub(crate) static CONFIG: Config = Config {
     min_size_bytes: 0,
@@ -109,7 +109,7 @@ pub(crate) static CONFIG: Config = Config {
     traced_twice: [TextRange::EMPTY; TRACED_TWICE],
 };
 
-/// Reads one field of [`CONFIG`], so that the compiler does not fold the placeholder.
+/// Reads one field of [`CONFIG`] such that the compiler does not fold the placeholder.
 macro_rules! config {
     ($($field:ident).+) => {{
         #[allow(unused_unsafe, reason = "also used inside unsafe blocks")]
@@ -120,134 +120,137 @@ macro_rules! config {
 }
 pub(crate) use config;
 
-/// `-EEXIST`: what an insert with `BPF_NOEXIST` says of a key that is there.
+/// `-EEXIST`: the error of an insert with `BPF_NOEXIST` whose key is there already.
 pub(crate) const EEXIST: i32 = -17;
 
-/// Live blocks; written by the table alone, but for images that the loader forgets;
-/// `--max-outstanding`.
+/// Live blocks. Only `table` writes them, but the loader wipes those of images that it forgets;
+/// bounded by `--max-outstanding`.
 #[map]
 pub(crate) static BLOCKS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Live blocks that found both their buckets full, by [`leaktrace_common::BlockWord`]; written
-/// as `BLOCKS`; when full, allocations are counted as missed.
+/// Live blocks that found both their buckets full, by [`leaktrace_common::BlockWord`]; written as
+/// `BLOCKS`. When the map is full, allocations count as missed.
 #[map]
 pub(crate) static OVERFLOW: HashMap<u64, Outstanding> = HashMap::with_max_entries(1, 0);
 
-/// A bit for each bucket of [`BLOCKS`]: whether blocks that belong there lie in their second
-/// bucket. Most have none, which saves the look.
+/// A bit for each bucket of [`BLOCKS`]: whether blocks whose first bucket it is lie in their second
+/// one. Most buckets have no such blocks, which saves a look at the second bucket.
 #[map]
 pub(crate) static DISPLACED: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Index of a call site in [`SITES`]; written by the ledger; as many as `SITES` holds.
+/// The index of each call site in [`SITES`]; written by the ledger; as many entries as `SITES` has.
 #[map]
 pub(crate) static SITE_INDEX: HashMap<SiteKey, u32> = HashMap::with_max_entries(1, 0);
 
-/// Slots in [`RECENT_SITES`]; a power of two.
+/// Number of slots in [`RECENT_SITES`]; a power of two.
 pub(crate) const RECENT_SLOTS: u32 = 4096;
 
-/// Indices in [`SITES`] by a hash of the key, lately used; written by the ledger. One word each, and
-/// what it leads to is compared with the key.
+/// Recently used indices in [`SITES`], by a hash of the key; written by the ledger. A slot is one
+/// word, and a reader compares the site that it leads to with the key.
 #[map]
 pub(crate) static RECENT_SITES: Array<u64> = Array::with_max_entries(RECENT_SLOTS, 0);
 
-/// Counters of call sites; written by the ledger and by `counters`, read by the loader through mmap, which wipes
-/// those of images that it forgets.
+/// Call sites and their counters. The ledger and `counters` write them; the loader reads them by
+/// mmap and wipes those of images that it forgets.
 #[map]
 pub(crate) static SITES: Array<SiteRecord> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Slots of [`SITES`] that the loader has wiped; as many as `SITES` holds.
+/// Slots of [`SITES`] that the loader has wiped; as many entries as `SITES` has.
 #[map]
 pub(crate) static FREE_SITES: Queue<u32> = Queue::with_max_entries(1, 0);
 
-/// Spaces whose images the loader has forgotten.
+/// Spaces of images that the loader has forgotten.
 #[map]
 pub(crate) static FREE_SPACES: Queue<u32> = Queue::with_max_entries(1, 0);
 
-/// Frames by stack id; written by the stack modules; when full, stacks are counted as lost.
+/// Frames by stack ID; written by the stack modules. When the map is full, stacks count as lost.
 #[map]
 pub(crate) static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(1, 0);
 
-/// Slots in [`RECENT_STACKS`]; a power of two.
+/// Number of slots in [`RECENT_STACKS`]; a power of two.
 pub(crate) const RECENT_STACK_SLOTS: u32 = 4096;
 
-/// Ids lately found in [`STACKS`], by themselves; written by the stack modules, and wiped by the
-/// loader after it has taken stacks out. One word each, which is looked up once more after it has
-/// been written.
+/// IDs recently found in [`STACKS`], by the ID's low bits. The stack modules write them; the loader
+/// wipes them after it has taken stacks out. A slot is one word; a writer looks the ID up in
+/// `STACKS` once more after it has written.
 #[map]
 pub(crate) static RECENT_STACKS: Array<u64> =
     Array::with_max_entries(RECENT_STACK_SLOTS, BPF_F_MMAPABLE);
 
-/// [`LossReason`] -> count; written by all, by atomic additions, as a program can be interrupted and
-/// preempted.
+/// [`LossReason`] -> count. All programs write it, by atomic additions, as a program can be
+/// interrupted and preempted.
 #[map]
 pub(crate) static LOSS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(LossReason::COUNT as u32, 0);
 
-/// [`Pair`] -> the event that its first program has handled last on this CPU, or 0; see
+/// [`Pair`] -> the latest event that the pair's first program has handled on this CPU, or 0; see
 /// [`crate::pair`].
 #[map]
 pub(crate) static HANDLED: PerCpuArray<u64> = PerCpuArray::with_max_entries(Pair::COUNT as u32, 0);
 
-/// [`Pair`] -> events that its second program has recorded; written by second programs.
+/// [`Pair`] -> number of events that the pair's second program has recorded; written by second
+/// programs.
 #[map]
 pub(crate) static HEALED: Array<u64> = Array::with_max_entries(Pair::COUNT as u32, 0);
 
-/// 0: slots of [`SITES`] that were ever given out; 1: last space given to a process image for the
-/// first time, also by the loader; 2: blocks in [`OVERFLOW`]; 3: loads and unloads of modules; 4: processes in [`ENDED`], ever;
-/// 5: modules asked for that were loaded; 6: entries of [`PAIR_AGAIN`].
+/// Counters, by index. 0: slots of [`SITES`] that were ever given out; 1: the last space that was
+/// given to a process image for the first time, also by the loader; 2: blocks in [`OVERFLOW`]; 3:
+/// loads and unloads of modules; 4: processes that were ever in [`ENDED`]; 5: named modules that
+/// were loaded; 6: entries of [`PAIR_AGAIN`].
 #[map]
 pub(crate) static CURSORS: Array<u64> = Array::with_max_entries(7, BPF_F_MMAPABLE);
 
-/// Processes that have ended, the latest [`ENDED_SLOTS`](leaktrace_common::ENDED_SLOTS) of them;
-/// written by the program of ends, in kernel mode.
+/// The latest [`ENDED_SLOTS`](leaktrace_common::ENDED_SLOTS) processes that have ended; in kernel
+/// mode, the program on the exit tracepoint writes them.
 #[map]
 pub(crate) static ENDED: Array<EndedProcess> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Names of slab caches by address; written by the ledger once a call site is new.
+/// Names of slab caches, by address; the ledger writes a name when a call site is new.
 #[map]
 pub(crate) static CACHES: HashMap<u64, CacheName> = HashMap::with_max_entries(4096, 0);
 
-/// Processes whose kernel allocations are wanted; written by the loader (`-p`).
+/// Processes whose kernel allocations are tracked; written by the loader (`-p`).
 #[map]
 pub(crate) static FILTER_TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
 
-/// Commands whose kernel allocations are wanted; written by the loader (`--comm`).
+/// Command names whose kernel allocations are tracked; written by the loader (`--comm`).
 #[map]
 pub(crate) static FILTER_COMMS: HashMap<[u8; 16], u32> = HashMap::with_max_entries(256, 0);
 
-/// Where the modules that are wanted have their text; empty ranges hold nothing. 0: those that were
-/// loaded at the start, written by the loader; 1: those loaded since, written by the programs of
-/// modules, which wipe both.
+/// Text of the modules that the filter names; an empty range holds no address. Index 0: modules
+/// that were loaded at the start, written by the loader. Index 1: modules loaded since, written by
+/// the module programs. Those programs wipe ranges of both.
 #[map]
 pub(crate) static MODULE_TEXT: Array<[TextRange; TEXT_RANGES]> = Array::with_max_entries(2, 0);
 
-/// Modules that are wanted, by name; written by the loader (`--module`).
+/// Names of the modules that the filter wants; written by the loader (`--module`).
 #[map]
 pub(crate) static FILTER_MODULES: HashMap<[u8; MODULE_NAME_BYTES], u32> =
     HashMap::with_max_entries(64, 0);
 
-/// Slab caches that are wanted, by name; written by the loader (`--cache`).
+/// Names of the slab caches that the filter wants; written by the loader (`--cache`).
 #[map]
 pub(crate) static FILTER_CACHES: HashMap<[u8; 32], u32> = HashMap::with_max_entries(256, 0);
 
-/// kmalloc caches that are wanted, by [`SiteKey::detail`]; written by the loader (`--cache`).
+/// kmalloc caches that the filter wants, by [`SiteKey::detail`]; written by the loader (`--cache`).
 #[map]
 pub(crate) static FILTER_KMALLOC: HashMap<u64, u32> = HashMap::with_max_entries(1024, 0);
 
-/// Tracked blocks of more than a page, and a lock, by region of pages; written by the programs of
-/// pages.
+/// For each region of pages, its number of tracked blocks of more than one page, and its lock;
+/// written by the programs of pages.
 #[map]
 pub(crate) static PAGE_REGIONS: Array<PageRegion> = Array::with_max_entries(PAGE_REGIONS_COUNT, 0);
 
-/// Calls of vmalloc in flight, by thread and depth; written by their entry and their return.
+/// Unfinished calls of vmalloc, by thread and depth; written by vmalloc's entry and return
+/// programs.
 #[map]
 pub(crate) static VMALLOC_IN_FLIGHT: HashMap<u64, VmallocCall> = HashMap::with_max_entries(4096, 0);
 
-/// Programs that take kernel stacks; each has a scratch slot of its own.
+/// Number of programs that take kernel stacks; each has a scratch slot of its own.
 const KERNEL_SLOTS: u32 = 16;
 
-/// Scratch for kernel stacks: one slot for each program, which cannot run twice on a CPU, see
-/// [`crate::stack::read_kernel`].
+/// Scratch memory for kernel stacks: a slot for each program, as a program cannot run twice on a
+/// CPU, see [`crate::stack::read_kernel`].
 #[map]
 pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
     PerCpuArray::with_max_entries(KERNEL_SLOTS, 0);
@@ -256,41 +259,42 @@ pub(crate) static KERNEL_SCRATCH: PerCpuArray<StackRecord> =
 #[map]
 pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
-/// Slots in [`RECENT_TARGETS`]; a power of two.
+/// Number of slots in [`RECENT_TARGETS`]; a power of two.
 pub(crate) const RECENT_TARGET_SLOTS: u32 = 256;
 
-/// Processes lately found in [`TARGETS`], tgid in the high half and space in the low one; written by
-/// the programs of processes, and wiped by the loader with a process that it takes out. One word
-/// each; `targets::space_of` says why it is right.
+/// Processes recently found in [`TARGETS`], with the tgid in the high half and the space in the low
+/// half. The process programs write them; the loader wipes the slot of a process that it takes out.
+/// A slot is one word; `targets::space_of` says why it is never stale.
 #[map]
 pub(crate) static RECENT_TARGETS: Array<u64> =
     Array::with_max_entries(RECENT_TARGET_SLOTS, BPF_F_MMAPABLE);
 
-/// The sampling interval of processes in bytes, 0 where every allocation is recorded; written by the
+/// The sampling interval of processes in bytes, 0 if every allocation is recorded; written by the
 /// loader.
 #[map]
 pub(crate) static SAMPLING: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Hits of probes, by [`leaktrace_common::CALLS`]; written by the programs of processes.
+/// Hits of probes, by [`leaktrace_common::Call`]; written by the user programs.
 #[map]
 pub(crate) static CALLS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(leaktrace_common::CALLS, 0);
 
-/// The call in flight by thread. A slot is reused by its thread and never deleted; LRU drops
-/// those of threads that ended.
+/// The call in flight of each thread. A thread reuses its slot and never deletes it; LRU drops the
+/// slots of threads that have ended.
 #[map]
 pub(crate) static IN_FLIGHT: LruHashMap<u64, InFlight> = LruHashMap::with_max_entries(1, 0);
 
-/// Calls of pairs' functions by thread; as [`IN_FLIGHT`].
+/// Unfinished calls of pairs' functions, by thread; kept as [`IN_FLIGHT`] is.
 #[map]
 pub(crate) static PAIR_CALLS: LruHashMap<u64, PairCalls> = LruHashMap::with_max_entries(1, 0);
 
-/// What a new slot of [`PAIR_CALLS`] holds; never written.
+/// The initial value of a slot in [`PAIR_CALLS`]; never written.
 #[map]
 pub(crate) static NO_PAIR_CALLS: Array<PairCalls> = Array::with_max_entries(1, 0);
 
-/// What a key of a pair was acquired for while it was held already; written by the programs of pairs,
-/// but for images that the loader forgets; when full, acquisitions are counted as missed.
+/// Acquisitions of a pair's key that was held already. The programs of pairs write them, but the
+/// loader deletes those of images that it forgets. When the map is full, acquisitions count as
+/// missed.
 #[map]
 pub(crate) static PAIR_AGAIN: HashMap<AgainKey, Outstanding> = HashMap::with_max_entries(1, 0);
 
@@ -298,19 +302,19 @@ pub(crate) static PAIR_AGAIN: HashMap<AgainKey, Outstanding> = HashMap::with_max
 #[map]
 pub(crate) static PAIR_LEVELS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 
-/// Calls of acquiring functions of the kernel, by stack pointer: of two calls that have not returned,
-/// in whatever thread or interrupt, no two have the same.
+/// Unfinished calls of the kernel's acquiring functions, by stack pointer: no two unfinished calls
+/// have the same one, in whatever thread or interrupt they run.
 #[map]
 pub(crate) static KERNEL_PAIR_CALLS: LruHashMap<u64, KernelPairCall> =
     LruHashMap::with_max_entries(1, 0);
 
-/// Functions of pairs in the kernel, acquiring and releasing ones, by address; written by the loader.
+/// The kernel's acquiring and releasing functions of pairs, by address; written by the loader.
 #[map]
 pub(crate) static PAIR_FUNCTIONS: HashMap<u64, u32> =
     HashMap::with_max_entries(2 * ACQUIRERS_MOST as u32, 0);
 
-/// Scratch of user stack walks: [`leaktrace_common::WALKS_PER_CPU`] for each CPU, claimed, as a
-/// uprobe program can be preempted by itself.
+/// Scratch memory of user stack walks: [`leaktrace_common::WALKS_PER_CPU`] slots for each CPU. A
+/// walk claims a slot, as a uprobe program can be preempted by itself.
 #[map]
 pub(crate) static WALKS: Array<Walk> = Array::with_max_entries(1, 0);
 
@@ -318,7 +322,7 @@ pub(crate) static WALKS: Array<Walk> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static ROWS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// First and last row (low and high half) of each text page of all objects; by the loader.
+/// First and last row (low and high half) of each text page of all objects; written by the loader.
 #[map]
 pub(crate) static PAGES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -327,7 +331,7 @@ pub(crate) static PAGES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 pub(crate) static MAPPINGS: Array<TextMapping> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Each process image's part of [`MAPPINGS`], by space; written by the loader, and by the fork
-/// program for a child. A slot for each space, as a look-up in a hash map takes longer.
+/// program for a child. There is a slot for each space, as a look-up in a hash map takes longer.
 #[map]
 pub(crate) static TEXT_MAPS: Array<TextMap> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -335,27 +339,27 @@ pub(crate) static TEXT_MAPS: Array<TextMap> = Array::with_max_entries(1, BPF_F_M
 #[map]
 pub(crate) static OBJECTS: HashMap<FileKey, TextObject> = HashMap::with_max_entries(1, 0);
 
-/// Slots in [`RULE_CACHE`]; a power of two.
+/// Number of slots in [`RULE_CACHE`]; a power of two.
 pub(crate) const RULE_CACHE_SLOTS: u32 = 16 * 1024;
 
-/// Rules found lately, by address; written by user stack walks, which may tear an entry; that does
-/// not go unnoticed, see [`CachedRule`].
+/// Recently found rules, by address; written by user stack walks. Concurrent writers may tear an
+/// entry; readers notice it, see [`CachedRule`].
 #[map]
 pub(crate) static RULE_CACHE: Array<CachedRule> = Array::with_max_entries(RULE_CACHE_SLOTS, 0);
 
-/// Rare events for the session; larger where processes are many.
+/// Rare events for the session; the loader enlarges the ring where processes are many.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 
-/// Calls that map and unmap memory, for the collector.
+/// System calls that map and unmap memory, for the collector.
 #[map]
 pub(crate) static MAP_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 12, 0);
 
-/// By part of the addresses of modules: the number of the latest load or unload there; written by
-/// the programs of modules.
+/// The latest load number of each part of the modules' address range; written by the module
+/// programs.
 #[map]
 pub(crate) static GENERATIONS: Array<u32> = Array::with_max_entries(PARTS, 0);
 
-/// Modules that come and go, for the session; larger where the kernel is traced.
+/// Modules that come and go, for the session; the loader enlarges the ring in kernel mode.
 #[map]
 pub(crate) static MODULE_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 12, 0);

@@ -1,24 +1,26 @@
-//! Two programs on one tracepoint: the second records what the first was refused.
+//! Two programs on one tracepoint: the second records the events that the kernel refused to the
+//! first.
 //!
 //! The kernel does not run a program that is running on the same CPU already (the `active` count of
-//! `__bpf_trace_run`, kernel/trace/bpf_trace.c, 6.1 to 7.2). Up to 6.19 only an interrupt meets one
-//! there, some hundred times in a row where RCU callbacks free; from 7.0 on such programs can be
-//! preempted, and every task that comes to the tracepoint on that CPU meanwhile is refused. The
-//! second program is not running then; where it is itself the one that is in the way, the first is
-//! not.
+//! `__bpf_trace_run`, kernel/trace/bpf_trace.c, 6.1 to 7.2). Up to 6.19 only an interrupt meets a
+//! running program there, some hundred times in a row where RCU callbacks free. From 7.0 on such
+//! programs can be preempted, and the kernel refuses the program to every task that comes to the
+//! tracepoint on that CPU meanwhile. The second program is not running at that moment; and when the
+//! second one is in the way, the first is not running.
 //!
-//! These programs switch preemption off while they run, where the kernel has functions for that, so
-//! that none is stopped in the middle of its work, with a lock or the kernel's buffer for stacks in
-//! its hands. Who is to be preempted then is so behind the program's end (see `allow_preemption`): a
-//! program is preempted in its first and last few instructions alone. A third task that comes while
-//! a second one has been stopped there as well is refused twice, and counted.
+//! The programs switch preemption off while they run, where the kernel has functions for that. So
+//! none is stopped in the middle of its work, while it holds a lock or the kernel's buffer for
+//! stacks. A task that the scheduler wants to preempt meanwhile is preempted behind the program's
+//! end (see `allow_preemption`): a program can be preempted in its first and last few instructions
+//! alone. If a second task has been stopped there as well, a third task is refused both programs,
+//! and the refusal is counted.
 //!
 //! Each second program finds out by itself whether its event has been recorded: in the table of
-//! blocks, among the traced processes, in the thread's own slot. [`HANDLED`] only saves that look.
-//! A first program wipes its mark on this CPU before it does anything, so that no old mark is left
-//! while it stands in the way of others: what it refuses finds no mark, or that of the event that is
-//! in the way. A task that is preempted between the two programs may find another's mark or be on
-//! another CPU, and looks.
+//! blocks, among the traced processes, or in the thread's own slot. [`HANDLED`] only saves that
+//! look. A first program wipes its CPU's mark before it does anything, so that no old mark is left
+//! while it stands in the way of others. So the event that it refuses finds no mark, or the mark of
+//! the event that is in the way. A task that is preempted between the two programs may find another
+//! task's mark or run on another CPU; then the second program looks.
 
 use core::mem::MaybeUninit;
 
@@ -29,17 +31,17 @@ use crate::{
     maps::{HANDLED, HEALED, config},
 };
 
-/// The pairs up to this one are attached on all kernels: what is freed in interrupts, and what is
-/// rare.
+/// The last of the pairs that are attached on all kernels: the pairs up to it are for frees, which
+/// interrupts do, and for rare events.
 const LAST_ON_ALL: u32 = Pair::Exit as u32;
 
-/// Whether there is a second program.
+/// Whether the pair's second program is attached.
 #[inline(always)]
 fn is_attached(pair: Pair) -> bool {
     pair as u32 <= LAST_ON_ALL || config!(preemptible) != 0
 }
 
-/// Runs a program that has no second one: of a function's entry or return, or of what is rare.
+/// Runs a program that has no second one: on a function's entry or return, or on a rare event.
 #[inline(always)]
 pub(crate) fn alone(run: impl FnOnce()) {
     stop_preemption();
@@ -47,7 +49,7 @@ pub(crate) fn alone(run: impl FnOnce()) {
     allow_preemption();
 }
 
-/// Runs a first program; `event` is what names it for its second, never 0.
+/// Runs a first program; `event` identifies its event for the second program and is never 0.
 #[inline(always)]
 pub(crate) fn first(pair: Pair, event: u64, run: impl FnOnce()) {
     stop_preemption();
@@ -61,7 +63,7 @@ pub(crate) fn first(pair: Pair, event: u64, run: impl FnOnce()) {
     allow_preemption();
 }
 
-/// Runs a second program, unless the first has handled its event; `run` gives whether it had
+/// Runs a second program, unless the first has handled its event; `run` returns whether it had
 /// something to record.
 #[inline(always)]
 pub(crate) fn second(pair: Pair, event: u64, run: impl FnOnce() -> bool) {
@@ -105,9 +107,10 @@ fn stop_preemption() {
     }
 }
 
-/// Switches preemption on while interrupts are off: who is to be preempted is so at the kernel's
-/// next look, when the program has been counted as ended, and stands in nobody's way.
-/// (`preempt_schedule` does nothing while interrupts are off, kernel/sched/core.c, 7.2.)
+/// Switches preemption on while interrupts are off. So a task that is due to be preempted is
+/// preempted at the kernel's next check, when the kernel has counted the program as ended and it
+/// stands in nobody's way. (`preempt_schedule` does nothing while interrupts are off,
+/// kernel/sched/core.c, 7.2.)
 #[inline(always)]
 fn allow_preemption() {
     if config!(preemptible) != 2 {

@@ -1,4 +1,4 @@
-//! Kernel stacks, and how stacks of both sides are named and stored.
+//! Reads kernel stacks, and gives IDs to kernel and user stacks and stores them.
 
 use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_get_stack};
 use leaktrace_common::{LossReason, MAX_FRAMES, StackEnd, StackId, StackRecord};
@@ -9,20 +9,21 @@ use crate::{
     maps::{EEXIST, KERNEL_SCRATCH, RECENT_STACK_SLOTS, RECENT_STACKS, STACKS, config},
 };
 
-/// Takes the kernel stack; gives its id, or [`StackId::LOST`] with the loss counted. `slot` as for
-/// [`read_kernel`].
+/// Takes the kernel stack; returns its ID, or [`StackId::LOST`] after it has counted the loss. For
+/// `slot` see [`read_kernel`].
 #[inline(always)]
 pub(crate) fn take_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> u64 {
     let has_stack = read_kernel(ctx, slot);
     name_kernel(slot, has_stack)
 }
 
-/// Reads the kernel stack into a scratch slot; gives whether there is one, or counts the loss.
+/// Reads the kernel stack into a scratch slot; returns whether there is one, or counts the loss.
 ///
-/// `slot` belongs to the calling program alone, also beside a second one on the same tracepoint: the
-/// kernel does not run a raw tracepoint program while it is running on the same CPU, not even where
-/// it is preempted there, and it stays on its CPU (`__bpf_trace_run`, kernel/trace/bpf_trace.c, 6.1
-/// to 7.2). Nor does it run a kprobe's within another's (`trace_call_bpf` there).
+/// `slot` belongs to the calling program alone, and a second program on the same tracepoint has a
+/// slot of its own. The kernel does not run a raw tracepoint program while that program is running
+/// on the same CPU, not even where it is preempted there, and it stays on its CPU
+/// (`__bpf_trace_run`, kernel/trace/bpf_trace.c, 6.1 to 7.2). Nor does the kernel run a kprobe's
+/// program within another's (`trace_call_bpf` there).
 #[inline(always)]
 pub(crate) fn read_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else {
@@ -48,7 +49,8 @@ pub(crate) fn read_kernel<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
     true
 }
 
-/// Stores what [`read_kernel`] has read; gives its id, or [`StackId::LOST`] if there is none.
+/// Stores the stack that [`read_kernel`] has read; returns its ID, or [`StackId::LOST`] if there is
+/// none.
 #[inline(always)]
 pub(crate) fn name_kernel(slot: u32, has_stack: bool) -> u64 {
     match KERNEL_SCRATCH.get_ptr_mut(slot) {
@@ -58,10 +60,12 @@ pub(crate) fn name_kernel(slot: u32, has_stack: bool) -> u64 {
     }
 }
 
-/// Frames looked at for an interrupt's entry; it is mostly among the first twenty.
+/// Frames among which [`is_interrupt`] looks for an interrupt's entry; most often it is among the
+/// first twenty.
 const INTERRUPT_FRAMES: u32 = 64;
 
-/// Whether an interrupt is being handled, by the kernel stack; `slot` as for [`read_kernel`].
+/// Whether the kernel stack shows that an interrupt is being handled. For `slot` see
+/// [`read_kernel`].
 #[inline(always)]
 pub(crate) fn is_interrupt<C: EbpfContext>(ctx: &C, slot: u32) -> bool {
     let Some(record) = KERNEL_SCRATCH.get_ptr_mut(slot) else { return false };
@@ -95,11 +99,12 @@ pub extern "C" fn leaktrace_has_interrupt(slot: u32, count: u32) -> u32 {
     0
 }
 
-/// Names a stack by the hash of its frames and stores it if it is new.
+/// Gives a stack its ID, the hash of its frames, and stores it if it is new.
 ///
 /// # Safety
 ///
-/// `record` is the live map value of `slot` that only the caller uses, with `count` and `end` set.
+/// `record` is the live map value of `slot`, which only the caller uses, and its `count` and `end`
+/// are set.
 #[inline(always)]
 unsafe fn store(slot: u32, record: *mut StackRecord) -> u64 {
     // SAFETY: the caller's promise.
@@ -129,7 +134,7 @@ unsafe fn store(slot: u32, record: *mut StackRecord) -> u64 {
 ///
 /// # Safety
 ///
-/// `record` is a live map value that only the caller uses, with all but its unused frames set.
+/// `record` is a live map value that only the caller uses, and all but its unused frames are set.
 #[inline(always)]
 pub(crate) unsafe fn store_hashed(record: *mut StackRecord, hash: u64) -> u64 {
     // SAFETY: the caller's promise.

@@ -1,10 +1,10 @@
-//! The table of outstanding blocks: an array of buckets that both sides see.
+//! The table of outstanding blocks: an array of buckets that the BPF programs and the loader share.
 //!
-//! Its own, as the kernel's hash map costs 230 to 290 ns for an insert or a delete, and 88 bytes
-//! a block: here each is a few cache lines, and userspace reads all of it without a system call.
-//! A block may lie in two buckets: it gets the first, and the emptier one where that is crowded;
-//! the few that find both full go to a hash map. Slots are claimed by an atomic exchange, so there
-//! is no lock to be refused.
+//! The kernel's hash map costs 230 to 290 ns for an insert or a delete, and 88 bytes a block. In
+//! this table an insert or a delete costs a few cache lines, and userspace reads all blocks without
+//! a system call. A block has two buckets: it goes to the first one, or to the emptier one where
+//! the first is crowded. The few blocks that find both full go to a hash map. A program claims a
+//! slot by an atomic exchange, so there is no lock that it could be refused.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use leaktrace_common::{AllocKey, BUCKET_SLOTS, BlockWord, LossReason, Outstanding};
@@ -16,16 +16,16 @@ use crate::{
 
 /// `-E2BIG`: a hash map is full.
 const E2BIG: i32 = -7;
-/// Which cursor counts the blocks in `OVERFLOW`.
+/// Index in [`CURSORS`] of the number of blocks in `OVERFLOW`.
 const OVERFLOW_CURSOR: u32 = 2;
-/// Times that a slot may be lost to another CPU before the block goes to `OVERFLOW`.
+/// How often another CPU may win the slot before the block goes to `OVERFLOW`.
 const CLAIMS: u32 = 2;
 
-/// From this slot on being the first free one, a bucket is crowded. In a simulation with random
-/// buckets, five slots in eight used, none of 250,000 blocks found both full.
+/// A bucket is crowded if its first free slot is this one or a later one. In a simulation with
+/// random buckets and five slots in eight used, none of 250,000 blocks found both buckets full.
 const CROWDED: u32 = 6;
 
-/// Whether a block whose first bucket this is may lie in its second one.
+/// Whether a block with this first bucket may lie in its second bucket.
 #[inline(always)]
 fn is_displaced(first: u32) -> bool {
     let Some(word) = DISPLACED.get_ptr(first / 64) else { return true };
@@ -33,7 +33,7 @@ fn is_displaced(first: u32) -> bool {
     unsafe { word.read_volatile() >> (first % 64) & 1 != 0 }
 }
 
-/// Notes that a block lies in its second bucket, or will.
+/// Notes that a block with this first bucket lies in its second bucket, or will.
 #[inline(always)]
 fn mark_displaced(first: u32) {
     if let Some(word) = DISPLACED.get_ptr_mut(first / 64) {
@@ -42,8 +42,8 @@ fn mark_displaced(first: u32) {
     }
 }
 
-/// Adds a block. One that is at its address already was freed unseen: that is counted, and its
-/// record replaced.
+/// Adds a block. If a block is at that address already, a program has missed its free: the missed
+/// free is counted and the old record replaced.
 #[inline(always)]
 pub(crate) fn insert(key: AllocKey, block: &Outstanding) -> Result<(), u32> {
     insert_word(BlockWord::of(key), block)
@@ -59,11 +59,11 @@ pub(crate) fn insert_word(word: u64, block: &Outstanding) -> Result<(), u32> {
     }
 }
 
-/// [`leaktrace_insert`] had room; else it gives a [`LossReason`].
+/// The answer of [`leaktrace_insert`] when it had room; any other answer is a [`LossReason`].
 const INSERTED: u32 = u32::MAX;
 
-/// As [`insert`]; `who` is the site and, in the upper half, the process. Global and not inlined,
-/// so that the verifier checks it once.
+/// As [`insert`]; `who` holds the site in the low half and the process in the high half. Global and
+/// not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_insert(word: u64, size_bytes: u64, timestamp_ns: u64, who: u64) -> u32 {
@@ -124,7 +124,7 @@ pub extern "C" fn leaktrace_insert(word: u64, size_bytes: u64, timestamp_ns: u64
     overflow(word, &block)
 }
 
-/// Puts a block into `OVERFLOW`; gives what [`leaktrace_insert`] does.
+/// Puts a block into `OVERFLOW`; returns the same answers as [`leaktrace_insert`].
 #[inline(always)]
 fn overflow(word: u64, block: &Outstanding) -> u32 {
     let Some(count) = CURSORS.get_ptr_mut(OVERFLOW_CURSOR) else { return INSERTED };
@@ -149,14 +149,15 @@ fn overflow(word: u64, block: &Outstanding) -> u32 {
     }
 }
 
-/// What [`leaktrace_insert`] gives where `OVERFLOW` refuses a block for another reason than its size.
+/// The answer of [`leaktrace_insert`] where `OVERFLOW` refuses a block for another reason than its
+/// size.
 #[inline(always)]
 fn refused(error: i32) -> u32 {
     loss::tell(LossReason::OutstandingRefused as u32, error.into());
     LossReason::OutstandingRefused as u32
 }
 
-/// Takes a block out.
+/// Takes a block out of the table.
 #[inline(always)]
 pub(crate) fn take(key: AllocKey) -> Option<Outstanding> {
     take_word(BlockWord::of(key))
@@ -197,7 +198,7 @@ pub(crate) fn take_word(word: u64) -> Option<Outstanding> {
     }
 }
 
-/// Whether a block with this [`BlockWord`] is there.
+/// Whether the table holds a block with this [`BlockWord`].
 #[inline(always)]
 pub(crate) fn has_word(word: u64) -> bool {
     if locate(word).1 < BUCKET_SLOTS {
@@ -234,15 +235,15 @@ pub(crate) fn size_at(key: AllocKey) -> u64 {
     }
 }
 
-/// Bucket and slot that hold `word`; the slot is [`BUCKET_SLOTS`] or more if none does.
+/// The bucket and the slot that hold `word`; if none does, the slot is [`BUCKET_SLOTS`] or more.
 #[inline(always)]
 fn locate(word: u64) -> (u32, u32) {
     let place = leaktrace_locate(word);
     ((place >> 32) as u32, place as u32)
 }
 
-/// As [`locate`], the bucket in the upper half. Global and not inlined, so that the verifier
-/// checks it once.
+/// As [`locate`], with the bucket in the upper half of the result. Global and not inlined, so that
+/// the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_locate(word: u64) -> u64 {
@@ -272,7 +273,7 @@ fn find_slot(bucket: u32, word: u64) -> u32 {
     slot
 }
 
-/// A slot as it is, in a form whose bound the verifier sees: LLVM would leave a mask out.
+/// The same slot number, in a form whose bound the verifier sees: LLVM would optimise a mask away.
 #[inline(always)]
 fn bounded(slot: u32) -> usize {
     const { assert!(BUCKET_SLOTS == 8) };
@@ -284,12 +285,12 @@ fn bounded(slot: u32) -> usize {
     bounded as usize
 }
 
-/// What [`leaktrace_find_slots`] found.
+/// The result of [`leaktrace_find_slots`].
 #[derive(Clone, Copy)]
 struct Slots(u32);
 
 impl Slots {
-    /// No slot.
+    /// Neither slot was found.
     const NONE: Self = Self(BUCKET_SLOTS | BUCKET_SLOTS << 8);
 
     /// The slot that holds the word; [`BUCKET_SLOTS`] or more if none does.
@@ -305,8 +306,8 @@ impl Slots {
     }
 }
 
-/// Both the slot that holds `word` and the first free one, as [`Slots`] has them: one look at
-/// the keys instead of two. Global and not inlined, so that the verifier checks it once.
+/// Finds both the slot that holds `word` and the first free slot, as [`Slots`] encodes them: one
+/// look at the keys instead of two. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_find_slots(bucket: u32, word: u64) -> u32 {

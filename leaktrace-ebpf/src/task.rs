@@ -1,10 +1,11 @@
-//! What the kernel's record of the running task tells.
+//! Reads the kernel's record of the running task.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 
 use crate::maps::config;
 
-/// The first thread of the running process: its command name is that of the process.
+/// The `struct task_struct` of the first thread of the running process, whose command name is the
+/// process'.
 #[inline(always)]
 pub(crate) fn leader() -> Option<u64> {
     if config!(task_leader_offset) == 0 {
@@ -24,8 +25,8 @@ pub(crate) fn comm(task: u64) -> Option<[u8; 16]> {
     unsafe { bpf_probe_read_kernel((task + u64::from(config!(task_comm_offset))) as *const _).ok() }
 }
 
-/// Whether the running thread, which is ending, is the last one of its process: it counts itself out
-/// before the tracepoint (do_exit, kernel/exit.c, 6.1 and 6.18).
+/// Whether the running thread, which is ending, is the last one of its process: a thread counts
+/// itself out before the tracepoint (do_exit, kernel/exit.c, 6.1 and 6.18).
 #[inline(always)]
 pub(crate) fn is_last() -> bool {
     // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! How an allocation of the kernel is recorded, whatever has told of it.
+//! How a kernel allocation is recorded, whatever probe has reported it.
 
 use aya_ebpf::{
     EbpfContext,
@@ -18,31 +18,32 @@ use crate::{
     stack, table,
 };
 
-/// `kmalloc(0)` gives `ZERO_SIZE_PTR`, which is 16; it and NULL are no allocations.
+/// `kmalloc(0)` returns `ZERO_SIZE_PTR`, which is 16; that address and NULL are no allocations.
 pub(super) const ZERO_SIZE_PTR: u64 = 16;
 
-/// Frames in which a module is looked for.
+/// Frames among which the filter looks for a module.
 const MODULE_FRAMES: usize = 64;
-/// Frames in which another allocator is looked for: those of the tracepoint and of the
-/// programs come before.
+/// Frames among which the filter looks for another allocator. The frames of the tracepoint and of
+/// BPF programs come first.
 const OWNER_FRAMES: usize = 16;
 
-/// An allocation as its tracepoint tells it.
+/// An allocation as its tracepoint reports it.
 pub(super) struct Allocation {
     pub(super) kind: Kind,
-    /// 0 if it is not told: see [`super::by_stack`].
+    /// 0 if the tracepoint does not pass it: see [`super::by_stack`].
     pub(super) call_site: u64,
     pub(super) address: u64,
     /// See [`AllocKey::space`].
     pub(super) space: u32,
-    /// 0 if it is not passed, as by `kmem_cache_alloc` from 6.1 on: the cache knows it. (An
-    /// Option would have LLVM spill its undefined half, which the verifier refuses.)
+    /// 0 if the tracepoint does not pass it, as `kmem_cache_alloc` from 6.1 on: then the slab cache
+    /// knows the size. (An `Option` would have LLVM spill its undefined half, which the verifier
+    /// refuses.)
     pub(super) size_bytes: u64,
     /// See [`SiteKey::detail`].
     pub(super) detail: u64,
 }
 
-/// `object_size` of a `struct kmem_cache`.
+/// Bytes of one object of a slab cache: `object_size` of its `struct kmem_cache`.
 #[inline(always)]
 pub(super) fn object_size(cache: u64) -> u64 {
     let at = cache.wrapping_add(u64::from(config!(cache_object_size_offset)));
@@ -117,7 +118,7 @@ pub(super) fn key_of(allocation: &Allocation, stack: u64) -> SiteKey {
     }
 }
 
-/// The call site's record without stack.
+/// The index of the call site's record without stack.
 #[inline(always)]
 fn base_of(allocation: &Allocation) -> Option<u32> {
     ledger::site_index_or(&key_of(allocation, StackId::NOT_TAKEN), || {
@@ -127,7 +128,8 @@ fn base_of(allocation: &Allocation) -> Option<u32> {
     })
 }
 
-/// The site, with its stack if that is wanted or decides; nothing if the stack is not asked for.
+/// The index of the site; with its stack if the stack policy wants one, or if the stack decides
+/// whether the filter wants the allocation. `None` if the filter does not want it.
 #[inline(always)]
 fn with_stack<C: EbpfContext>(
     ctx: &C,
@@ -150,7 +152,7 @@ fn with_stack<C: EbpfContext>(
     ledger::site_index(&key_of(allocation, stack::take_kernel(ctx, slot)))
 }
 
-/// Stores a cache's name when its call site is new.
+/// Stores the name of a slab cache, if it is not stored yet.
 #[inline(always)]
 pub(super) fn learn_cache_name(cache: u64) {
     if cache == 0 || CACHES.get_ptr(cache).is_some() {
@@ -162,7 +164,8 @@ pub(super) fn learn_cache_name(cache: u64) {
     }
 }
 
-/// Runs a second program, unless its block is in the table; gives whether it has put it there.
+/// Runs `run` for a second program, unless the table holds the block at `address`; returns whether
+/// `run` has put it there.
 #[inline(always)]
 pub(super) fn unless_recorded(address: u64, run: impl FnOnce()) -> bool {
     let is_recorded = || leaktrace_size_at(address) != 0;
@@ -173,7 +176,7 @@ pub(super) fn unless_recorded(address: u64, run: impl FnOnce()) -> bool {
     is_recorded()
 }
 
-/// Bytes of the tracked block of the kernel at an address; 0 if there is none. Global as
+/// Bytes of the tracked kernel block at an address; 0 if there is none. Global as
 /// [`leaktrace_wants_frames`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -181,9 +184,9 @@ pub extern "C" fn leaktrace_size_at(address: u64) -> u64 {
     table::size_at(AllocKey::new(KERNEL_SPACE, address))
 }
 
-/// Whether the stack in a scratch slot is asked for: pages are not where they belong to another
-/// allocator, and a module asked for has to be in it. Global and not inlined, so that the
-/// verifier checks it once.
+/// Whether the filters want the stack in a scratch slot. They do not want a stack of pages that
+/// belong to another allocator; and if modules are named, the stack has to pass through one. Global
+/// and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_wants_frames(slot: u32, kind: u32) -> u32 {
@@ -210,8 +213,8 @@ pub extern "C" fn leaktrace_wants_frames(slot: u32, kind: u32) -> u32 {
     0
 }
 
-/// Whether a frame is that of an allocator whose pages count as its own. Global as
-/// [`leaktrace_wants_frames`].
+/// Whether a frame lies in another allocator of the kernel, to which the pages then belong. Global
+/// as [`leaktrace_wants_frames`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_is_owner(return_address: u64) -> u32 {

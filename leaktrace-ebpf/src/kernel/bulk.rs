@@ -1,7 +1,8 @@
-//! Frees that no kmem tracepoint tells: `kfree_rcu` and `kmem_cache_free_bulk`.
+//! Frees that no kmem tracepoint reports: `kfree_rcu` and `kmem_cache_free_bulk`.
 //!
-//! Each by fentry, and by kprobe where the kernel permits no fentry. An object handed to
-//! `kfree_rcu` was let go by its owner, so it counts as freed at once.
+//! Each program is attached by fentry, or by kprobe where the kernel permits no fentry. The owner
+//! of an object that is handed to `kfree_rcu` has let go of it, so the object counts as freed at
+//! once.
 
 use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel},
@@ -12,14 +13,14 @@ use leaktrace_common::{AllocKey, KERNEL_SPACE};
 
 use crate::{counters, ledger, maps::config, pair};
 
-/// Pointers in one call of [`leaktrace_free_all`].
+/// Most pointers that one call of [`leaktrace_free_all`] reads.
 const MAX_POINTERS: u64 = 512;
-/// Such calls for one bulk free: callers keep below 512 objects (`KVFREE_BULK_MAX_ENTR`,
-/// kernel/rcu/tree.c, 6.1).
+/// Most calls of [`leaktrace_free_all`] for one bulk free: callers pass fewer than 512 objects
+/// (`KVFREE_BULK_MAX_ENTR`, kernel/rcu/tree.c, 6.1).
 const MAX_PARTS: u64 = 8;
 
-/// `kvfree_call_rcu(struct rcu_head *head, void *ptr)`; up to 6.3 the second argument is the
-/// offset of the head in its object, or the object if there is no head.
+/// `kvfree_call_rcu(struct rcu_head *head, void *ptr)`. Up to 6.3 the second argument is the offset
+/// of the head in its object, or the object itself if it has no head.
 #[fentry(function = "kvfree_call_rcu")]
 pub(crate) fn lt_rcu_call(ctx: FEntryContext) -> i32 {
     // The arguments' types differ between kernels: plain words.
@@ -27,7 +28,7 @@ pub(crate) fn lt_rcu_call(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// As [`lt_rcu_call`].
+/// As [`lt_rcu_call`], by kprobe.
 #[kprobe]
 pub(crate) fn lt_rcu_call_k(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs.
@@ -42,15 +43,15 @@ fn rcu_call(head: u64, second: u64) {
     leaktrace_free_one(if is_offset { head.wrapping_sub(second) } else { second });
 }
 
-/// `kmem_cache_free_bulk(struct kmem_cache *s, size_t size, void **p)`, which is `kfree_bulk` as
-/// well.
+/// `kmem_cache_free_bulk(struct kmem_cache *s, size_t size, void **p)`, to which `kfree_bulk` comes
+/// as well.
 #[fentry(function = "kmem_cache_free_bulk")]
 pub(crate) fn lt_free_bulk(ctx: FEntryContext) -> i32 {
     pair::alone(|| free_bulk(ctx.arg::<u64>(1), ctx.arg::<u64>(2)));
     0
 }
 
-/// As [`lt_free_bulk`].
+/// As [`lt_free_bulk`], by kprobe.
 #[kprobe]
 pub(crate) fn lt_free_bulk_k(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs.
@@ -70,7 +71,7 @@ fn free_bulk(count: u64, pointers: u64) {
     }
 }
 
-/// Counts as freed what the first [`MAX_POINTERS`] of `count` pointers point to, as far as it is
+/// Counts the objects behind the first [`MAX_POINTERS`] of `count` pointers as freed, if they are
 /// outstanding. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]

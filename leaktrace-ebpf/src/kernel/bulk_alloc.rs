@@ -1,5 +1,6 @@
-//! Allocations that no kmem tracepoint tells: `kmem_cache_alloc_bulk`, and the heads of packets'
-//! buffers that each CPU keeps. By fexit, which has arguments and result together.
+//! Allocations that no kmem tracepoint reports: `kmem_cache_alloc_bulk`, and the packet buffer
+//! heads that each CPU caches. The programs are attached by fexit, which passes the arguments and
+//! the result together.
 //!
 //! | function | arguments | result |
 //! |---|---|---|
@@ -8,8 +9,9 @@
 //! | `napi_skb_cache_get_bulk` (from 6.15) | skbs, n | heads in skbs |
 //! | `napi_skb_cache_put` | skb | |
 //!
-//! A head in that cache is nobody's, though no free is told when it goes there: it belongs to who
-//! takes it out, until it is put back. The cache fills itself in bulk.
+//! Nobody owns a head in that cache, though no tracepoint reports its free when it goes there. A
+//! head belongs to the caller who takes it out, until somebody puts it back. The cache fills itself
+//! in bulk.
 
 use aya_ebpf::{
     EbpfContext,
@@ -29,9 +31,9 @@ use super::{
 };
 use crate::{filter, ledger, loss, maps::config, pair};
 
-/// Pointers in one call of [`leaktrace_record_all`].
+/// Most pointers that one call of [`leaktrace_record_all`] reads.
 const MAX_POINTERS: u64 = 512;
-/// Such calls for one allocation.
+/// Most calls of [`leaktrace_record_all`] for one allocation.
 const MAX_PARTS: u64 = 16;
 
 #[fexit(function = "kmem_cache_alloc_bulk")]
@@ -44,8 +46,9 @@ pub(crate) fn lt_alloc_bulk(ctx: FExitContext) -> i32 {
     0
 }
 
-/// Whether `kmem_cache_alloc_bulk` has given all that was asked for; it gives all or nothing. Up to
-/// 6.18 it returns their number, on 7.2 a bool, of which the lowest byte alone is defined.
+/// Whether `kmem_cache_alloc_bulk` has allocated everything that it was asked for; it allocates all
+/// objects or none. Up to 6.18 it returns their number; on 7.2 it returns a bool, of which only the
+/// lowest byte is defined.
 #[inline(always)]
 fn has_succeeded(result: u64, count: u64) -> bool {
     if count & 0xff == 0 { result as u32 != 0 } else { result as u8 != 0 }
@@ -86,8 +89,9 @@ pub(crate) fn lt_skb_put(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// An argument as a plain word, whatever its type: read from the context it would be a pointer that
-/// the verifier follows, or, as `void **`, refused (btf_ctx_access, kernel/bpf/btf.c, 6.1).
+/// An argument as a plain word, whatever its type. An argument that is read from the context
+/// directly is a pointer that the verifier follows or, if it is `void **`, refuses (btf_ctx_access,
+/// kernel/bpf/btf.c, 6.1).
 #[inline(always)]
 fn argument<C: EbpfContext>(ctx: &C, index: u32) -> u64 {
     let mut value = 0;
@@ -96,7 +100,7 @@ fn argument<C: EbpfContext>(ctx: &C, index: u32) -> u64 {
     value
 }
 
-/// The result, as [`argument`].
+/// The result as a plain word, for the same reason as [`argument`].
 #[inline(always)]
 fn result(ctx: &FExitContext) -> u64 {
     let mut value = 0;
@@ -105,14 +109,14 @@ fn result(ctx: &FExitContext) -> u64 {
     value
 }
 
-/// The cache of packets' heads; 0 if it cannot be read.
+/// The address of the slab cache of packet buffer heads; 0 if it cannot be read.
 #[inline(always)]
 fn skb_cache() -> u64 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(config!(skb_cache_at) as *const u64) }.unwrap_or(0)
 }
 
-/// Records `count` objects of one cache.
+/// Records `count` objects of one slab cache.
 #[inline(always)]
 fn record<C: EbpfContext>(ctx: &C, slot: u32, cache: u64, pointers: u64, count: u64) {
     let Some((size_bytes, site, tgid)) = site_of(ctx, slot, cache) else { return };
@@ -129,7 +133,8 @@ fn record<C: EbpfContext>(ctx: &C, slot: u32, cache: u64, pointers: u64, count: 
     }
 }
 
-/// Size, site and process of what the running function gave, if it is asked for.
+/// Size, site and process of the allocation that the running function has made; `None` if the
+/// filters do not want it.
 #[inline(always)]
 fn site_of<C: EbpfContext>(ctx: &C, slot: u32, cache: u64) -> Option<(u64, u32, u32)> {
     let size_bytes = object_size(cache);
@@ -150,8 +155,8 @@ fn site_of<C: EbpfContext>(ctx: &C, slot: u32, cache: u64) -> Option<(u64, u32, 
     Some((size_bytes, site, tgid))
 }
 
-/// Records the first [`MAX_POINTERS`] of `count` objects; `who` has the site in its low half and the
-/// process in its high one. Global and not inlined, so that the verifier checks it once.
+/// Records the first [`MAX_POINTERS`] of `count` objects. `who` holds the site in its low half and
+/// the process in its high half. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_record_all(

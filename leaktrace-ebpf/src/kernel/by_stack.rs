@@ -1,5 +1,5 @@
-//! Allocations whose tracepoint does not tell the call: there is always a stack, and the filters
-//! look at that.
+//! Allocations whose tracepoint does not pass the call site: leaktrace always takes the stack, and
+//! the filters look at that.
 
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns, programs::RawTracePointContext};
 use leaktrace_common::{AllocKey, Outstanding};
@@ -7,7 +7,8 @@ use leaktrace_common::{AllocKey, Outstanding};
 use super::allocation::{Allocation, key_of, leaktrace_wants_frames};
 use crate::{filter, ledger, maps::config, stack};
 
-/// Records an allocation; gives whether it is tracked now. `slot` as for [`stack::read_kernel`].
+/// Records an allocation; returns whether the table now holds it. For `slot` see
+/// [`stack::read_kernel`].
 #[inline(always)]
 pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> bool {
     if config!(filter_caches) != 0 || !filter::wants_size(allocation.size_bytes) {
@@ -25,8 +26,8 @@ pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allo
     ledger::on_alloc(AllocKey::new(allocation.space, allocation.address), block)
 }
 
-/// The site of an allocation, if its stack is asked for; `is_new` is called first where it has not
-/// been seen before.
+/// The site of an allocation, if the filters want its stack. If the site is new, `is_new` is called
+/// before the site is made.
 #[inline(always)]
 pub(super) fn site_of<C: EbpfContext>(
     ctx: &C,

@@ -1,4 +1,5 @@
-//! Names of processes that have ended: whose memory it was is asked for long after they have gone.
+//! Names of processes that have ended: a report names the owner of memory long after its process is
+//! gone.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -15,11 +16,11 @@ use crate::{
     pair, task,
 };
 
-/// Where [`CURSORS`] counts them.
+/// Index in [`CURSORS`] of the number of processes that have ended.
 const CURSOR: u32 = 4;
 
-/// sched:sched_process_exit, of each thread; the last one ends the process. What allocates pays
-/// nothing for names.
+/// sched:sched_process_exit, for each thread; the last thread ends the process. So an allocation
+/// pays nothing for the name of its process.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn lt_ended(_ctx: RawTracePointContext) -> i32 {
     pair::alone(|| {

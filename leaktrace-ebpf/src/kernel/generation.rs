@@ -1,12 +1,12 @@
-//! What tells one module from another at the same addresses: the number of its load or unload.
+//! The number of a module's load or unload, which tells modules at the same addresses apart.
 
 use leaktrace_common::{MAX_FRAMES, PART_SHIFT, PARTS};
 
 use crate::maps::{GENERATIONS, KERNEL_SCRATCH, config};
 
-/// 1 for what lies outside the kernel's own text, else 0. Without a branch: the verifier would follow
-/// both ways of each frame. Both differences of addresses of the kernel have the sign that they seem
-/// to have.
+/// 1 for an address outside the kernel's own text, else 0. The function has no branch, as the
+/// verifier would follow both ways at each frame. Two kernel addresses are so close that the sign
+/// of their wrapped difference is right.
 #[inline(always)]
 fn is_outside(address: u64) -> u64 {
     let below = address.wrapping_sub(config!(kernel_text.start));
@@ -14,7 +14,7 @@ fn is_outside(address: u64) -> u64 {
     (below | above) >> 63
 }
 
-/// The number of the latest load or unload at a call; 0 for one in the kernel's own text.
+/// The number of the latest load or unload at a call; 0 for a call in the kernel's own text.
 #[inline(always)]
 pub(crate) fn generation_at(return_address: u64) -> u32 {
     if config!(module.is_known) == 0 || return_address == 0 || is_outside(return_address) == 0 {
@@ -31,8 +31,9 @@ fn number(return_address: u64) -> u32 {
     GENERATIONS.get_ptr(part).map_or(0, |number| unsafe { number.read_volatile() })
 }
 
-/// Whether a stack has frames of modules. The tracing program's own frames, which no tracepoint of
-/// an allocator lies behind, come first and are none.
+/// Whether a stack has frames of modules. The frames of the tracing BPF program come first and do
+/// not count: every tracepoint of an allocator lies in the kernel's own text, so they end where the
+/// first frame lies in that text.
 #[derive(Clone, Copy)]
 pub(crate) struct Frames {
     in_kernel: u64,
@@ -42,7 +43,7 @@ pub(crate) struct Frames {
 impl Frames {
     pub(crate) const NONE: Self = Self { in_kernel: 0, in_module: 0 };
 
-    /// Takes in the next frame.
+    /// Looks at the next frame.
     #[inline(always)]
     pub(crate) fn see(&mut self, frame: u64) {
         let outside = is_outside(frame);
@@ -56,8 +57,8 @@ impl Frames {
     }
 }
 
-/// The latest number at the frames in a scratch slot that lie in modules. Global and not inlined, so
-/// that the verifier checks it once.
+/// The latest load number at those frames in a scratch slot that lie in modules. Global and not
+/// inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_generation(slot: u32) -> u32 {

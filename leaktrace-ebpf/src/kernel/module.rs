@@ -1,8 +1,9 @@
-//! Modules that come and go, each with a number; `generation` looks it up.
+//! Gives each module that comes or goes a number; `generation` looks the number up.
 //!
-//! Both tracepoints have one argument, the `struct module *` (include/trace/events/module.h, 5.15 to
-//! 7.2). `module_load` passes before the module's init runs, `module_free` while its name is there
-//! still, also where init has failed (kernel/module/main.c, 6.1).
+//! Both tracepoints pass one argument, the `struct module *` (include/trace/events/module.h, 5.15
+//! to 7.2). The kernel passes `module_load` before it runs the module's init. It passes
+//! `module_free` while the module's name is still there, also where init has failed
+//! (kernel/module/main.c, 6.1).
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -69,7 +70,8 @@ fn tell(kind: ModuleEventKind, module: u64) {
     }
 }
 
-/// Where a part of a module lies, by where it says so.
+/// The range of a part of a module; `base` and `bytes` are the offsets in `struct module` of its
+/// start and its size.
 #[inline(always)]
 fn range(module: u64, base: u32, bytes: u32) -> TextRange {
     // SAFETY: the helper checks the addresses.
@@ -81,8 +83,8 @@ fn range(module: u64, base: u32, bytes: u32) -> TextRange {
     TextRange { start, end: start.wrapping_add(bytes) }
 }
 
-/// Numbers the parts that a range of addresses lies in. Global and not inlined, so that the verifier
-/// checks it once.
+/// Gives every part of the modules' address range that a range touches the number `generation`.
+/// Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_number(start: u64, end: u64, generation: u32) -> u32 {

@@ -1,4 +1,4 @@
-//! Where the modules that are asked for (`--module`) have their code.
+//! Where the modules that `--module` names have their code.
 
 use leaktrace_common::{MODULE_NAME_BYTES, MODULES_MOST, TEXT_RANGES, TextRange};
 
@@ -7,11 +7,11 @@ use crate::{
     maps::{CURSORS, FILTER_MODULES, MODULE_TEXT, config},
 };
 
-/// Where [`CURSORS`] counts starts of modules.
+/// Index in [`CURSORS`] of the number of init texts that were stored.
 const CURSOR: u32 = 5;
 const _: () = assert!((TEXT_RANGES - MODULES_MOST).is_power_of_two());
 
-/// A module of this name is about to start.
+/// The kernel has loaded a module of this name and is about to run its init.
 #[inline(always)]
 pub(super) fn loaded(name: &[u8; MODULE_NAME_BYTES], text: TextRange, init: TextRange) {
     if config!(filter_modules) == 0 {
@@ -27,7 +27,7 @@ pub(super) fn loaded(name: &[u8; MODULE_NAME_BYTES], text: TextRange, init: Text
     }
 }
 
-/// A module is about to go.
+/// The kernel is about to free a module.
 #[inline(always)]
 pub(super) fn freed(text: TextRange, init: TextRange) {
     if config!(filter_modules) != 0 {
@@ -36,8 +36,8 @@ pub(super) fn freed(text: TextRange, init: TextRange) {
     }
 }
 
-/// Puts a module's text into an empty slot: there are as many as modules can be asked for. Global and
-/// not inlined, so that the verifier checks it once.
+/// Stores a module's text in an empty slot: there are as many slots as a session can name modules.
+/// Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_add_text(start: u64, end: u64) -> u32 {
@@ -59,8 +59,8 @@ pub extern "C" fn leaktrace_add_text(start: u64, end: u64) -> u32 {
     0
 }
 
-/// Puts the text of a module's start into one of the slots for that, by turns, as no tracepoint tells
-/// when it has run.
+/// Stores a module's init text in one of the slots for init texts. The slots are used in turn, as
+/// no tracepoint reports that an init has run.
 #[inline(always)]
 fn add_init(range: TextRange) {
     const SLOTS: u64 = (TEXT_RANGES - MODULES_MOST) as u64;
@@ -76,7 +76,7 @@ fn add_init(range: TextRange) {
     }
 }
 
-/// Writes a slot, which holds nothing in between.
+/// Writes a slot; meanwhile the slot holds an empty range.
 ///
 /// # Safety
 ///
@@ -98,7 +98,7 @@ fn forget(range: TextRange) {
     }
 }
 
-/// Wipes the ranges that have a part of this one. Global as [`leaktrace_add_text`].
+/// Empties every slot whose range overlaps this one. Global as [`leaktrace_add_text`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_forget_text(start: u64, end: u64) -> u32 {

@@ -6,12 +6,13 @@
 //! | mm_page_free | page, order |
 //!
 //! Every page that goes back to the allocator passes mm_page_free (free_pages_prepare,
-//! mm/page_alloc.c); those that mm_page_free_batched tells of as well are told of twice. A block
-//! is known by the address of its first `struct page`, which lies where nothing else does.
+//! mm/page_alloc.c); the pages that mm_page_free_batched reports pass it as well. A block is
+//! identified by the address of its first `struct page`, where no other block can lie.
 //!
-//! A block may be freed in parts (split_page): then the halves that do not hold the part become
-//! blocks of their own, down to the part. While one CPU does that, others wait that free pages
-//! of the same region, as what they look for may be in nobody's place.
+//! A caller may free parts of a block (split_page). Then leaktrace halves the block until it
+//! reaches the part, and each half without the part becomes a block of its own. While one CPU does
+//! that, other CPUs that free pages of the same region wait, because the block that they look for
+//! may be out of the table meanwhile.
 
 use aya_ebpf::{
     EbpfContext as _, helpers::bpf_ktime_get_ns, macros::raw_tracepoint,
@@ -32,13 +33,13 @@ use crate::{
     pair,
 };
 
-/// Bytes of a page on the machines that leaktrace runs on.
+/// Bytes of a page on x86_64.
 const PAGE_BYTES: u64 = 4096;
 /// See [`count_in_region`].
 const ONE_MORE: u64 = 1;
 /// See [`count_in_region`].
 const ONE_LESS: u64 = u64::MAX;
-/// Times that a region's lock is tried, some microseconds in all.
+/// Attempts to take a region's lock, which last some microseconds in all.
 const TRIES: u32 = 256;
 
 /// kmem:mm_page_alloc
@@ -48,7 +49,7 @@ pub(crate) fn lt_page_alloc(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// kmem:mm_page_alloc, a second time
+/// kmem:mm_page_alloc: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "mm_page_alloc")]
 pub(crate) fn lt_page_alloc_2(ctx: RawTracePointContext) -> i32 {
     let page = arg!(&ctx, 0);
@@ -97,7 +98,7 @@ pub(crate) fn lt_page_free(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// kmem:mm_page_free, a second time
+/// kmem:mm_page_free: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "mm_page_free")]
 pub(crate) fn lt_page_free_2(ctx: RawTracePointContext) -> i32 {
     let (page, order) = (arg!(&ctx, 0), arg!(&ctx, 1) as u32);
@@ -105,8 +106,8 @@ pub(crate) fn lt_page_free_2(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Counts the pages of a block, or of a part of one, as freed. What is not tracked is passed
-/// over: most pages are those of processes and files. Global and not inlined, so that the
+/// Counts the pages of a block, or of a part of one, as freed. Pages that are not tracked are
+/// passed over: most pages belong to processes and files. Global and not inlined, so that the
 /// verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -142,8 +143,8 @@ pub extern "C" fn leaktrace_free_pages(page: u64, order: u32) -> u32 {
     found
 }
 
-/// Waits for the lock of a page's region; gives 0 if it is not to be had, as when this runs in an
-/// interrupt of its holder. Global as [`leaktrace_free_pages`].
+/// Waits for the lock of a page's region; returns 0 if it cannot have the lock, as when it runs in
+/// an interrupt of the lock's holder. Global as [`leaktrace_free_pages`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_lock(page: u64) -> u32 {
@@ -157,8 +158,8 @@ pub extern "C" fn leaktrace_lock(page: u64) -> u32 {
     0
 }
 
-/// Counts as freed the part of `wanted_bytes` that begins at `page` and puts back what is left of
-/// its block; the region is locked. Global as [`leaktrace_free_pages`].
+/// Counts the part of `wanted_bytes` that begins at `page` as freed, and puts the rest of its block
+/// back into the table. The caller holds the region's lock. Global as [`leaktrace_free_pages`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_free_part(page: u64, wanted_bytes: u64) -> u32 {
@@ -191,7 +192,7 @@ pub extern "C" fn leaktrace_free_part(page: u64, wanted_bytes: u64) -> u32 {
     1
 }
 
-/// The tracked block that a page is in, by its first page; 0 if there is none. Global as
+/// The first page of the tracked block that a page lies in; 0 if there is none. Global as
 /// [`leaktrace_free_pages`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -208,13 +209,13 @@ pub extern "C" fn leaktrace_head_of(page: u64) -> u64 {
     0
 }
 
-/// Bytes of the struct pages of so many bytes of pages.
+/// Bytes of the `struct page`s that describe `bytes` bytes of pages.
 #[inline(always)]
 fn span(bytes: u64) -> u64 {
     (bytes / PAGE_BYTES) << (config!(page_struct_shift) & 31)
 }
 
-/// The region that a page is in: the pages of the largest block.
+/// The region that a page lies in; a region has as many pages as the largest block.
 #[inline(always)]
 fn region_of(page: u64) -> Option<*mut PageRegion> {
     let region = page / span(PAGE_BYTES << MAX_PAGE_ORDER);
@@ -229,7 +230,7 @@ fn has_larger_blocks(page: u64) -> bool {
     })
 }
 
-/// Counts blocks of more than a page in a region: [`ONE_MORE`] or [`ONE_LESS`].
+/// Counts a block of more than one page in its region, by [`ONE_MORE`] or [`ONE_LESS`].
 #[inline(always)]
 fn count_in_region(page: u64, change: u64) {
     if let Some(region) = region_of(page) {

@@ -1,8 +1,9 @@
-//! Functions of the kernel and its modules that were named in pairs (`--pair`), by kprobe and
-//! kretprobe: they reach modules without type information as well.
+//! Functions of the kernel and its modules that `--pair` names, by kprobe and kretprobe: those
+//! reach modules without type information as well.
 //!
-//! A call is known by where its return address lies: no two that have not returned share that, in
-//! whatever threads or interrupts they are, so calls inside each other need no care.
+//! A call is identified by the address of its return address on the stack. No two unfinished calls
+//! share that address, in whatever threads or interrupts they run, so nested calls need no extra
+//! care.
 
 use aya_ebpf::{
     EbpfContext,
@@ -22,7 +23,7 @@ use crate::{
     user::pairs::Arguments,
 };
 
-/// The function at whose entry a kprobe's program runs, if it is one of a pair.
+/// The cookie of the probed function, if it belongs to a pair.
 #[inline(always)]
 fn cookie_of<C: EbpfContext>(ctx: &C) -> Option<PairCookie> {
     // SAFETY: the helper takes the program's own context; the value is copied at once.
@@ -79,8 +80,8 @@ pub(crate) fn lt_pair_get(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Return of an acquiring function: of the call whose return address lay just below the stack
-/// pointer of now, see `lt_vmalloc_return`.
+/// Return of an acquiring function. The call's return address lay just below the present stack
+/// pointer, see `lt_vmalloc_return`.
 #[kretprobe]
 pub(crate) fn lt_pair_got(ctx: RetProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs.

@@ -28,7 +28,7 @@ pub(crate) fn lt_percpu_alloc(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// percpu:percpu_alloc_percpu, a second time
+/// percpu:percpu_alloc_percpu: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "percpu_alloc_percpu")]
 pub(crate) fn lt_percpu_all_2(ctx: RawTracePointContext) -> i32 {
     let pointer = pointer_of(&ctx);
@@ -90,7 +90,7 @@ pub(crate) fn lt_percpu_free(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// percpu:percpu_free_percpu, a second time
+/// percpu:percpu_free_percpu: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "percpu_free_percpu")]
 pub(crate) fn lt_percpu_fre_2(ctx: RawTracePointContext) -> i32 {
     let pointer = arg!(&ctx, 2);

@@ -1,11 +1,11 @@
-//! Objects freed through `kfree_rcu`, on kernels where no probe can be put on it.
+//! Objects freed through `kfree_rcu`, on kernels where no probe can be attached to it.
 //!
-//! `kfree_rcu` gathers pointers in pages and frees them in bulk, without any kmem tracepoint.
-//! Its two work items do pass workqueue:workqueue_execute_start, and at that moment the pages
-//! can be read: `kfree_rcu_monitor` is about to hand on, or to free, what its CPU gathered, and
-//! `kfree_rcu_work` to free what waited for a grace period. An object there was let go by its
-//! owner, so it counts as freed; being seen twice does no harm, as it cannot be allocated again
-//! in between.
+//! `kfree_rcu` gathers pointers in pages and frees the objects in bulk, and no kmem tracepoint
+//! reports it. But its two work items pass workqueue:workqueue_execute_start, and at that moment a
+//! program can read the pages. `kfree_rcu_monitor` is about to hand on, or to free, the objects
+//! that its CPU has gathered; `kfree_rcu_work` is about to free those that have waited for a grace
+//! period. The owner of such an object has let go of it, so it counts as freed. A program may see
+//! an object twice without harm, as the kernel cannot allocate it again in between.
 
 use aya_ebpf::{
     EbpfContext as _, helpers::bpf_probe_read_kernel, macros::raw_tracepoint,
@@ -16,7 +16,7 @@ use leaktrace_common::Pair;
 use super::bulk;
 use crate::{maps::config, pair};
 
-/// Pages followed in one list; 128 of them hold some 64,000 objects.
+/// Most pages of one list that a program follows; 128 pages hold some 64,000 objects.
 const MAX_PAGES: u32 = 128;
 
 /// workqueue:workqueue_execute_start (struct work_struct *work)
@@ -27,7 +27,7 @@ pub(crate) fn lt_rcu_work(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// workqueue:workqueue_execute_start, a second time
+/// workqueue:workqueue_execute_start: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "workqueue_execute_start")]
 pub(crate) fn lt_rcu_work_2(ctx: RawTracePointContext) -> i32 {
     let work = work_of(&ctx);
@@ -45,7 +45,7 @@ fn work_of(ctx: &RawTracePointContext) -> u64 {
     unsafe { *ctx.as_ptr().cast::<u64>() }
 }
 
-/// A work item is about to be executed; the helpers check addresses.
+/// Handles a work item that is about to run; the helpers check every address.
 #[inline(always)]
 fn executed(work: u64) {
     let Some(function) = read(work.wrapping_add(u64::from(config!(rcu.func_offset)))) else {
@@ -72,8 +72,8 @@ fn executed(work: u64) {
     }
 }
 
-/// Counts every object of one page as freed. Global and not inlined, so that the verifier
-/// checks it once.
+/// Counts every object of one page of pointers as freed. Global and not inlined, so that the
+/// verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_rcu_page(page: u64) -> u32 {

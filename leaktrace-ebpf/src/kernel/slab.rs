@@ -13,8 +13,8 @@
 //!
 //! The `*_node` variants (to 6.0) add the node at the end. The loader reads the positions from
 //! the kernel's BTF. Raw tracepoints carry the same arguments as BTF-typed ones at the same
-//! cost and under the same recursion guard, so there is one program for both; see [`crate::pair`] for
-//! what that guard refuses.
+//! cost and under the same recursion guard, so there is one program for both; see [`crate::pair`]
+//! for what that guard refuses.
 
 use aya_ebpf::{
     EbpfContext, helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext,
@@ -31,7 +31,8 @@ use crate::{
     pair,
 };
 
-/// From here on kmalloc takes pages (`KMALLOC_MAX_CACHE_SIZE`, include/linux/slab.h, 5.15 to 7.2).
+/// Requests above this size get pages from kmalloc (`KMALLOC_MAX_CACHE_SIZE`, include/linux/slab.h,
+/// 5.15 to 7.2).
 const LARGEST_OBJECT: u64 = 8192;
 
 /// kmem:kmalloc
@@ -41,7 +42,7 @@ pub(crate) fn lt_kmalloc(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// kmem:kmalloc, a second time
+/// kmem:kmalloc: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "kmalloc")]
 pub(crate) fn lt_kmalloc_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
@@ -63,7 +64,7 @@ pub(crate) fn lt_cache_alloc(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// kmem:kmem_cache_alloc, a second time
+/// kmem:kmem_cache_alloc: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
 pub(crate) fn lt_cache_all_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
@@ -95,7 +96,7 @@ pub(crate) fn lt_cache_free(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// kmem:kfree, a second time
+/// kmem:kfree: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn lt_kfree_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
@@ -103,7 +104,7 @@ pub(crate) fn lt_kfree_2(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// kmem:kmem_cache_free, a second time
+/// kmem:kmem_cache_free: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn lt_cache_free_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
@@ -139,9 +140,10 @@ fn kmalloc(ctx: &RawTracePointContext, slot: u32) {
     );
 }
 
-/// Takes out a large block that kmalloc has told as its own, since it is about to be told as its
-/// caller's: from 6.11 on `__do_kmalloc_node` calls a function that tells it first, and then tells
-/// it itself (mm/slub.c, 6.11 to 7.2). Global and not inlined, so that the verifier checks it once.
+/// Takes a large block out of the table that kmalloc has reported as its own, since kmalloc is
+/// about to report it as its caller's. From 6.11 on, `__do_kmalloc_node` calls a function that
+/// reports the block first, and then reports the block itself (mm/slub.c, 6.11 to 7.2). Global and
+/// not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_take_first(address: u64, size_bytes: u64) -> u32 {
@@ -199,7 +201,8 @@ fn free(address: u64) {
     }
 }
 
-/// Takes out what [`free`] was not run for; gives whether there was something.
+/// For a second program: takes a block out of the table if [`free`] did not run for it; returns
+/// whether there was one.
 #[inline(always)]
 fn look_again(address: u64) -> bool {
     if address <= ZERO_SIZE_PTR {

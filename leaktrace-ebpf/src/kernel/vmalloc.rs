@@ -1,6 +1,6 @@
-//! vmalloc: by kprobes on the function that all of its relatives come to, which knows the bytes
-//! asked for and the caller; or by the tracepoints of its address areas, from 6.2, which know
-//! whole pages and neither.
+//! vmalloc, in one of two ways. Kprobes on the function that all of vmalloc's relatives call see
+//! the requested bytes and the caller. The tracepoints of vmalloc's address areas (from 6.2) see
+//! whole pages and no caller.
 //!
 //! | probe | arguments |
 //! |---|---|
@@ -28,15 +28,17 @@ use crate::{
     pair,
 };
 
-/// Guard page behind each area, which nobody asked for (`VM_NO_GUARD` areas have none).
+/// Bytes of the guard page behind each area, which no caller asked for (`VM_NO_GUARD` areas have
+/// none).
 const GUARD_BYTES: u64 = 4096;
-/// Where the ninth argument lies above the stack pointer at the entry.
+/// Offset of the ninth argument from the stack pointer at the function's entry.
 const CALLER_AT: u64 = 24;
 
 /// Entry of `__vmalloc_node_range`.
 ///
-/// It calls itself for the array of its pages, so a thread may be in several of its calls. The
-/// filters look at the outer one alone: the size and the flags of an inner one are not the caller's.
+/// The function calls itself to allocate its array of page pointers, so a thread may be in several
+/// calls of it. The filters look at the outer call alone: the size and the GFP flags of an inner
+/// call are not the caller's.
 #[kprobe]
 pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs; the helper checks the address.
@@ -92,8 +94,8 @@ pub(crate) fn lt_vmalloc(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Return of `__vmalloc_node_range`: of the call whose return address lay just below the stack
-/// pointer of now (`arch_rethook_trampoline_callback`, arch/x86/kernel/rethook.c, 6.1 to 6.18).
+/// Return of `__vmalloc_node_range`. The call's return address lay just below the present stack
+/// pointer (`arch_rethook_trampoline_callback`, arch/x86/kernel/rethook.c, 6.1 to 6.18).
 #[kretprobe]
 pub(crate) fn lt_vmalloc_return(ctx: RetProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
@@ -119,8 +121,8 @@ pub(crate) fn lt_vmalloc_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// The slot of a thread's call inside so many others. Threads are below 2^22 (`PID_MAX_LIMIT`,
-/// include/linux/threads.h), so the highest bits of their number are free.
+/// The key of a thread's call that `depth` other calls enclose. Thread IDs are below 2^22
+/// (`PID_MAX_LIMIT`, include/linux/threads.h), so their highest bits are free.
 #[inline(always)]
 fn slot_of(thread: u64, depth: u32) -> u64 {
     thread | u64::from(depth) << 56
@@ -133,7 +135,7 @@ pub(crate) fn lt_vfree(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// As [`lt_vfree`].
+/// As [`lt_vfree`], by kprobe.
 #[kprobe]
 pub(crate) fn lt_vfree_k(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs.
@@ -148,7 +150,7 @@ pub(crate) fn lt_vfree_atomic(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// As [`lt_vfree_atomic`].
+/// As [`lt_vfree_atomic`], by kprobe.
 #[kprobe]
 pub(crate) fn lt_vfree_atomic_k(ctx: ProbeContext) -> u32 {
     // SAFETY: the context is a live pt_regs.
@@ -163,7 +165,7 @@ pub(crate) fn lt_area_alloc(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// vmap:alloc_vmap_area, a second time
+/// vmap:alloc_vmap_area: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "alloc_vmap_area")]
 pub(crate) fn lt_area_alloc_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 0);
@@ -200,7 +202,7 @@ pub(crate) fn lt_area_free(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// vmap:free_vmap_area_noflush, a second time
+/// vmap:free_vmap_area_noflush: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "free_vmap_area_noflush")]
 pub(crate) fn lt_area_free_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 0);

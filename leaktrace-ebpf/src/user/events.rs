@@ -8,7 +8,7 @@ use crate::{
     maps::{EVENTS, TEXT_MAPS},
 };
 
-/// Tells the tracer of an event.
+/// Reports an event to the tracer.
 #[inline(always)]
 pub(super) fn notify(kind: EventKind, tgid: u32, old_space: u32, new_space: u32) {
     // SAFETY: the helper has no conditions.
@@ -19,7 +19,7 @@ pub(super) fn notify(kind: EventKind, tgid: u32, old_space: u32, new_space: u32)
     }
 }
 
-/// Tells the tracer, once until it has looked, of an event of this kind.
+/// Reports an event of this kind to the tracer, but not again before the tracer has looked.
 #[inline(always)]
 pub(crate) fn notify_once(kind: EventKind, tgid: u32, space: u32) {
     let Some(map) = TEXT_MAPS.get_ptr_mut(space) else { return };

@@ -1,17 +1,16 @@
-//! Calls in flight, one for each thread; see `malloc` for what becomes of a call that does not
-//! return.
+//! Calls in flight, one for each thread; `malloc` says what becomes of a call that does not return.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_probe_read_user};
 use leaktrace_common::{AllocKey, InFlight, LossReason, cookie_throws};
 
 use crate::{ledger, loss, maps::IN_FLIGHT};
 
-/// What a session program returns to have the function's return skipped.
+/// The result by which a session program skips the function's return.
 pub(super) const SKIP_RETURN: u32 = 1;
-/// What it returns to be run at the return as well.
+/// The result by which a session program asks to run at the function's return as well.
 pub(super) const WATCH_RETURN: u32 = 0;
 
-/// The slot of the running thread.
+/// The slot of the thread with this ID.
 #[inline(always)]
 pub(super) fn slot(thread: u64) -> Option<*mut InFlight> {
     if let Some(slot) = IN_FLIGHT.get_ptr_mut(thread) {
@@ -21,8 +20,8 @@ pub(super) fn slot(thread: u64) -> Option<*mut InFlight> {
     IN_FLIGHT.get_ptr_mut(thread)
 }
 
-/// Forgets a call in flight whose return was skipped; its image's, unless that is gone. Global and
-/// not inlined, so that the verifier checks it once.
+/// Forgets a call in flight that has skipped its return, unless the call's process image is gone.
+/// Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
@@ -40,8 +39,8 @@ pub extern "C" fn leaktrace_skipped_return(thread: u64, space: u32) -> u32 {
     0
 }
 
-/// A thread ends: a call of which it has not returned never will. That is a loss where it leaves
-/// `alone`, as its process lives on. Gives whether there was one.
+/// Forgets the call in flight of a thread that ends: the call never returns. If the thread ends
+/// `alone`, its process lives on, and the call counts as lost. Returns whether there was a call.
 #[inline(always)]
 pub(super) fn abandon(thread: u64, space: u32, alone: bool) -> bool {
     let Some(flight) = IN_FLIGHT.get_ptr_mut(thread) else { return false };
@@ -59,7 +58,8 @@ pub(super) fn abandon(thread: u64, space: u32, alone: bool) -> bool {
     }
 }
 
-/// The call will not return: the block that it was to resize is as it was.
+/// Puts the old block of a call back that will not return: the block is as it was before the
+/// resize.
 #[inline(always)]
 fn put_old_back(flight: &InFlight) {
     if flight.old_tracked != 0 {
@@ -67,7 +67,7 @@ fn put_old_back(flight: &InFlight) {
     }
 }
 
-/// Whether a call is made inside the unfinished call `outer`; see the module.
+/// Whether a call is made inside the unfinished call `outer`; `malloc` says how a program knows.
 #[inline(always)]
 pub(super) fn is_nested(
     outer: &InFlight,
@@ -90,22 +90,23 @@ pub(super) fn is_nested(
     is_trampoline(slot) || (keeps && slot == outer.caller)
 }
 
-/// What a return slot holds; 0 if it cannot be read.
+/// The return address in a return slot; 0 if it cannot be read.
 #[inline(always)]
 pub(super) fn returns_to(slot: u64) -> u64 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_user(slot as *const u64) }.unwrap_or(0)
 }
 
-/// Whether a return slot holds the kernel's return trampoline, which is the first instruction
-/// of the page that it maps as `[uprobes]` (uprobe_get_trampoline_vaddr,
-/// kernel/events/uprobes.c, 6.1 and 6.18). No call returns to the start of a page but by chance.
+/// Whether a return slot holds the kernel's return trampoline. The trampoline is the first
+/// instruction of the page that the kernel maps as `[uprobes]` (uprobe_get_trampoline_vaddr,
+/// kernel/events/uprobes.c, 6.1 and 6.18). A call returns to the start of a page only by chance.
 #[inline(always)]
 pub(super) fn is_trampoline(slot: u64) -> bool {
     slot != 0 && slot & 4095 == 0
 }
 
-/// Whether `realloc` frees its old block, whose record it has already taken out.
+/// Whether the thread frees `pointer` inside a `realloc` of it, which has already taken its record
+/// out.
 #[inline(always)]
 pub(super) fn is_being_resized(thread: u64, pointer: u64) -> bool {
     let Some(flight) = IN_FLIGHT.get_ptr(thread) else { return false };
@@ -113,7 +114,7 @@ pub(super) fn is_being_resized(thread: u64, pointer: u64) -> bool {
     unsafe { (*flight).stack_pointer != 0 && (*flight).pointer == pointer }
 }
 
-/// `count * size`, unless that overflows; by halves, as BPF has no 128-bit product.
+/// `count * size`, or `None` if it overflows; computed by halves, as BPF has no 128-bit product.
 #[inline(always)]
 pub(super) fn product(count: u64, size: u64) -> Option<u64> {
     let (small, big) = if count < size { (count, size) } else { (size, count) };

@@ -1,9 +1,9 @@
-//! The malloc family: what a call asks for is saved at its entry, recorded at its return.
+//! The malloc family: the entry program saves what a call asks for, the return program records it.
 //!
-//! Only the outermost call of a nest counts (`reallocarray` calls `realloc`). A call whose
-//! return never comes (longjmp, an exception, a killed thread) is noticed by the thread's next
-//! call: an unfinished call further up the stack still has the kernel's return trampoline in its
-//! return slot, a skipped one has not, or lies below.
+//! Only the outermost of nested calls counts (`reallocarray` calls `realloc`). A call may never
+//! return (longjmp, an exception, a killed thread); the thread's next call notices that. An
+//! unfinished call lies further up the stack and still has the kernel's return trampoline in its
+//! return slot. A call that was skipped has not, or lies further down.
 
 use core::ptr::read_volatile;
 
@@ -35,9 +35,10 @@ use crate::{
     maps::{IN_FLIGHT, config},
 };
 
-/// Entry and return in one program (uprobe session links, from 6.13).
+/// Entry and return in one program, for uprobe session links (from 6.13).
 ///
-/// Without the `uprobe` macro, which drops the result: [`SKIP_RETURN`] means something here.
+/// The function does not use the `uprobe` macro, which drops the result: [`SKIP_RETURN`] means
+/// something here.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub(crate) extern "C" fn lt_session(ctx: *mut core::ffi::c_void) -> u32 {
@@ -54,7 +55,7 @@ pub(crate) extern "C" fn lt_session(ctx: *mut core::ffi::c_void) -> u32 {
     0
 }
 
-/// Entry alone (uprobe_multi and perf_event links).
+/// Entry alone, for uprobe_multi and perf_event links.
 #[uprobe]
 pub(crate) fn lt_entry(ctx: ProbeContext) -> u32 {
     own_stack::keep(&ctx, &own_stack::ENTRY_CALLS);
@@ -62,7 +63,7 @@ pub(crate) fn lt_entry(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Return alone (uprobe_multi and perf_event links).
+/// Return alone, for uprobe_multi and perf_event links.
 #[uretprobe]
 pub(crate) fn lt_return(ctx: RetProbeContext) -> u32 {
     own_stack::keep(&ctx, &own_stack::RETURN_CALLS);
@@ -71,7 +72,7 @@ pub(crate) fn lt_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// A return instruction of a function whose return address stays what it is, see
+/// A return instruction of a function whose return address must stay in place, see
 /// [`leaktrace_common::AllocFunction::throws`].
 #[uprobe]
 pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
@@ -91,7 +92,7 @@ pub(crate) fn lt_returning(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `free`, anywhere in its prologue where the first argument is intact.
+/// `free`, at any instruction of its prologue where the first argument is intact.
 #[uprobe]
 pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
     own_stack::keep(&ctx, &own_stack::FREE_CALLS);
@@ -143,8 +144,8 @@ const RESIZE_ARRAY: u64 = Takes::ResizeArray as u64;
 const RESIZE_IN_PLACE: u64 = Takes::ResizeInPlace as u64;
 const OUT: u64 = Takes::Out as u64;
 
-/// Decodes the arguments; nothing if the product of `calloc` or `reallocarray` overflows, as
-/// the call then fails.
+/// Decodes the arguments; `None` if the product of `calloc` or `reallocarray` overflows, as the
+/// call then fails.
 #[inline(always)]
 fn decode(cookie: u64, regs: &pt_regs) -> Option<Request> {
     // Read before one is chosen: the verifier refuses a choice of addresses in the context.
@@ -240,7 +241,7 @@ fn entry(ctx: &ProbeContext) -> u32 {
     WATCH_RETURN
 }
 
-/// The stack of a call, as far as `--stacks` wants it.
+/// The ID of the stack of a call, if `--stacks` wants it.
 #[inline(always)]
 fn user_stack(start: &Start, function: u64) -> u64 {
     let wanted = if crate::maps::config!(stack_mode) == StackMode::Adaptive as u32 {
@@ -251,8 +252,8 @@ fn user_stack(start: &Start, function: u64) -> u64 {
     if wanted { walk::take_user(start) } else { StackId::NOT_TAKEN }
 }
 
-/// Whether a call site's next stack is wanted. Global and not inlined, so that the verifier
-/// checks it once.
+/// Whether the stack policy wants the next stack of a call site. Global and not inlined, so that
+/// the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_wants_stack(space: u32, function: u64, caller: u64) -> u32 {

@@ -1,12 +1,12 @@
-//! Memory that a traced process maps itself: mmap, munmap, mremap, brk.
+//! Memory that a traced process maps itself, by mmap, munmap, mremap and brk.
 //!
-//! By the raw tracepoints of all system calls, which cost every system call of every process.
-//! fexit would cost these four alone, but the kernel runs no fexit program that has been preempted
-//! on the same CPU (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c, 6.1 and 6.18), and a
-//! mapping that is missed makes the ranges wrong; kretprobes have a bounded number of calls under
-//! way. Up to 6.19 these tracepoints run with preemption off; from 7.0 on each has a second program
-//! (see [`crate::pair`]). Ranges are the loader's work, as no map of the
-//! kernel finds ranges that overlap: each call is one record in a ring.
+//! The programs are on the raw tracepoints of all system calls, which costs every system call of
+//! every process. fexit would cost these four calls alone, but the kernel runs no fexit program
+//! that has been preempted on the same CPU (`__bpf_prog_enter_recur`, kernel/bpf/trampoline.c, 6.1
+//! and 6.18), and a missed mapping makes the ranges wrong. kretprobes follow only a limited number
+//! of unfinished calls. Up to 6.19 these tracepoints run with preemption off; from 7.0 on each has
+//! a second program (see [`crate::pair`]). A program writes each call as one record to a ring, and
+//! the loader keeps the ranges, as no map of the kernel finds overlapping ranges.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -31,11 +31,12 @@ use crate::{
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 /// Low byte of the code segment of 32-bit code, whose system calls have other numbers
-/// (`__USER32_CS`, arch/x86/include/asm/segment.h; Xen sets bits above).
+/// (`__USER32_CS`, arch/x86/include/asm/segment.h; Xen sets bits above it).
 const CODE_32: u64 = 0x23;
-/// Results from here on are errors (include/linux/err.h).
+/// Smallest result that is an error; all above it are errors too (include/linux/err.h).
 const FIRST_ERROR: u64 = 4095_u64.wrapping_neg();
-/// Bytes in the ring from which on the loader is woken; else it looks when a report is due.
+/// The ring wakes the loader when it holds this many bytes; else the loader looks when a report is
+/// due.
 const WAKE_BYTES: u64 = 256 * 1024;
 
 /// raw_syscalls:sys_enter(regs, id)
@@ -52,7 +53,7 @@ pub(crate) fn lt_sys_enter(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// raw_syscalls:sys_enter, a second time
+/// raw_syscalls:sys_enter: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub(crate) fn lt_sys_enter_2(ctx: RawTracePointContext) -> i32 {
     let arguments = ctx.as_ptr().cast::<u64>();
@@ -82,7 +83,7 @@ pub(crate) fn lt_sys_exit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// raw_syscalls:sys_exit, a second time
+/// raw_syscalls:sys_exit: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn lt_sys_exit_2(ctx: RawTracePointContext) -> i32 {
     let arguments = ctx.as_ptr().cast::<u64>();
@@ -92,7 +93,8 @@ pub(crate) fn lt_sys_exit_2(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// A system call returns; gives whether that was told. `again` as for [`is_told`].
+/// Handles the return of a system call; returns whether it was reported. For `again` see
+/// [`is_told`].
 #[inline(always)]
 fn exited(regs: u64, result: u64, again: bool) -> bool {
     // SAFETY: the helper checks the address.
@@ -102,8 +104,8 @@ fn exited(regs: u64, result: u64, again: bool) -> bool {
     maps_memory(number) && returned(number, regs, result, again)
 }
 
-/// Whether the second program of the pair, which looks `again`, has nothing to tell: what a call
-/// has told is in its thread's slot, `1` from its beginning to its end.
+/// Whether the pair's second program, which passes `again`, has nothing to report. The thread's
+/// slot holds what was reported last: 1 from the entry of a call to its return, else 0.
 #[inline(always)]
 fn is_told(thread: u64, told: u64, again: bool) -> bool {
     if config!(preemptible) == 0 {
@@ -118,8 +120,8 @@ fn is_told(thread: u64, told: u64, again: bool) -> bool {
     }
 }
 
-/// A call begins; those that take memory away are told. Gives whether this one was. `again` as for
-/// [`is_told`].
+/// Handles the entry of a system call, which is reported if the call takes memory away; returns
+/// whether it was. For `again` see [`is_told`].
 #[inline(always)]
 fn entered(number: u64, regs: u64, again: bool) -> bool {
     let takes_away = matches!(number, MapSyscall::MUNMAP | MapSyscall::MREMAP);
@@ -138,7 +140,8 @@ fn entered(number: u64, regs: u64, again: bool) -> bool {
     true
 }
 
-/// A call has returned `result`; gives whether that was told. `again` as for [`is_told`].
+/// Handles a call that has returned `result`; returns whether it was reported. For `again` see
+/// [`is_told`].
 #[inline(always)]
 fn returned(number: u64, regs: u64, result: u64, again: bool) -> bool {
     let Some((mut event, regs)) = describe(regs) else { return false };
@@ -174,7 +177,7 @@ fn returned(number: u64, regs: u64, result: u64, again: bool) -> bool {
     true
 }
 
-/// The record of a call of a traced process, and the user's registers.
+/// The record of a traced process' call, and the user registers.
 #[inline(always)]
 fn describe(regs: u64) -> Option<(MapEvent, pt_regs)> {
     let thread = bpf_get_current_pid_tgid();
@@ -203,7 +206,7 @@ fn describe(regs: u64) -> Option<(MapEvent, pt_regs)> {
     Some((event, regs))
 }
 
-/// Whether the thread is inside an allocator call.
+/// Whether the thread made the call inside an allocator call.
 #[inline(always)]
 fn is_in_allocator(thread: u64, space: u32, stack_pointer: u64) -> bool {
     let Some(flight) = IN_FLIGHT.get_ptr(thread) else { return false };

@@ -1,5 +1,5 @@
-//! Calls of functions that were named in pairs and that have not returned: a slot for each thread
-//! holds several. What they do is for `pairs` to say; walks ask for where they return to.
+//! Unfinished calls of the functions that `--pair` names: a thread's slot holds several. `pairs`
+//! says what the calls do; stack walks ask where they return to.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_get_current_pid_tgid};
 use leaktrace_common::{PAIR_DEPTH, PairCall, PairCalls};
@@ -7,14 +7,14 @@ use leaktrace_common::{PAIR_DEPTH, PairCall, PairCalls};
 use super::in_flight::is_trampoline;
 use crate::maps::{NO_PAIR_CALLS, PAIR_CALLS, STACKS, config};
 
-/// One of the calls of a thread.
+/// The call with this index in a thread's slot.
 #[inline(always)]
 pub(super) fn call_at(slot: *mut PairCalls, index: u32) -> *mut PairCall {
     // SAFETY: a live map value of which the address alone is taken; the index is bounded.
     unsafe { (&raw mut (*slot).calls).cast::<PairCall>().add(bounded(index)) }
 }
 
-/// An index as it is, in a form whose bound the verifier sees: LLVM would leave a mask out.
+/// The same index, in a form whose bound the verifier sees: LLVM would optimise a mask away.
 #[inline(always)]
 fn bounded(index: u32) -> usize {
     const { assert!(PAIR_DEPTH == 16) };
@@ -38,8 +38,9 @@ pub(super) fn slot(thread: u64) -> Option<*mut PairCalls> {
     PAIR_CALLS.get_ptr_mut(thread)
 }
 
-/// Where a call returns to whose return slot holds an address, in a stack that is walked: where the
-/// kernel has put its trampoline there for a pair's function, what was there before.
+/// Where a call returns to, during a stack walk: `address` is what its return slot holds. If that
+/// is the trampoline that the kernel has put there for a pair's function, the result is the return
+/// address that was there before.
 #[inline(always)]
 pub(super) fn returns_to_from(slot: u64, address: u64) -> u64 {
     if config!(pairs) == 0 || !is_trampoline(address) {
@@ -51,8 +52,8 @@ pub(super) fn returns_to_from(slot: u64, address: u64) -> u64 {
     }
 }
 
-/// The caller of the running thread's unfinished call with this return slot; 0 if there is none.
-/// Global and not inlined, so that the verifier checks it once.
+/// The caller of that unfinished call of the running thread whose return slot is this one; 0 if
+/// there is none. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_pair_caller(stack_pointer: u64) -> u64 {

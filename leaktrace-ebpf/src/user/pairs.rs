@@ -1,11 +1,11 @@
-//! Functions of a process that were named in pairs (`--pair`).
+//! Functions of a process that `--pair` names.
 //!
-//! As `malloc` has it: an acquiring call is saved at its entry and recorded at its return. But calls
-//! may be made inside each other, of several pairs and of one, each with a key of its own; so a
-//! thread has a slot for several. An outer call that returns what an inner one of its pair has just
-//! given has passed it on: it counts once, where the inner one got it.
+//! As in `malloc`, the entry program saves an acquiring call, and the return program records it.
+//! But calls of several pairs, or of one, may be nested, each with a key of its own; so a thread's
+//! slot holds several. An outer call that returns the key that an inner call of its pair has just
+//! given has passed it on: the key counts once, at the inner call.
 //!
-//! A call whose return never comes (longjmp, a thread that ends) is noticed by the next one, see
+//! A call may never return (longjmp, a thread that ends); the thread's next call notices that, see
 //! [`super::malloc`].
 
 use core::ptr::read_volatile;
@@ -71,7 +71,8 @@ pub(crate) fn lt_pair_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// A return instruction of a function whose return address stays what it is, as exceptions may pass.
+/// A return instruction of a function whose return address must stay in place, as exceptions may
+/// pass.
 #[uprobe]
 pub(crate) fn lt_pair_exit(ctx: ProbeContext) -> u32 {
     own_stack::keep(&ctx, &own_stack::PAIR_RETURNING_CALLS);
@@ -90,7 +91,7 @@ pub(crate) fn lt_pair_exit(ctx: ProbeContext) -> u32 {
 /// Functions that jump to each other and are followed.
 const TAILS: u32 = 4;
 
-/// A releasing function, where its arguments are intact.
+/// Entry of a releasing function, or a later instruction where its arguments are intact.
 #[uprobe]
 pub(crate) fn lt_pair_free(ctx: ProbeContext) -> u32 {
     own_stack::keep(&ctx, &own_stack::PAIR_RELEASE_CALLS);
@@ -113,9 +114,9 @@ pub(crate) fn lt_pair_free(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Whether a call of a releasing function is made within another one of its pair, for the same key;
-/// if not, it is remembered for those that it makes. Global and not inlined, so that the verifier
-/// checks it once.
+/// Whether a call of a releasing function is made inside another one of its pair, for the same key.
+/// If not, the thread's slot remembers the call for the calls that it makes. Global and not
+/// inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_is_within_release(
@@ -162,11 +163,11 @@ fn cookie_of<C: EbpfContext>(ctx: &C) -> PairCookie {
     PairCookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } as u32)
 }
 
-/// The arguments of a call that lie in registers.
+/// The arguments of a call that are passed in registers.
 pub(crate) struct Arguments([u64; 6]);
 
 impl Arguments {
-    /// Reads all of them before one is chosen: the verifier refuses a choice of addresses in the
+    /// Reads all arguments before one is chosen: the verifier refuses a computed address in the
     /// context.
     #[inline(always)]
     pub(crate) fn of(regs: &pt_regs) -> Self {
@@ -175,7 +176,7 @@ impl Arguments {
         Self(registers.map(|register| unsafe { read_volatile(register) }))
     }
 
-    /// An argument, from 1 on; 0 for any other.
+    /// The argument with this number, from 1 on; 0 for any other number.
     #[inline(always)]
     pub(crate) fn number(&self, number: u32) -> u64 {
         let [a, b, c, d, e, f] = self.0;
@@ -190,7 +191,8 @@ impl Arguments {
         }
     }
 
-    /// The size that a call asks for; 0 where none is asked for, and where a product overflows.
+    /// The size that a call asks for; 0 where the function takes no size, and where a product
+    /// overflows.
     #[inline(always)]
     pub(crate) fn size_bytes(&self, cookie: PairCookie) -> u64 {
         let size = self.number(cookie.size_argument());
@@ -260,8 +262,9 @@ fn entry(ctx: &ProbeContext) -> u32 {
     WATCH_RETURN
 }
 
-/// Lets go of the calls of a thread within which a new one cannot be made: their returns were
-/// skipped, or their image is gone. Global and not inlined, so that the verifier checks it once.
+/// Drops the calls of a thread inside which a new call cannot be made: they have skipped their
+/// returns, or their process image is gone. Global and not inlined, so that the verifier checks it
+/// once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_pair_settle(
@@ -293,7 +296,7 @@ pub extern "C" fn leaktrace_pair_settle(
     0
 }
 
-/// Whether a call is made within the unfinished call `outer`, as `is_nested` of the malloc family.
+/// Whether a call is made inside the unfinished call `outer`, as `is_nested` of the malloc family.
 #[inline(always)]
 fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64) -> bool {
     if stack_pointer > outer.stack_pointer {
@@ -307,7 +310,7 @@ fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64) -> bool {
     is_trampoline(slot) || (keeps && slot == outer.caller)
 }
 
-/// The stack of a call, as far as `--stacks` wants it.
+/// The ID of the stack of a call, if `--stacks` wants it.
 #[inline(always)]
 fn user_stack(start: &Start, cookie: PairCookie) -> u64 {
     let wanted = if config!(stack_mode) == StackMode::Adaptive as u32 {
@@ -318,8 +321,8 @@ fn user_stack(start: &Start, cookie: PairCookie) -> u64 {
     if wanted { walk::take_user(start) } else { StackId::NOT_TAKEN }
 }
 
-/// Whether a call site's next stack is wanted. Global and not inlined, so that the verifier
-/// checks it once.
+/// Whether the stack policy wants the next stack of a call site. Global and not inlined, so that
+/// the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_pair_wants_stack(space: u32, cookie: u32, caller: u64) -> u32 {
@@ -358,11 +361,11 @@ unsafe fn returned<C: EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool)
     }
 }
 
-/// Stands for the cookie of any function whose return address stays what it is.
+/// Stands for the cookie of any function whose return address must stay in place.
 const ANY_STAYING: u64 = u64::MAX;
 
-/// Records the outcome of the call that was entered at a stack pointer; gives whether there is one.
-/// Global and not inlined, so that the verifier checks it once.
+/// Records the outcome of the call that was entered with this stack pointer; returns whether there
+/// is one. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_pair_returned(
@@ -404,7 +407,7 @@ pub extern "C" fn leaktrace_pair_returned(
     0
 }
 
-/// Records the outcome of a call that was made within `depth` others.
+/// Records the outcome of a call that `depth` other calls enclose.
 #[inline(always)]
 fn finish(slot: *mut PairCalls, call: &PairCall, result: u64, depth: u32) {
     let cookie = PairCookie(call.cookie);

@@ -1,4 +1,4 @@
-//! What happens to traced processes.
+//! The exec, fork and end of traced processes.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -19,8 +19,8 @@ use crate::{
     pair,
 };
 
-/// sched:sched_process_exec, after the new image is in place: the old image's memory is gone,
-/// so the process gets a new space and its old blocks can never be confused with new ones.
+/// sched:sched_process_exec, after the new image is in place. The old image's memory is gone, so
+/// the process gets a new space, and its old blocks can never be confused with new ones.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
@@ -30,7 +30,7 @@ pub(crate) fn lt_exec(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// sched:sched_process_exec, a second time
+/// sched:sched_process_exec: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn lt_exec_2(_ctx: RawTracePointContext) -> i32 {
     let mm = current_mm();
@@ -40,7 +40,7 @@ pub(crate) fn lt_exec_2(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The running process' `struct mm_struct`; 0 if it cannot be told.
+/// The running process' `struct mm_struct`; 0 if it cannot be read.
 #[inline(always)]
 fn current_mm() -> u64 {
     match config!(task_mm_offset) {
@@ -53,7 +53,7 @@ fn current_mm() -> u64 {
     }
 }
 
-/// The running process has executed something, and has this memory now; gives whether that was
+/// Handles an exec of the running process, whose memory is now `mm`; returns whether the exec was
 /// news.
 #[inline(always)]
 fn executed(mm: u64) -> bool {
@@ -91,8 +91,8 @@ fn executed(mm: u64) -> bool {
     true
 }
 
-/// sched:sched_process_fork(parent, child), before the child runs: a traced process' child is
-/// traced as well if that is asked for, in a space of its own, unless it shares its parent's
+/// sched:sched_process_fork(parent, child), before the child runs. The child of a traced process is
+/// traced as well if the user asked for that: in a space of its own, unless it shares its parent's
 /// memory (vfork).
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
@@ -103,7 +103,7 @@ pub(crate) fn lt_fork(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// sched:sched_process_fork, a second time
+/// sched:sched_process_fork: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub(crate) fn lt_fork_2(ctx: RawTracePointContext) -> i32 {
     let child = child_of(&ctx);
@@ -117,7 +117,7 @@ fn child_of(ctx: &RawTracePointContext) -> u64 {
     unsafe { *ctx.as_ptr().cast::<u64>().add(1) }
 }
 
-/// The running process has got a child, or a thread; gives whether a child was news.
+/// Handles a new child or thread of the running process; returns whether a child was news.
 #[inline(always)]
 fn forked(child: u64) -> bool {
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
@@ -167,7 +167,7 @@ fn forked(child: u64) -> bool {
     true
 }
 
-/// sched:sched_process_exit, of each thread: what it leaves behind. The last one ends the process.
+/// sched:sched_process_exit, for each thread. The last thread of a process ends the process.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
@@ -177,7 +177,7 @@ pub(crate) fn lt_exit(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// sched:sched_process_exit, a second time
+/// sched:sched_process_exit: the tracepoint's second program, see [`crate::pair`]
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn lt_exit_2(_ctx: RawTracePointContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
@@ -185,7 +185,7 @@ pub(crate) fn lt_exit_2(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The running thread ends; gives whether something was left to do for it.
+/// Handles the end of the running thread; returns whether there was something to do.
 #[inline(always)]
 fn ended(thread: u64) -> bool {
     let tgid = (thread >> 32) as u32;
@@ -210,18 +210,19 @@ const GROUP_EXIT: u32 = 4;
 
 /// How a thread that is ending leaves its process.
 struct Leaving {
-    /// By itself: neither does its process end, nor has another thread executed something.
+    /// The thread ends by itself: its process does not end, and no other thread has executed a new
+    /// image.
     alone: bool,
-    /// As the last one.
+    /// The thread is the last one of its process.
     last: bool,
 }
 
 impl Leaving {
-    /// What is not known is neither.
+    /// The kernel's layout is not known: neither holds.
     const UNKNOWN: Self = Self { alone: false, last: false };
 
-    /// How the running thread does. It counts itself out before the tracepoint (do_exit,
-    /// kernel/exit.c, 6.1 and 6.18).
+    /// How the running thread leaves its process. A thread counts itself out before the tracepoint
+    /// (do_exit, kernel/exit.c, 6.1 and 6.18).
     #[inline(always)]
     fn of_current() -> Self {
         let signal_at = config!(task_signal_offset);
@@ -256,7 +257,8 @@ pub(crate) fn lt_mapped(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// mmap:vm_unmapped_area, a second time: the session looks once more at worst.
+/// mmap:vm_unmapped_area: the tracepoint's second program, see [`crate::pair`]. At worst the
+/// session looks once more.
 #[raw_tracepoint(tracepoint = "vm_unmapped_area")]
 pub(crate) fn lt_mapped_2(_ctx: RawTracePointContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();

@@ -1,4 +1,4 @@
-//! Where an address of a user stack lies, and the rule by which its frame is unwound.
+//! Finds the mapping of a user stack's address, and the rule to unwind its frame by.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use leaktrace_common::{FrameMark, StackEnd, TEXT_PAGE_BYTES, Unwinding, ends_with_call};
@@ -9,19 +9,22 @@ use crate::maps::{MAPPINGS, PAGES, ROWS, WALKS};
 /// Steps of a binary search over `MAX_MAPPINGS` or `MAX_ROWS_IN_PAGE` (2^12) entries.
 const SEARCH_STEPS: u32 = 13;
 
-/// Marks a rule that says: by frame pointer. The low half is the [`StackEnd`] of a stack where that
-/// leads to no caller. Else the low half is a packed [`leaktrace_common::UnwindRow`].
+/// Marks a rule that says: unwind by frame pointer. Then the low half is the [`StackEnd`] to report
+/// if the frame pointer leads to no caller. Without the mark the low half is a packed
+/// [`leaktrace_common::UnwindRow`].
 pub(super) const BY_FRAME_POINTER: u64 = 1 << 32;
-/// There is no rule: the low half is a [`StackEnd`].
+/// Marks that there is no rule; the low half is a [`StackEnd`].
 pub(super) const NO_RULE: u64 = 1 << 33;
-/// With [`BY_FRAME_POINTER`], of an address that a frame pointer has led to: no call is before it.
+/// Added to [`BY_FRAME_POINTER`] for an address that a frame pointer has led to and that no call
+/// precedes.
 pub(super) const UNCALLED: u64 = 1 << 34;
 /// The address is in no published mapping.
 pub(super) const NO_MAPPING_KNOWN: u64 = no_rule(StackEnd::NoMapping);
 
-/// [`find_row`] found none. No row is this: its address would be the last one.
+/// The answer of [`find_row`] when it finds no row. No row has this value: its address would be the
+/// last one.
 const NO_ROW: u64 = u64::MAX;
-/// No mapping has this index.
+/// The answer of [`find_mapping`] when it finds no mapping; no mapping has this index.
 const NO_MAPPING: u32 = u32::MAX;
 
 #[inline(always)]
@@ -29,8 +32,8 @@ const fn no_rule(end: StackEnd) -> u64 {
     NO_RULE | end as u64
 }
 
-/// Finds how to unwind the walk's present frame: [`BY_FRAME_POINTER`], a packed row, or
-/// [`NO_RULE`] with the reason. Global as [`super::walk::leaktrace_step`].
+/// Finds how to unwind the walk's present frame: [`BY_FRAME_POINTER`], a packed row, or [`NO_RULE`]
+/// with the reason. Global as [`super::walk::leaktrace_step`].
 ///
 /// # Safety
 ///
@@ -85,11 +88,12 @@ pub unsafe extern "C" fn leaktrace_find_rule(slot: u32) -> u64 {
     }
 }
 
-/// The rule of the call before a return address.
+/// The rule for the call before a return address.
 ///
-/// A row that begins right there is a function's first, or behind a call that never returns; or
-/// nobody has called: makecontext and others put the address of a function into a stack that they
-/// make. Then it is that function's frame.
+/// A row that begins right at the return address is the first row of the next function, or lies
+/// behind a call that never returns: then the rule is that of the byte before. Or nobody has
+/// called: makecontext and others write the address of a function to a stack that they make, and
+/// the frame is that function's.
 ///
 /// # Safety
 ///
@@ -110,7 +114,7 @@ unsafe fn row_of_return(slot: u32, bias: u64, returns_to: u64) -> u64 {
     }
 }
 
-/// The row in force at an address of the walk's mapping, or [`NO_ROW`]. Global as
+/// The row that covers an address of the walk's mapping, or [`NO_ROW`]. Global as
 /// [`super::walk::leaktrace_step`].
 ///
 /// # Safety
@@ -135,7 +139,8 @@ pub unsafe extern "C" fn leaktrace_row_at(slot: u32, address: u64) -> u64 {
     }
 }
 
-/// What [`leaktrace_is_called`] says where the code cannot be read; not [`CALL`] or [`NO_CALL`].
+/// The answer of [`leaktrace_is_called`] where the code cannot be read; differs from [`CALL`] and
+/// [`NO_CALL`].
 const UNREADABLE: u32 = 2;
 const CALL: u32 = 1;
 pub(super) const NO_CALL: u32 = 0;
@@ -153,8 +158,8 @@ pub extern "C" fn leaktrace_is_called(address: u64) -> u32 {
     }
 }
 
-/// Has the walk's mapping be the published one that holds `address`; 0 if there is none. Global as
-/// [`super::walk::leaktrace_step`].
+/// Sets the walk's mapping to the published one that holds `address`; returns 0 if there is none.
+/// Global as [`super::walk::leaktrace_step`].
 ///
 /// # Safety
 ///
@@ -177,8 +182,8 @@ pub unsafe extern "C" fn leaktrace_find_text(slot: u32, address: u64) -> u32 {
     }
 }
 
-/// The index of the mapping that holds `address`, among `count` sorted ones from `first` on, or
-/// [`NO_MAPPING`].
+/// The index of the mapping that holds `address`, or [`NO_MAPPING`]; searches `count` sorted
+/// mappings from `first` on.
 #[inline(always)]
 fn find_mapping(first: u32, count: u32, address: u64) -> u32 {
     let (mut low, mut high) = (first, first.wrapping_add(count));
@@ -199,7 +204,7 @@ fn find_mapping(first: u32, count: u32, address: u64) -> u32 {
     NO_MAPPING
 }
 
-/// The row in force at `pc`, among those from `first` to `last`, or [`NO_ROW`].
+/// The row that covers `pc`, or [`NO_ROW`]; searches the rows from `first` to `last`.
 #[inline(always)]
 fn find_row(first: u32, last: u32, pc: u32) -> u64 {
     // The last row that does not begin behind `pc`: in [low, high).

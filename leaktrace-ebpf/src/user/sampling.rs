@@ -1,5 +1,5 @@
-//! Which calls of an allocator are recorded (`--sample-bytes`, `--max-overhead`), and how many
-//! there are.
+//! Decides which allocator calls are recorded (`--sample-bytes`, `--max-overhead`), and counts the
+//! calls.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -14,7 +14,7 @@ use crate::{
     maps::{CALLS, IN_FLIGHT, SAMPLING, config},
 };
 
-/// Counts a hit of a probe, where the tracer wants to know.
+/// Counts a hit of a probe, if the tracer wants the count.
 #[inline(always)]
 pub(super) fn count_call(call: Call) {
     if config!(count_calls) != 0
@@ -25,7 +25,8 @@ pub(super) fn count_call(call: Call) {
     }
 }
 
-/// Counts a hit of a probe of a function, traced or not: whoever runs into it pays for it.
+/// Counts a hit of a function's probe, by a traced process or any other: whoever hits the probe
+/// pays for it.
 #[inline(always)]
 pub(super) fn count_hit(ctx: &ProbeContext, emulated: Call, stepped: Call) {
     if config!(count_calls) != 0 {
@@ -35,11 +36,12 @@ pub(super) fn count_hit(ctx: &ProbeContext, emulated: Call, stepped: Call) {
     }
 }
 
-/// The sampling interval for a call's block, [`InFlight::UNSAMPLED`] if it is not to be recorded.
+/// The sampling interval for a call's block; [`InFlight::UNSAMPLED`] if the block is not to be
+/// recorded.
 ///
-/// A call that is let through is remembered, as it is not watched: what it calls itself (operator
-/// new calls malloc) must not get a second chance. Global and not inlined, so that the verifier
-/// checks it once.
+/// The thread's slot remembers a call that is not recorded, as no program watches it: the calls
+/// that it makes itself (operator new calls malloc) must not get a second chance. Global and not
+/// inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_sample(
@@ -70,9 +72,10 @@ pub extern "C" fn leaktrace_sample(
     InFlight::UNSAMPLED
 }
 
-/// Whether a call is made by the skipped one, which has not returned yet: its return slot lies
-/// further up the stack and still holds its return address, or is the new call's own (a tail
-/// call). Another tracer's return probe may have put the kernel's trampoline there.
+/// Whether a call is made inside the skipped call, which has not returned yet. Then the skipped
+/// call's return slot lies further up the stack and still holds its return address, or it is the
+/// new call's own slot (a tail call). Another tracer's return probe may have put the kernel's
+/// trampoline there.
 #[inline(always)]
 fn is_inside(skipped: &SkippedCall, stack_pointer: u64, caller: u64) -> bool {
     if skipped.stack_pointer == 0 || stack_pointer > skipped.stack_pointer {

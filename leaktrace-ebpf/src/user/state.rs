@@ -1,37 +1,37 @@
-//! The state of user stack walks, and what they remember: values of maps.
+//! The state of user stack walks, and their cache of rules: types of map values.
 
 use leaktrace_common::{FileKey, FrameMark, StackRecord, TextMapping};
 
-/// Words of the stack copy.
+/// Number of words in the copy of the stack.
 pub(super) const WINDOW_WORDS: usize = 512;
 
 /// State of one stack walk.
 #[repr(C)]
 pub(crate) struct Walk {
-    /// Number of claims on this slot: whoever raised it from 0 owns it.
+    /// Number of claims on this slot; the walk that raised the number from 0 owns the slot.
     pub(super) claims: u64,
-    /// Address whose rule is next: in the calling instruction. Marked as [`Walk::RETURN`],
-    /// [`Walk::FRAME_POINTER`] or [`Walk::INTERRUPTED`].
+    /// The next address to find a rule for, inside the calling instruction. Marked as
+    /// [`Walk::RETURN`], [`Walk::FRAME_POINTER`] or [`Walk::INTERRUPTED`].
     pub(super) address: u64,
-    /// Stack and frame pointer in that frame.
+    /// Stack pointer and frame pointer in that frame.
     pub(super) stack_pointer: u64,
     pub(super) frame_pointer: u64,
-    /// The process image's part of `MAPPINGS`, and its generation.
+    /// The process image's part of `MAPPINGS`, and that part's generation.
     pub(super) first_mapping: u32,
     pub(super) mapping_count: u32,
     pub(super) generation: u32,
     /// Index of this slot.
     pub(super) slot: u32,
-    /// Mapping of the frame before: most often this one's as well.
+    /// The mapping of the previous frame, which most often holds this frame as well.
     pub(super) mapping: TextMapping,
-    /// Whether the kernel was asked for one that the loader has not published.
+    /// Whether the walk has asked the kernel for a mapping that the loader has not published.
     pub(super) has_asked: u32,
     pub(super) zero: u32,
-    /// Its answer.
+    /// The kernel's answer.
     pub(super) area: Area,
     /// Address of the first word of `window`.
     pub(super) window_start: u64,
-    /// Words in `window` that hold stack contents.
+    /// Number of words in `window` that hold stack contents.
     pub(super) window_words: u64,
     /// Hash of the frames so far.
     pub(super) hash: u64,
@@ -40,16 +40,16 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    /// [`Walk::address`] is before a return address that was found by call frame information.
+    /// Mark of a [`Walk::address`] before a return address that call frame information has given.
     pub(super) const RETURN: u64 = 0;
-    /// It is before a return address that was found by frame pointer.
+    /// Mark of an address before a return address that the frame pointer has given.
     pub(super) const FRAME_POINTER: u64 = FrameMark::FRAME_POINTER;
-    /// It is that of the instruction that a signal has interrupted.
+    /// Mark of the address of an instruction that a signal has interrupted.
     pub(super) const INTERRUPTED: u64 = FrameMark::INTERRUPTED;
 }
 
-/// A rule found before. `check` is the key XOR `walk::seal` of the rule: an entry that is torn, by
-/// writers on other CPUs or by one that was preempted between its two words, is that of no address
+/// A cached rule. `check` is the key XOR `walk::seal` of the rule. Writers on other CPUs, or one
+/// that was preempted between its two words, may tear an entry; a torn entry matches no address
 /// instead of giving a wrong rule.
 #[repr(C)]
 pub(crate) struct CachedRule {
@@ -57,7 +57,7 @@ pub(crate) struct CachedRule {
     pub(super) rule: u64,
 }
 
-/// What is read of a `struct vm_area_struct`.
+/// The fields that a walk reads of a `struct vm_area_struct`.
 #[repr(C)]
 pub(crate) struct Area {
     pub(super) start: u64,
@@ -65,9 +65,9 @@ pub(crate) struct Area {
     /// In pages.
     pub(super) file_offset: u64,
     pub(super) flags: u64,
-    /// 0 if there is none.
+    /// Address of the `struct file`; 0 if there is none.
     pub(super) file: u64,
-    /// On the way to `key`.
+    /// Values that the walk reads on the way to `key`, from here to `super_block`.
     pub(super) mode: u64,
     pub(super) entry: u64,
     pub(super) inode: u64,

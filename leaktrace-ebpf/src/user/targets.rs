@@ -1,4 +1,4 @@
-//! Traced processes: their spaces and what they map, as the maps have them.
+//! Traced processes in the maps: their spaces and their mappings.
 
 use aya_ebpf::bindings::BPF_ANY;
 use leaktrace_common::{Target, TextMap};
@@ -8,7 +8,7 @@ use crate::{
     maps::{CURSORS, FREE_SPACES, RECENT_TARGET_SLOTS, RECENT_TARGETS, TARGETS, config},
 };
 
-/// A space that no process image has; 0 when all are taken.
+/// A space that no process image has; 0 when all spaces are taken.
 #[inline(always)]
 pub(super) fn next_space() -> u32 {
     if let Ok(Some(space)) = FREE_SPACES.pop() {
@@ -20,8 +20,9 @@ pub(super) fn next_space() -> u32 {
     if space < u64::from(config!(spaces)) { space as u32 } else { 0 }
 }
 
-/// Has a process traced; gives its space, 0 if there is none or no room: a space of its own is then
-/// given back.
+/// Adds a process to the traced ones; returns its space, or 0 if there is no space or no room for
+/// the process. With `has_own` the space is the process' own; where there is no room, it goes back
+/// to the free ones.
 #[inline(always)]
 pub(super) fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
     if target.space == 0 {
@@ -38,7 +39,7 @@ pub(super) fn register(tgid: u32, target: Target, has_own: bool) -> u32 {
     0
 }
 
-/// Has a process traced no more.
+/// Removes a process from the traced ones.
 #[inline(always)]
 pub(super) fn unregister(tgid: u32) {
     // One that is not there needs no removal.
@@ -46,14 +47,14 @@ pub(super) fn unregister(tgid: u32) {
     forget(tgid);
 }
 
-/// The space of a traced process, asked for by a thread of it.
+/// The space of a traced process, looked up by one of its own threads.
 ///
-/// A small array comes before the hash map. What it holds of a process is written by that process:
-/// by its threads while they run, by its exec, which has ended all but one of them, and by its last
-/// thread's end; the loader wipes it with what it takes out of the hash map. So it is not older than
-/// the hash map, and the number may be given to another process. A thread that is preempted in here
-/// keeps its process: it must come to its end before an exec or the last end does. Another process
-/// with the same slot may lose its word then, and looks it up again.
+/// A small array comes before the hash map. A process writes its own slot: its threads while they
+/// run, its exec, which has ended all threads but one, and the end of its last thread; the loader
+/// wipes the slot when it takes the process out of the hash map. So the slot is never older than
+/// the hash map, and the process ID may go to another process. A thread that is preempted in this
+/// function keeps its process alive, as it must come to its end before an exec or the last end
+/// does. Another process that shares the slot may lose its word then, and looks itself up again.
 #[inline(always)]
 pub(crate) fn space_of(tgid: u32) -> Option<u32> {
     let recent = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1))?;
@@ -74,7 +75,7 @@ pub(crate) fn space_of(tgid: u32) -> Option<u32> {
     Some(space)
 }
 
-/// Takes a process out of the small array.
+/// Wipes a process' slot in the small array.
 #[inline(always)]
 pub(super) fn forget(tgid: u32) {
     if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
@@ -87,7 +88,7 @@ pub(super) fn forget(tgid: u32) {
     }
 }
 
-/// Puts a process' space into the small array.
+/// Stores a process' space in the small array.
 #[inline(always)]
 pub(super) fn remember(tgid: u32, space: u32) {
     if let Some(recent) = RECENT_TARGETS.get_ptr_mut(tgid & (RECENT_TARGET_SLOTS - 1)) {
@@ -96,8 +97,8 @@ pub(super) fn remember(tgid: u32, space: u32) {
     }
 }
 
-/// First mapping, number of mappings and generation of an image, such that the generation is never
-/// newer than the mappings: what is found in these is remembered by it.
+/// First mapping, number of mappings and generation of an image. The generation is never newer than
+/// the mappings, as the rule cache keeps the rules found in these mappings under that generation.
 ///
 /// # Safety
 ///

@@ -1,8 +1,9 @@
-//! What a process has mapped at an address, asked of the kernel: for processes whose mappings have
-//! not been read yet, and those that have mapped something since.
+//! Asks the kernel what a process has mapped at an address: for processes whose mappings the loader
+//! has not read yet, and for those that have mapped something since.
 //!
-//! The helper gives up where somebody changes the mappings at that moment (it only tries the lock:
-//! bpf_find_vma, kernel/bpf/task_iter.c, 6.1 and 6.18). Then the address is in no known mapping.
+//! The helper gives up where another thread is changing the mappings at that moment (it only tries
+//! the lock: bpf_find_vma, kernel/bpf/task_iter.c, 6.1 and 6.18). Then the address counts as in no
+//! known mapping.
 
 use core::ffi::c_void;
 
@@ -16,12 +17,12 @@ use crate::maps::{OBJECTS, WALKS, config};
 const EXECUTABLE: u64 = 4;
 
 /// `FMODE_NOACCOUNT` (include/linux/fs.h, 6.7 and 6.12): a file that the kernel has opened for
-/// itself, as the one below its own that overlayfs maps. The bit that says just that,
-/// `FMODE_BACKING`, is another one in some kernels.
+/// itself, such as the lower file that overlayfs maps. `FMODE_BACKING`, the bit with exactly that
+/// meaning, is not the same bit in all kernels.
 const NOT_ACCOUNTED: u64 = 1 << 29;
 
-/// Has the walk's mapping be what the kernel has at `address`, if that is code; 0 if there is none
-/// or the kernel does not tell. Global as [`super::walk::leaktrace_step`].
+/// Sets the walk's mapping to the kernel's mapping at `address`, if that is code; returns 0 if
+/// there is none or the kernel does not answer. Global as [`super::walk::leaktrace_step`].
 ///
 /// # Safety
 ///
@@ -62,7 +63,7 @@ pub unsafe extern "C" fn leaktrace_find_area(slot: u32, address: u64) -> u32 {
     1
 }
 
-/// The callback of `bpf_find_vma`, with the lock held.
+/// The callback of `bpf_find_vma`, which holds the lock.
 extern "C" fn read_area(_task: *mut c_void, vma: *mut c_void, slot: *mut u32) -> i64 {
     // SAFETY: the pointer that was given to the helper.
     let Some(walk) = WALKS.get_ptr_mut(unsafe { *slot }) else { return 0 };
@@ -97,8 +98,8 @@ extern "C" fn read_area(_task: *mut c_void, vma: *mut c_void, slot: *mut u32) ->
     0
 }
 
-/// Among the segments of code it is the last that begins at or before the mapping's offset in the
-/// file: see `CompiledObject::address_of`.
+/// Chooses the text segment that the mapping belongs to: of those that hold its offset in the file,
+/// the last one, see `CompiledObject::address_of`.
 #[inline(always)]
 fn apply(object: &TextObject, area: &Area, mapping: &mut TextMapping) {
     let offset = area.file_offset.wrapping_mul(4096);

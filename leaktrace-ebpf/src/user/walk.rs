@@ -1,10 +1,11 @@
-//! User stack walks by unwind tables, by frame pointers where an address has no table.
+//! User stack walks: by unwind tables, and by frame pointers where a table does not cover an
+//! address.
 //!
-//! One global function takes one frame, so that the verifier checks it once and not once a
-//! frame; the state lies in a claimed slot of a map, as uprobe programs run with migration but
-//! not preemption disabled and can be preempted by themselves (bpf_prog_run_array_uprobe,
-//! include/linux/bpf.h, 6.18). Stack words come from a copy of the stack made a page at a time:
-//! a helper call costs the same for 8 bytes as for some hundred.
+//! One global function takes one frame, so that the verifier checks it once and not once a frame.
+//! The state lies in a claimed slot of a map: uprobe programs run with migration disabled but
+//! preemption enabled, and can be preempted by themselves (bpf_prog_run_array_uprobe,
+//! include/linux/bpf.h, 6.18). The walk reads stack words from a copy of the stack, made a page at
+//! a time: a helper call costs the same for 8 bytes as for some hundred.
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated::bpf_probe_read_user};
 use leaktrace_common::{
@@ -29,21 +30,21 @@ use crate::{
     stack,
 };
 
-/// What is too little of a stack: some frames. The environment and the auxiliary vector, above the
-/// first frames of the main thread, are longer.
+/// A copy of fewer bytes than this holds only some frames. The environment and the auxiliary
+/// vector, above the first frames of the main thread, are longer.
 const LITTLE_BYTES: u32 = 1024;
 
-/// Spreads what two rules differ in over all bits, as rules differ in some low ones, and so do the
-/// addresses of neighbouring calls.
+/// Spreads the differences between rules over all bits: rules differ in some low bits, and so do
+/// the addresses of neighbouring calls.
 #[inline(always)]
 fn seal(rule: u64) -> u64 {
     rule.wrapping_mul(StackId::SEED)
 }
 
-/// [`leaktrace_step`] found no reason to stop.
+/// The answer of [`leaktrace_step`] when the walk goes on.
 const GO_ON: u32 = 0xff;
 
-/// Where a walk begins: a function's entry, before its own push of the frame pointer.
+/// Where a walk begins: a function's entry, before the function pushes the frame pointer.
 pub(crate) struct Start {
     pub(crate) tgid: u32,
     pub(crate) space: u32,
@@ -53,14 +54,14 @@ pub(crate) struct Start {
     pub(crate) frame_pointer: u64,
 }
 
-/// Walks the stack of the current thread; gives the stack's id.
+/// Walks the stack of the current thread; returns the stack's ID.
 #[inline(always)]
 pub(crate) fn take_user(start: &Start) -> u64 {
     let &Start { tgid, space, caller, stack_pointer, frame_pointer } = start;
     leaktrace_walk(tgid, space, caller, stack_pointer, frame_pointer)
 }
 
-/// A whole walk, see [`Start`] for the arguments; gives the stack's id or [`StackId::LOST`].
+/// Does a whole walk, see [`Start`] for the arguments; returns the stack's ID or [`StackId::LOST`].
 /// Global as [`leaktrace_step`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -127,10 +128,10 @@ fn claim() -> Option<(u32, *mut Walk)> {
     WALKS.get_ptr_mut(slot).map(|walk| (slot, walk))
 }
 
-/// No slot of this CPU is free.
+/// The answer of [`leaktrace_claim`] when no slot of this CPU is free.
 const NO_SLOT: u32 = u32::MAX;
 
-/// The index of a slot that is now the caller's, or [`NO_SLOT`]. Global as [`leaktrace_step`].
+/// Claims a slot; returns its index or [`NO_SLOT`]. Global as [`leaktrace_step`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_claim() -> u32 {
@@ -154,7 +155,7 @@ fn release(walk: *mut Walk) {
     unsafe { atomic::add(&raw mut (*walk).claims, u64::MAX) };
 }
 
-/// Takes one frame of the walk in `slot`; gives [`GO_ON`] or a [`StackEnd`].
+/// Takes one frame of the walk in `slot`; returns [`GO_ON`] or a [`StackEnd`].
 ///
 /// # Safety
 ///
@@ -176,8 +177,8 @@ pub unsafe extern "C" fn leaktrace_step(slot: u32) -> u32 {
     }
 }
 
-/// The rule for [`Walk::address`]. Only this asks the kernel, and not what finds rules: calls take
-/// from one small stack, and that of 6.1 is at its end there.
+/// The rule for [`Walk::address`]. Only this function asks the kernel, and not the functions that
+/// find rules: nested calls share one small stack, and on 6.1 no more of it is left there.
 ///
 /// # Safety
 ///
@@ -276,7 +277,7 @@ unsafe fn step_by_row(walk: *mut Walk, row: UnwindRow) -> u32 {
     }
 }
 
-/// From the trampoline behind a signal handler to the interrupted code: rsp points to the
+/// Steps from the trampoline behind a signal handler to the interrupted code. rsp points to the
 /// `ucontext` (struct rt_sigframe, arch/x86/include/asm/sigframe.h; gregs at byte 40).
 #[inline(always)]
 unsafe fn step_over_signal(walk: *mut Walk) -> u32 {
@@ -304,16 +305,16 @@ unsafe fn step_over_signal(walk: *mut Walk) -> u32 {
     }
 }
 
-/// Whether a frame pointer can be that of a frame above the one that ends at `stack_pointer`: it is
-/// aligned, and that one not absurdly large.
+/// Whether `frame_pointer` can belong to a frame above the one that ends at `stack_pointer`: the
+/// pointer is aligned, and the frame between them is not absurdly large.
 #[inline(always)]
 fn may_be_above(stack_pointer: u64, frame_pointer: u64) -> bool {
     frame_pointer & 7 == 0 && frame_pointer.wrapping_sub(stack_pointer) <= 1 << 20
 }
 
-/// `end` is that of a stack whose frame pointer leads to no caller: that it does takes evidence, as
-/// code without frame pointers has any number there. Global as [`leaktrace_step`], to keep that one
-/// small.
+/// Steps to the caller by frame pointer. `end` is the answer where the frame pointer leads to no
+/// caller: a step takes evidence, as code without frame pointers has any number in that register.
+/// Global as [`leaktrace_step`], to keep that function small.
 ///
 /// # Safety
 ///
@@ -365,9 +366,10 @@ pub unsafe extern "C" fn leaktrace_step_by_fp(slot: u32, end: u32) -> u32 {
     }
 }
 
-/// Whether the walk's last address, which is in no mapping, is none because nobody has called the
-/// frame before it: the outermost one of a stack that somebody has made. Above that lies what he
-/// liked, as makecontext's `uc_link`. Takes the address out then. Global as [`leaktrace_step`].
+/// Whether the walk's last address lies in no mapping because nobody has called the frame before
+/// it: that frame is the outermost one of a stack that a program has made by hand. Above it lies
+/// whatever the program put there, as makecontext's `uc_link`. If so, takes the address out of the
+/// stack. Global as [`leaktrace_step`].
 ///
 /// # Safety
 ///
@@ -395,7 +397,7 @@ pub unsafe extern "C" fn leaktrace_is_made_by_hand(slot: u32) -> u32 {
     }
 }
 
-/// Adds a frame, marked as [`Walk::address`] is.
+/// Adds a frame, which carries the marks of [`Walk::address`].
 #[inline(always)]
 unsafe fn push(walk: *mut Walk, address: u64) -> u32 {
     // SAFETY: the caller's promise; the index is checked.
@@ -411,7 +413,7 @@ unsafe fn push(walk: *mut Walk, address: u64) -> u32 {
     }
 }
 
-/// Reads one word of the stack, through the copy.
+/// Reads one word of the stack, from the copy.
 #[inline(always)]
 unsafe fn read_word(walk: *mut Walk, address: u64) -> Option<u64> {
     // SAFETY: the caller's promise; the index is checked against the window.
@@ -428,13 +430,14 @@ unsafe fn read_word(walk: *mut Walk, address: u64) -> Option<u64> {
     }
 }
 
-/// Copies the stack from `address` on, up to the page's end; beyond it, if little is left up to
-/// there and the next page is there as well. Gives the number of words copied. Global as
+/// Copies the stack from `address` up to the page's end; or beyond it, if little is left of the
+/// page and the next page is readable as well. Returns the number of words copied. Global as
 /// [`leaktrace_step`].
 ///
-/// A copy that faults takes half a microsecond more, and a stack ends within two pages of its
-/// first frames, at random (`arch_align_stack`, arch/x86/kernel/process.c, 6.1 and 6.18): in one
-/// run of a program every walk would fault, and in the next one none.
+/// A copy that faults takes half a microsecond more, and a stack ends within two pages of its first
+/// frames, at a random place (`arch_align_stack`, arch/x86/kernel/process.c, 6.1 and 6.18). A copy
+/// that always crossed the page would fault in every walk of one run of a program, and in none of
+/// the next.
 ///
 /// # Safety
 ///
