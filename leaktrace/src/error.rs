@@ -2,29 +2,29 @@
 
 use std::{error::Error as StdError, io, process::ExitCode};
 
-/// A failure that ends the program with one line: the cause, then the mend.
+/// A failure that ends the program with one line: the cause, then how to mend it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Bad usage or bad input: exit code 2.
+    /// The usage or the input is bad: exit code 2.
     #[error("{0}")]
     Usage(String),
-    /// The host does not allow it: exit code 3.
+    /// The host does not allow something: exit code 3.
     #[error("{0}")]
     Host(String),
     /// The kernel does not load a program: exit code 3.
     #[error("{line}")]
     Refused {
-        /// What the kernel lacks.
+        /// Says what the kernel lacks.
         line: String,
-        /// The verifier's own words, of several lines; empty if it was not asked.
+        /// The verifier's log, of several lines; empty if there is none.
         verifier: String,
     },
     /// A defect of leaktrace or an unexpected answer of the kernel: exit code 3.
     #[error("{context}")]
     Kernel {
-        /// What was tried, with its operand.
+        /// What leaktrace tried, with its operand.
         context: String,
-        /// What the kernel, or the library that asked it, said.
+        /// The error of the kernel, or of the library that called it.
         source: Box<dyn StdError + Send + Sync>,
     },
     /// The report could not be written: exit code 2; a closed pipe is no error.
@@ -33,7 +33,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A kernel error with what was tried.
+    /// A kernel error with what leaktrace tried.
     pub fn kernel(
         context: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
@@ -41,7 +41,7 @@ impl Error {
         Self::Kernel { context: context.into(), source: source.into() }
     }
 
-    /// What the verifier said of a program that it refuses.
+    /// The verifier's log on a refused program.
     pub fn verifier(&self) -> Option<&str> {
         match self {
             Self::Refused { verifier, .. } if !verifier.is_empty() => Some(verifier),
@@ -60,8 +60,8 @@ impl Error {
 
 /// An error and its causes in one line, the outermost first.
 ///
-/// Of a cause only the first line is taken, as the verifier's log follows it in some, and nothing
-/// where an outer text has its words already.
+/// Only the first line of a cause is taken, as the verifier's log follows that line in some causes.
+/// A cause is left out where an outer text has its words already.
 pub fn one_line(error: &(dyn StdError + 'static)) -> String {
     let mut line = error.to_string();
     let mut next = error.source();
@@ -81,7 +81,7 @@ pub fn one_line(error: &(dyn StdError + 'static)) -> String {
 mod tests {
     use super::*;
 
-    /// Says what its cause says, as some errors of libraries do.
+    /// An error whose text is its cause's, as libraries have some.
     #[derive(Debug, thiserror::Error)]
     #[error("bpf() returned {source}. Log:\n0: exit")]
     struct Refusal {
@@ -102,7 +102,7 @@ mod tests {
         );
     }
 
-    /// It is escaped later, not cut.
+    /// The name is escaped later, not cut.
     #[test]
     fn a_name_of_two_lines_stays_whole() {
         let name = Error::Usage("no file `a\nb`: name another".into());

@@ -1,6 +1,7 @@
 //! leaktrace: which call site is leaking memory, in the kernel or in any process.
 //!
-//! The modules in the order in which data flows through them; none calls back to an earlier one.
+//! The modules stand in the order in which data flows through them; none calls back to an earlier
+//! one.
 //!
 //! | module | does | root, handles |
 //! |---|---|---|

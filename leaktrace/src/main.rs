@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the reader of standard output went away, which is no failure.
+/// Whether the error is a closed standard output, whose reader went away; that is no failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let output = match error.downcast_ref() {
         Some(Error::Output(output)) => Some(output),
@@ -50,7 +50,7 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     output.is_some_and(|output| output.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// What `main` itself fails at is to write to standard output.
+/// The exit code of an error. An error of `main` itself is one of writing to standard output.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<Error>() {
         Some(error) => error.exit_code(),

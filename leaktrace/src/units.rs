@@ -1,10 +1,10 @@
-//! Sizes, times and counts: parsed and printed in one place.
+//! Sizes, times and counts: all code parses and prints them here.
 
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
-/// The longest time that is taken; beyond it, clocks overflow.
+/// The longest time that is accepted; clocks overflow beyond it.
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// Parses a size: `4096`, `64KiB`, `10MB`.
@@ -14,7 +14,7 @@ const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 ///
 /// # Errors
 ///
-/// One line with the cause and the mend.
+/// Says in one line what is wrong and how to mend it.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let refused = || format!("`{text}` is not a size: write 4096, 64KiB or 10MB");
     let is_whole = text.ends_with(|last: char| last.is_ascii_digit() || matches!(last, 'B' | 'b'));
@@ -29,11 +29,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok(size)
 }
 
-/// Parses a share, `2%` or `0.5%`, to millionths.
+/// Parses a share, as `2%` or `0.5%`, to millionths.
 ///
 /// # Errors
 ///
-/// One line with the cause and the mend.
+/// Says in one line what is wrong and how to mend it.
 pub fn parse_percent(text: &str) -> Result<u32, String> {
     let share = text.strip_suffix('%').and_then(|number| number.trim_end().parse::<f64>().ok());
     match share {
@@ -45,7 +45,7 @@ pub fn parse_percent(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Millionths as a share for people: `2 %`, `0.5 %`.
+/// Millionths as a percentage for people: `2 %`, `0.5 %`.
 pub fn format_ppm(ppm: u64) -> String {
     let percent = ppm as f64 / 10_000.0;
     let text = if percent < 10.0 { format!("{percent:.2}") } else { format!("{percent:.1}") };
@@ -57,7 +57,7 @@ pub fn format_ppm(ppm: u64) -> String {
 ///
 /// # Errors
 ///
-/// One line with the cause and the mend.
+/// Says in one line what is wrong and how to mend it.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let refused = || format!("`{text}` is not a time: write 500ms, 5s, 5m or 1h");
     // humantime takes a bare 0.

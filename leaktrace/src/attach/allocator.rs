@@ -25,31 +25,31 @@ use crate::{host::elf::ElfBytes, session::spec::ProbeAt};
 /// The allocator functions of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocator {
-    /// What it is, as `jemalloc`; empty if unknown.
+    /// The allocator's name, as `jemalloc`; empty if unknown.
     pub name: String,
-    /// Functions that give memory, and whose returns are watched by the kernel.
+    /// Functions that give memory, on whose returns the kernel puts return probes.
     pub allocating: Vec<Probe>,
-    /// Functions that give memory, and throw where they cannot.
+    /// Functions that give memory and throw an exception where they cannot.
     pub throwing: Vec<Probe>,
-    /// Return instructions of those.
+    /// The return instructions of the throwing functions.
     pub exits: Vec<Probe>,
     /// Functions that only take memory back.
     pub freeing: Vec<Probe>,
-    /// Offsets in the file that hold its code: those of its functions, or all of them where the
-    /// object is nothing but an allocator.
+    /// Offsets in the file that hold the allocator's code: that of its functions, or all code where
+    /// the object is nothing but an allocator.
     pub code: Vec<Range<u64>>,
-    /// Functions that throw, and whose return instructions cannot be told.
+    /// Functions that throw and whose return instructions could not be found.
     pub unseen: Vec<AllocFunction>,
 }
 
 /// A probe on an allocator function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Its offset in the file.
+    /// The probe's offset in the file.
     pub offset: u64,
-    /// What the programs know it by, see [`AllocFunction::cookie`].
+    /// The probe's attach cookie, see [`AllocFunction::cookie`].
     pub cookie: u32,
-    /// Whether the kernel single-steps the instruction there, which costs a second trap.
+    /// Whether the kernel single-steps the instruction at that offset, which costs a second trap.
     pub single_steps: bool,
 }
 
@@ -61,14 +61,15 @@ impl Allocator {
     }
 }
 
-/// The object's allocator, if it defines at least `malloc` and `free` (a static program that never
-/// frees: `malloc`), or some of a prefixed build. With `is_named` (`-O`), any prefix will do, and operators without a malloc.
+/// Finds the object's allocator. The object has one if it defines at least `malloc` and `free` (a
+/// static program that never frees: `malloc`), or some functions of a prefixed build. With
+/// `is_named` (`-O`) any prefix will do, and operators without a malloc.
 ///
 /// Symbols come from `.dynsym`, and from `.symtab` where there is one (static executables).
 ///
 /// # Errors
 ///
-/// Why the file cannot be read as an ELF object.
+/// Says why the file cannot be read as an ELF object.
 pub fn find(
     file: &File,
     probe_at: ProbeAt,
@@ -169,7 +170,7 @@ pub(super) struct ElfCode<'elf, 'file> {
     starts: OnceCell<HashSet<u64>>,
 }
 
-/// Most bytes of a function that are looked at.
+/// Most bytes of one function that are read.
 const MOST_BYTES: u64 = 4096;
 
 impl<'elf, 'file> ElfCode<'elf, 'file> {
@@ -180,7 +181,7 @@ impl<'elf, 'file> ElfCode<'elf, 'file> {
         Self { elf, bytes, imports: OnceCell::new(), starts: OnceCell::new() }
     }
 
-    /// A function's code.
+    /// The code of the function at this address.
     pub(super) fn whole(&self, address: u64, size: u64) -> &'elf [u8] {
         // Without a size, the first bytes do.
         let length = if size == 0 { 64 } else { size.min(MOST_BYTES) };
@@ -188,7 +189,7 @@ impl<'elf, 'file> ElfCode<'elf, 'file> {
         offset.and_then(|offset| self.bytes.read_bytes_at(offset, length).ok()).unwrap_or_default()
     }
 
-    /// Where a function's jump leads.
+    /// The address that a function's jump leads to.
     fn target(&self, jump: Forward) -> Option<u64> {
         match jump {
             Forward::Through(word) => self.jumped_through(word),
@@ -196,7 +197,7 @@ impl<'elf, 'file> ElfCode<'elf, 'file> {
         }
     }
 
-    /// Offset in the file of a virtual address.
+    /// The offset in the file of a virtual address.
     pub(super) fn file_offset(&self, address: u64) -> Option<u64> {
         self.elf.segments().find_map(|segment| {
             let (offset, length) = segment.file_range();
@@ -205,8 +206,9 @@ impl<'elf, 'file> ElfCode<'elf, 'file> {
         })
     }
 
-    /// The object's own functions that its words are filled with, unless another object that
-    /// defines them as well comes before it.
+    /// Words that the dynamic loader fills with the addresses of the object's own functions: the
+    /// function of each word. Where another object that comes first defines the same function, the
+    /// loader takes that one instead.
     fn read_imports(&self) -> HashMap<u64, u64> {
         let tables = (self.elf.dynamic_relocations(), self.elf.dynamic_symbol_table());
         let (Some(relocations), Some(symbols)) = tables else { return HashMap::new() };
@@ -220,7 +222,7 @@ impl<'elf, 'file> ElfCode<'elf, 'file> {
             .collect()
     }
 
-    /// The starts of functions in `.eh_frame_hdr`, in the one form that linkers write.
+    /// The start addresses of functions in `.eh_frame_hdr`, in the one form that linkers write.
     fn read_starts(&self) -> Option<HashSet<u64>> {
         let section = self.elf.section_by_name(".eh_frame_hdr")?;
         let data = section.data().ok()?;
@@ -259,7 +261,7 @@ mod tests {
 
     use super::*;
 
-    /// A library of malloc and free.
+    /// An ELF library with malloc and free.
     const ALLOCATOR: &[u8] = include_bytes!("../unwind/corpus/allocator.elf");
 
     fn find_in(image: &[u8]) -> Option<Allocator> {
@@ -277,7 +279,7 @@ mod tests {
     }
 
     proptest! {
-        /// Numbers that mean something somewhere, anywhere in its headers and tables.
+        /// Puts telling numbers anywhere into the library's headers and tables.
         #[test]
         fn a_damaged_allocator_is_found_or_refused(
             damages in prop::collection::vec((any::<Index>(), 1_usize..9, any::<u64>()), 1..6),
@@ -327,7 +329,7 @@ mod tests {
         assert_eq!(find(&file, ProbeAt::Cheapest, false).unwrap(), None);
     }
 
-    /// Each two bytes of a small library in turn say something absurd.
+    /// Makes each two bytes of a small library in turn say something absurd.
     #[test]
     fn an_object_that_lies_has_none() {
         let image = include_bytes!("../unwind/corpus/tiny.elf");

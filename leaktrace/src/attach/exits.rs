@@ -1,8 +1,8 @@
-//! Where a function returns, for those whose return must not be watched by the kernel.
+//! Finds the return instructions of functions on whose returns the kernel must put no return probe.
 //!
 //! A return probe replaces the return address. An exception that is thrown through such a call
-//! finds no way past it, and the C++ runtime ends the process. So `operator new` is probed at its
-//! return instructions instead; they are found by following its code.
+//! finds no way past the probe, and the C++ runtime ends the process. So leaktrace probes the
+//! return instructions of `operator new` instead, and finds them by following its code.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,25 +10,25 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 use super::placement::{self, Forward};
 
-/// Most instructions that are followed.
+/// Most instructions that the search follows.
 const MOST_INSTRUCTIONS: usize = 20_000;
 /// Most return instructions of a function.
 const MOST_EXITS: usize = 64;
-/// Bytes that are decoded at once.
+/// Bytes that the search decodes at once.
 pub const CHUNK_BYTES: u64 = 256;
 
-/// What is known of an object's code.
+/// Access to an object's code.
 pub trait Code {
-    /// Bytes from an address on, at most [`CHUNK_BYTES`]; nothing where there is no code.
+    /// The bytes from an address on, at most [`CHUNK_BYTES`]; `None` where there is no code.
     fn bytes(&self, address: u64) -> Option<&[u8]>;
-    /// The function of this object that a word which is jumped through holds the address of.
+    /// The object's function whose address this word holds; a jump goes through the word.
     fn jumped_through(&self, word: u64) -> Option<u64>;
-    /// Whether a function, or a part of one that lies apart, begins there.
+    /// Whether a function, or a separate part of one, begins at this address.
     fn is_start(&self, address: u64) -> bool;
 }
 
-/// The addresses of the return instructions by which a call of the function ends, its tail calls
-/// followed; nothing if they cannot all be known.
+/// The addresses of the return instructions by which a call of the function can end, those of its
+/// tail calls included; `None` if they cannot all be known.
 pub fn exits(code: &impl Code, function: u64) -> Option<BTreeSet<u64>> {
     let mut exits = BTreeSet::new();
     let mut visited: HashSet<u64> = HashSet::new();
@@ -75,7 +75,7 @@ pub fn exits(code: &impl Code, function: u64) -> Option<BTreeSet<u64>> {
     (!exits.is_empty()).then_some(exits)
 }
 
-/// Where a jump leads, through a stub of the procedure linkage table if it leads to one.
+/// The address that a jump leads to, through a stub of the procedure linkage table if there is one.
 pub fn target(code: &impl Code, address: u64) -> Option<u64> {
     let bytes = code.bytes(address)?;
     match placement::forward(bytes.get(..16).unwrap_or(bytes), address) {
@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// Code that lies at address 0, with a function's start at an address.
+    /// Code that lies at address 0, with a function that begins at the given address.
     struct Bytes<'code>(&'code [u8], u64);
 
     impl Code for Bytes<'_> {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a file has in the place of code, it is given up or read to its end.
+        /// Whatever bytes a file has as code, the search gives up or reads them to their end.
         #[test]
         fn any_bytes_come_to_an_end(code in prop::collection::vec(any::<u8>(), 0..600)) {
             let length = code.len() as u64;

@@ -1,4 +1,4 @@
-//! Kernel probes: raw tracepoints of the allocators, and functions that have none.
+//! Kernel probes: on the raw tracepoints of the allocators, and on functions without a tracepoint.
 
 use leaktrace_common::{Config, TextRange};
 
@@ -17,13 +17,13 @@ use crate::{
 /// What the probes cannot see.
 #[derive(Debug, Default)]
 pub struct Attached {
-    /// For the report's `unseen`.
+    /// Sentences for the report's `unseen`.
     pub unseen: Vec<String>,
-    /// Of that, what changes the meaning of figures.
+    /// The missing probes that change the meaning of figures.
     pub blind: Blind,
 }
 
-/// The constants by which the programs know the kernel's layout.
+/// The constants that tell the programs the kernel's layout.
 pub fn constants(layout: &KernelLayout, config: Config) -> Config {
     let [irq_start, irq_end, softirq_start, softirq_end] = layout.interrupts;
     Config {
@@ -55,8 +55,8 @@ pub fn constants(layout: &KernelLayout, config: Config) -> Config {
     }
 }
 
-/// Loads what the allocators asked for need on tracepoints, and attaches nothing: a kernel that is
-/// too old for one of these programs must not go on without it, as if its tracepoint were missing.
+/// Loads the tracepoint programs of these allocators and attaches nothing. A kernel that is too old
+/// for one of the programs must not trace without it, as if its tracepoint were missing.
 ///
 /// # Errors
 ///
@@ -92,12 +92,12 @@ pub fn load(loaded: &mut Loaded, kinds: &[KernelKind], layout: &KernelLayout) ->
     Ok(())
 }
 
-/// Attaches to the allocators asked for; the probes stay while `loaded` lives.
+/// Attaches to these allocators; the probes stay while `loaded` lives.
 ///
 /// # Errors
 ///
-/// [`Error::Host`] when the kernel's tracepoints have a shape that we do not know,
-/// [`Error::Refused`] or [`Error::Kernel`] when it refuses a program.
+/// [`Error::Host`] when the kernel's tracepoints have a shape that leaktrace does not know,
+/// [`Error::Refused`] or [`Error::Kernel`] when the kernel refuses a program.
 pub fn attach(
     loaded: &mut Loaded,
     kinds: &[KernelKind],
@@ -122,11 +122,11 @@ pub fn attach(
     Ok(attached)
 }
 
-/// Names of processes that end from here on.
+/// Records the names of the processes that end from now on.
 ///
 /// # Errors
 ///
-/// Why such processes have none, in one line: it takes nothing away from the figures.
+/// Says in one line why such processes have no names: no figure is wrong without them.
 pub fn attach_names(loaded: &mut Loaded, layout: &KernelLayout) -> Result<(), String> {
     if layout.names.is_none() {
         return Err("this kernel's struct task_struct is not laid out as leaktrace knows it".into());
@@ -134,12 +134,12 @@ pub fn attach_names(loaded: &mut Loaded, layout: &KernelLayout) -> Result<(), St
     loaded.attach_tracepoint(KernelProgram::Ended).map_err(|error| error::one_line(&error))
 }
 
-/// Modules that come and go from here on; to be called before anything is allocated, so that no
-/// later code can be taken for theirs.
+/// Follows modules that come and go from now on. The caller must do this before it records any
+/// allocation, so that no later code is taken for a module's.
 ///
 /// # Errors
 ///
-/// Why they cannot be seen, in one line.
+/// Says in one line why modules cannot be followed.
 pub fn attach_modules(
     loaded: &mut Loaded,
     config: &Config,
@@ -161,7 +161,7 @@ pub fn attach_modules(
     }
 }
 
-/// kmalloc and slab caches; what cannot be seen goes to `unseen`.
+/// Attaches to kmalloc and slab caches; adds what the probes do not see to `unseen`.
 fn attach_slab(
     loaded: &mut Loaded,
     config: &Config,
@@ -244,8 +244,9 @@ fn attach_slab(
     Ok(blind)
 }
 
-/// The heads of packets that each CPU keeps; gives why what is put back cannot be seen. That comes
-/// second: without the first, one that is taken again would be in no figure.
+/// Attaches to the packet buffer heads that each CPU caches; returns why heads that are put back
+/// are not seen. The probe for those comes second: without the first probe, a head that is taken
+/// again would be in no figure.
 fn attach_skb_cache(
     loaded: &mut Loaded,
     layout: &KernelLayout,
@@ -263,7 +264,7 @@ fn attach_skb_cache(
     Ok(loaded.attach_typed(TypedProgram::SkbPut, "napi_skb_cache_put", btf).err())
 }
 
-/// Percpu memory; what cannot be seen goes to `unseen`.
+/// Attaches to percpu memory; adds what the probes do not see to `unseen`.
 fn attach_percpu(
     loaded: &mut Loaded,
     config: &Config,
@@ -286,8 +287,8 @@ fn attach_percpu(
     }
 }
 
-/// vmalloc: by probes on its functions, else by tracepoints; what cannot be seen goes to
-/// `unseen`.
+/// Attaches to vmalloc, by probes on its functions or else by tracepoints; adds what the probes do
+/// not see to `unseen`.
 fn attach_vmalloc(
     loaded: &mut Loaded,
     config: &Config,
@@ -316,7 +317,7 @@ fn attach_vmalloc(
     }
 }
 
-/// Pages; what cannot be seen goes to `unseen`.
+/// Attaches to pages; adds what the probes do not see to `unseen`.
 fn attach_pages(
     loaded: &mut Loaded,
     config: &Config,

@@ -12,12 +12,12 @@ use crate::{
     session::spec::pairs::PairFunction,
 };
 
-/// Where the functions lie, with what the programs know each by.
+/// Finds the addresses of the functions, each with its attach cookie.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] for a name that no function has, or several have, [`Error::Host`] where the
-/// kernel hides where its functions lie.
+/// [`Error::Usage`] for a name that no function or several functions have, [`Error::Host`] where
+/// the kernel hides the addresses of its functions.
 pub fn find(functions: &[PairFunction]) -> Result<Vec<(u64, PairCookie)>, Error> {
     let names: Vec<&str> = functions.iter().map(|function| function.name.as_str()).collect();
     let found = kallsyms::functions(&names);
@@ -73,11 +73,13 @@ pub fn find(functions: &[PairFunction]) -> Result<Vec<(u64, PairCookie)>, Error>
     Ok(all)
 }
 
-/// Attaches to the functions, which the programs know already; the probes stay while `loaded` lives.
+/// Attaches to functions whose addresses the programs know already; the probes stay while `loaded`
+/// lives.
 ///
 /// # Errors
 ///
-/// [`Error::Refused`] or [`Error::Host`] with the function that the kernel permits no probe on.
+/// [`Error::Refused`] or [`Error::Host`], which names the function that the kernel permits no probe
+/// on.
 pub fn attach(loaded: &mut Loaded, functions: &[PairFunction]) -> Result<(), Error> {
     use PairProgram::{Acquire, Acquired, Release};
     // Releases first, and returns before entries.

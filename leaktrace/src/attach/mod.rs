@@ -1,6 +1,6 @@
-//! Probes: where they go, how they are put on, and what could not be hooked.
+//! Probes: where leaktrace puts them, how it attaches them, and what it could not hook.
 //!
-//! Knows nothing of the maps' contents.
+//! This module knows nothing of the maps' contents.
 
 pub mod allocator;
 pub mod exits;

@@ -1,4 +1,5 @@
-//! Pairs of functions by name: where they are in an object, and the links of their probes.
+//! Pairs of functions by name: finds the functions in an object, and holds the links of their
+//! probes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -20,36 +21,36 @@ use crate::{
     session::spec::{ProbeAt, gfp::distance, pairs::PairFunction},
 };
 
-/// `STT_GNU_IFUNC`: a function that chooses another one, and takes no arguments.
+/// `STT_GNU_IFUNC`: a function that chooses another function and takes no arguments.
 const CHOOSES: u8 = 10;
-/// Names that are near to one that is not there.
+/// Most similar names that an error suggests for a missing one.
 const NEAR: usize = 3;
 
 /// The functions of pairs in one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairFunctions {
-    /// Those that acquire, and whose returns are watched by the kernel.
+    /// Acquiring functions on whose returns the kernel puts return probes.
     pub acquiring: Vec<PairProbe>,
-    /// Those that acquire, and through which an exception may pass.
+    /// Acquiring functions through which an exception may pass.
     pub staying: Vec<PairProbe>,
-    /// Return instructions of those.
+    /// The return instructions of those functions.
     pub exits: Vec<PairProbe>,
-    /// Those that release.
+    /// Releasing functions.
     pub releasing: Vec<PairProbe>,
-    /// Names of those that are there.
+    /// Names of the functions that the object defines.
     pub found: Vec<String>,
-    /// What has no probe, and why.
+    /// Functions without a probe, and why.
     pub unseen: Vec<String>,
 }
 
 /// A probe of a pair's function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairProbe {
-    /// Its offset in the file.
+    /// The probe's offset in the file.
     pub offset: u64,
-    /// What the programs know it by, see [`leaktrace_common::PairCookie`].
+    /// The probe's attach cookie, see [`leaktrace_common::PairCookie`].
     pub cookie: u32,
-    /// Whether the kernel single-steps the instruction there.
+    /// Whether the kernel single-steps the instruction at that offset.
     pub single_steps: bool,
 }
 
@@ -64,7 +65,7 @@ impl PairFunctions {
 ///
 /// # Errors
 ///
-/// Why the file cannot be read as an ELF object.
+/// Says why the file cannot be read as an ELF object.
 pub fn find(
     file: &File,
     functions: &[PairFunction],
@@ -116,7 +117,7 @@ pub fn find(
     Ok(found)
 }
 
-/// Name and address of a function that a symbol defines.
+/// Name and address of the function that a symbol defines.
 fn definition<'data>(symbol: &impl object::ObjectSymbol<'data>) -> Option<(&'data str, u64)> {
     if symbol.kind() != SymbolKind::Text || symbol.is_undefined() {
         return None;
@@ -131,7 +132,7 @@ fn definition<'data>(symbol: &impl object::ObjectSymbol<'data>) -> Option<(&'dat
     Some((name.split('@').next().unwrap_or(name), symbol.address()))
 }
 
-/// Names of functions of an object, for one that is not there: the nearest come first.
+/// Functions of these objects with names similar to a missing one; the most similar come first.
 pub fn near(files: &[&File], wanted: &str) -> Vec<String> {
     let mut names: HashSet<String> = HashSet::new();
     for file in files {
@@ -149,7 +150,7 @@ pub fn near(files: &[&File], wanted: &str) -> Vec<String> {
     nearest(names.into_iter(), wanted)
 }
 
-/// The nearest of some names.
+/// The names most similar to `wanted`.
 pub fn nearest(names: impl Iterator<Item = String>, wanted: &str) -> Vec<String> {
     let mut near: Vec<(usize, String)> =
         names.map(|name| (distance(&name, wanted), name)).collect();
@@ -209,13 +210,13 @@ impl PairFunctions {
     }
 }
 
-/// Whether a function may be left by an exception, which finds no way past a return probe: those of
-/// C++ and of Rust, by their symbols.
+/// Whether an exception may leave a function and find no way past a return probe: functions of C++
+/// and of Rust, by their symbols.
 fn may_throw(symbol: &str) -> bool {
     symbol.starts_with("_Z") || symbol.starts_with("_R")
 }
 
-/// The programs that are attached to functions of pairs one by one.
+/// The program that is attached to each releasing function by a link of its own.
 const RELEASE: &str = "lt_pair_free";
 const ENTRY: &str = "lt_pair_entry";
 const RETURN: &str = "lt_pair_return";
@@ -225,13 +226,13 @@ const SESSION: &str = "lt_pair_session";
 /// The probes of pairs; detaches when dropped.
 pub struct PairProbes {
     programs: Programs,
-    /// By process; those of all processes under 0.
+    /// The links of each process; those for all processes under 0.
     links: BTreeMap<u32, Vec<Link>>,
 }
 
 enum Programs {
     Multi {
-        /// Entry and return in one where the kernel has session links.
+        /// Entry and return in one program, where the kernel has session links.
         session: Option<MultiProgram>,
         entry: MultiProgram,
         returned: MultiProgram,
@@ -246,7 +247,7 @@ impl PairProbes {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when the kernel does not load one.
+    /// [`Error::Refused`] when the kernel does not load a program.
     pub fn load(loaded: &mut Loaded, way: Way) -> Result<Self, Error> {
         let programs = match way {
             Way::PerfEvent => {
@@ -271,8 +272,8 @@ impl PairProbes {
         Ok(Self { programs, links: BTreeMap::new() })
     }
 
-    /// Attaches to functions in the object that can be read at `path`, for one process, or for all
-    /// that map the object, now and later, if `pid` is 0.
+    /// Attaches to functions in the object that can be read at `path`: for one process or, if `pid`
+    /// is 0, for all processes that map the object, now and later.
     ///
     /// # Errors
     ///
@@ -333,7 +334,7 @@ impl PairProbes {
         Ok(())
     }
 
-    /// Lets go of the links of a process that has ended; perf_event links stay until the end.
+    /// Drops the links of a process that has ended; perf_event links stay until the session ends.
     pub fn detach(&mut self, pid: u32) {
         self.links.remove(&pid);
     }
@@ -358,7 +359,7 @@ mod tests {
     use super::*;
     use crate::session::spec::pairs::{functions, parse};
 
-    /// The C library that this test runs on.
+    /// The C library of the running test.
     fn libc() -> File {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let path = maps

@@ -1,4 +1,4 @@
-//! Where in a function a uprobe costs one trap.
+//! Finds the instruction of a function where a uprobe costs only one trap.
 //!
 //! The kernel emulates some instructions under a uprobe (push, nop, relative jmp, jcc, call)
 //! and single-steps all others, which costs a second trap (arch/x86/kernel/uprobes.c, 6.1 and
@@ -18,27 +18,28 @@ const WINDOW: usize = 96;
 const ARGUMENTS: [Register; 6] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
-/// A place for a probe.
+/// The instruction that a probe goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Offset from the function's start.
     pub offset: u64,
-    /// Where its arguments are there.
+    /// How the function's arguments lie in registers there.
     pub shape: Shape,
-    /// Whether the instruction there is single-stepped.
+    /// Whether the kernel single-steps the instruction there.
     pub single_steps: bool,
 }
 
-/// The function's first instruction.
+/// The place on the function's first instruction.
 pub fn entry(code: &[u8], shape: Shape) -> Place {
     Place { offset: 0, shape, single_steps: single_steps_first(code) }
 }
 
-/// The first instruction that is emulated, that every call runs exactly once, and where the
-/// arguments are known; the function's first where there is none.
+/// The first instruction that the kernel emulates, that every call runs exactly once, and where the
+/// registers of the arguments are known; the function's first instruction where there is no such
+/// one.
 ///
-/// `code` is the whole function. Where the return is watched the stack pointer must not have
-/// moved, as a return probe takes the word at `rsp` for the return address.
+/// `code` is the whole function. Where the function's return is probed, the stack pointer must not
+/// have moved before the place, as a return probe takes the word at `rsp` for the return address.
 pub fn cheapest(code: &[u8], shape: Shape) -> Place {
     // A free is told by rdi alone, and has no return that is watched.
     let frees = shape.takes == Takes::Free;
@@ -55,8 +56,9 @@ pub fn cheapest(code: &[u8], shape: Shape) -> Place {
         .unwrap_or_else(|| entry(code, shape))
 }
 
-/// The same of any function: where these of its arguments, from 0 on, are in their registers and the
-/// stack pointer has not moved. Gives the offset and whether the instruction there is single-stepped.
+/// As [`cheapest`], for any function: the given arguments, counted from 0, must be in their
+/// registers, and the stack pointer must not have moved. Returns the offset, and whether the kernel
+/// single-steps the instruction there.
 pub fn cheapest_of(code: &[u8], arguments: &[u8]) -> (u64, bool) {
     let are_there = |holds: &Holds| {
         let mut arguments = arguments.iter();
@@ -68,23 +70,23 @@ pub fn cheapest_of(code: &[u8], arguments: &[u8]) -> (u64, bool) {
     }
 }
 
-/// Whether a function's first instruction is single-stepped.
+/// Whether the kernel single-steps a function's first instruction.
 pub fn single_steps_first(code: &[u8]) -> bool {
     let first = Decoder::with_ip(64, code, 0, DecoderOptions::NONE).iter().next();
     !first.is_some_and(|instruction| is_emulated(&instruction))
 }
 
-/// Where a function jumps to without having done anything that a caller could tell: its first
-/// emulated instruction is a jump to another function, or through a word of memory.
+/// Where a function jumps to before it has done anything that a caller could notice: its first
+/// emulated instruction jumps to another function, or through a word of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forward {
-    /// To this address.
+    /// The function at this address.
     To(u64),
-    /// To what the word at this address says.
+    /// The function whose address the word at this address holds.
     Through(u64),
 }
 
-/// The jump of a function that lies at `address` and forwards every call to another one.
+/// The jump of a function at `address` that forwards every call to another function.
 pub fn forward(code: &[u8], address: u64) -> Option<Forward> {
     let window = code.get(..WINDOW.min(code.len()))?;
     let mut info = InstructionInfoFactory::new();
@@ -107,8 +109,8 @@ pub fn forward(code: &[u8], address: u64) -> Option<Forward> {
     None
 }
 
-/// The offset of the first emulated instruction, and what is found there; nothing before it may move
-/// the stack pointer, unless it `may_move`.
+/// The offset of the first emulated instruction, and what `find` finds in the registers there. No
+/// instruction before it may move the stack pointer, unless `may_move` says so.
 fn straight_line<T>(
     code: &[u8],
     may_move: bool,
@@ -147,7 +149,7 @@ fn straight_line<T>(
     None
 }
 
-/// Which argument of the call each register holds.
+/// The argument of the call that each register holds.
 struct Holds(Vec<(Register, u8)>);
 
 impl Holds {
@@ -155,17 +157,17 @@ impl Holds {
         Self(ARGUMENTS.into_iter().zip(0..).collect())
     }
 
-    /// The argument in a whole register.
+    /// The argument that a whole register holds.
     fn of(&self, register: Register) -> Option<u8> {
         self.0.iter().find(|(holder, _)| *holder == register).map(|(_, argument)| *argument)
     }
 
-    /// The argument in the register of argument `number`.
+    /// The argument in the register that argument `number` was passed in.
     fn argument(&self, number: u8) -> Option<u8> {
         self.of(*ARGUMENTS.get(usize::from(number))?)
     }
 
-    /// A register, or a part of it, is written.
+    /// Notes that an instruction writes a register or a part of it.
     fn set(&mut self, register: Register, argument: Option<u8>) {
         let whole = register.full_register();
         self.0.retain(|(holder, _)| *holder != whole);
@@ -209,7 +211,7 @@ mod tests {
     const ALIGNED: Shape = Shape { takes: Takes::Size, first: 1 };
     const RESIZE: Shape = Shape { takes: Takes::Resize, first: 0 };
 
-    /// Offset of the place, and the register of the first argument; nothing if single-stepped.
+    /// The offset of the place, and the register of the first argument; `None` if single-stepped.
     fn place(code: &[u8], shape: Shape) -> Option<(u64, u8)> {
         let place = cheapest(code, shape);
         (!place.single_steps).then_some((place.offset, place.shape.first))
@@ -311,7 +313,7 @@ mod tests {
         assert_eq!(place(&[0x89, 0xfe, 0x31, 0xff, 0x53], SIZE), None);
     }
 
-    /// Where the return address is not at `rsp` any more, a return probe would take another word.
+    /// Once the return address is not at `rsp`, a return probe would take another word for it.
     #[test]
     fn a_moved_stack_pointer_ends_the_search_where_a_return_is_watched() {
         // sub $8,%rsp; test %rdi,%rdi; je

@@ -1,21 +1,22 @@
-//! What a trap costs on this machine: measured on functions of our own, with the real programs.
+//! Measures what a trap costs on this machine, on functions of leaktrace's own with the real
+//! programs.
 
 use std::{hint::black_box, time::Instant};
 
 use crate::{error::Error, host::proc};
 
-/// Nanoseconds that a hit of a probe costs, beside what its program does.
+/// Nanoseconds that a hit of a probe costs, without the run time of its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prices {
-    /// On an instruction that the kernel emulates.
+    /// A hit on an instruction that the kernel emulates.
     pub emulated_ns: u64,
-    /// On one that it single-steps.
+    /// A hit on an instruction that the kernel single-steps.
     pub stepped_ns: u64,
-    /// At the return of a function.
+    /// A hit at the return of a function.
     pub return_ns: u64,
 }
 
-/// Where the probes go: a file and two offsets in it.
+/// Where the probes of the measurement go: a file and two offsets in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ground {
     pub(super) path: &'static str,
@@ -50,7 +51,7 @@ unsafe extern "C" {
 }
 
 impl Ground {
-    /// In the running program.
+    /// Finds the functions in the running program.
     ///
     /// # Errors
     ///
@@ -79,7 +80,7 @@ pub(super) fn stepped_ns() -> u64 {
     call_ns(leaktrace_price_stepped)
 }
 
-/// The least of some batches: what comes between makes a call dearer, never cheaper.
+/// The least time of some batches: anything in between makes a call dearer, never cheaper.
 fn call_ns(function: unsafe extern "C" fn()) -> u64 {
     const BATCHES: u32 = 8;
     const CALLS: u32 = 100;

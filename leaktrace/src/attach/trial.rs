@@ -1,5 +1,5 @@
-//! Whether the kernel loads the programs of each mode: they are loaded, against maps of the least
-//! size, and never attached. And whether return probes are safe.
+//! Tries whether the kernel loads the programs of each mode, against maps of the smallest size and
+//! without attaching them. Also tries whether return probes are safe.
 
 use leaktrace_common::Config;
 
@@ -19,7 +19,7 @@ use crate::{
     session::spec::KernelKind,
 };
 
-/// Loads the programs of both modes, and tries a return probe on a child of our own.
+/// Loads the programs of both modes, and tries a return probe on a child of leaktrace.
 pub fn run(facts: &HostFacts) -> Trials {
     let answer = |result: Result<(), Error>| match result {
         Ok(()) => Answer::Yes,

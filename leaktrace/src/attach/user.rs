@@ -27,7 +27,7 @@ pub enum Way {
     Session,
     /// One link for all entries, one for all returns (from 6.6).
     Multi,
-    /// A perf_event link for each probe: slow to detach, some 130 ms each.
+    /// A perf_event link for each probe, which takes some 130 ms to detach.
     PerfEvent,
 }
 
@@ -46,14 +46,14 @@ impl Way {
 /// The probes of all traced processes; detaches when dropped.
 pub struct UserProbes {
     programs: Programs,
-    /// By process; those of all processes under 0.
+    /// The links of each process; those for all processes under 0.
     links: BTreeMap<u32, Vec<Link>>,
-    /// Measured where a budget is to be kept.
+    /// What a trap costs; measured where there is a budget.
     prices: Option<Prices>,
     kept: Kept,
 }
 
-/// Which probes are there, or would be.
+/// Which probes are attached, or would be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
     All,
@@ -61,7 +61,7 @@ enum Kept {
     None,
 }
 
-/// The programs that are attached to allocator functions one by one.
+/// The program that is attached to each freeing function by a link of its own.
 const FREE: &str = "lt_free";
 const ENTRY: &str = "lt_entry";
 const RETURN: &str = "lt_return";
@@ -79,7 +79,7 @@ enum Programs {
     PerfEvent,
 }
 
-/// Loads all that tracing processes needs, and attaches nothing.
+/// Loads every program that tracing processes needs, and attaches none.
 ///
 /// # Errors
 ///
@@ -99,7 +99,7 @@ pub fn load(loaded: &mut Loaded, way: Way) -> Result<(), Error> {
 }
 
 impl UserProbes {
-    /// Loads the programs, and attaches those that follow execs and ends of processes and, if
+    /// Loads the programs. Attaches those that follow the execs and ends of processes and, if
     /// wanted, forks and system calls that map memory.
     ///
     /// # Errors
@@ -139,12 +139,12 @@ impl UserProbes {
         Ok(Self { programs, links: BTreeMap::new(), prices, kept: Kept::All })
     }
 
-    /// What a trap costs, where a budget is to be kept.
+    /// What a trap costs, where there is a budget.
     pub fn prices(&self) -> Option<Prices> {
         self.prices
     }
 
-    /// Takes the probes of allocating functions away, for good; frees are still seen.
+    /// Removes the probes of allocating functions for good; those of frees stay.
     pub fn keep_frees(&mut self, loaded: &mut Loaded) {
         self.kept = Kept::Frees;
         for links in self.links.values_mut() {
@@ -158,7 +158,7 @@ impl UserProbes {
         }
     }
 
-    /// Takes all probes away, for good.
+    /// Removes all probes for good.
     pub fn keep_none(&mut self, loaded: &mut Loaded) {
         self.keep_frees(loaded);
         self.kept = Kept::None;
@@ -168,7 +168,7 @@ impl UserProbes {
         }
     }
 
-    /// Run time in nanoseconds of the programs, while it is taken.
+    /// Run time of the programs in nanoseconds, while the kernel measures it.
     pub fn run_time_ns(&self, loaded: &Loaded) -> u64 {
         match &self.programs {
             Programs::Session { session, free, throwing: Throwing { entry, exit } } => {
@@ -184,8 +184,8 @@ impl UserProbes {
         }
     }
 
-    /// Attaches to an allocator in the object that can be read at `path`, for one process, or for
-    /// all that map the object, now and later, if `pid` is 0.
+    /// Attaches to an allocator in the object that can be read at `path`: for one process or, if
+    /// `pid` is 0, for all processes that map the object, now and later.
     ///
     /// # Errors
     ///
@@ -259,7 +259,7 @@ impl UserProbes {
         Ok(())
     }
 
-    /// Lets go of the links of a process that has ended; perf_event links stay until the end.
+    /// Drops the links of a process that has ended; perf_event links stay until the session ends.
     pub fn detach(&mut self, pid: u32) {
         self.links.remove(&pid);
     }
@@ -283,7 +283,7 @@ impl UserProbes {
     }
 }
 
-/// What it means that the kernel refuses a link of multi or session programs to something.
+/// The error for a link of multi or session programs that the kernel refuses.
 pub(super) fn refused(what: &str, pid: u32, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::ESRCH) => Error::Usage(format!("process {pid} has ended")),
@@ -329,7 +329,7 @@ impl Programs {
         })
     }
 
-    /// Measures what a trap costs, by probes on functions of our own.
+    /// Measures what a trap costs, by probes on functions of leaktrace's own.
     fn prices(&self, loaded: &mut Loaded) -> Result<Prices, Error> {
         let Ground { path, pid, emulated, stepped } = Ground::here()?;
         let mut with_probe = |name, offset, measure: fn() -> u64| -> Result<u64, Error> {

@@ -1,11 +1,11 @@
-//! Puts calls of the kernel's own functions into the object: aya 0.14 has no way to ask for them.
+//! Puts calls of kernel functions (kfuncs) into the object: aya 0.14 cannot express them.
 
 use aya::{Btf, BtfError};
 use aya_obj::btf::BtfKind;
 use leaktrace_common::KernelCall;
 
-/// Functions, and what stands for them in the object. Those of preemption are there from 6.10 on,
-/// those of interrupts from 6.14 on (kernel/bpf/helpers.c).
+/// The functions, each with the helper number that stands for it in the object. The kernel has
+/// those of preemption from 6.10 on, those of interrupts from 6.14 on (kernel/bpf/helpers.c).
 const FUNCTIONS: [(i32, &str); 4] = [
     (KernelCall::PREEMPT_DISABLE, "bpf_preempt_disable"),
     (KernelCall::PREEMPT_ENABLE, "bpf_preempt_enable"),
@@ -13,12 +13,12 @@ const FUNCTIONS: [(i32, &str); 4] = [
     (KernelCall::IRQ_RESTORE, "bpf_local_irq_restore"),
 ];
 
-/// An instruction that calls, its flag for a function of the kernel, and their bytes (`struct
-/// bpf_insn` and `BPF_PSEUDO_KFUNC_CALL`, include/uapi/linux/bpf.h).
+/// The opcode of a call, and the flag that makes it call a kernel function, as the first two bytes
+/// of an instruction (`struct bpf_insn` and `BPF_PSEUDO_KFUNC_CALL`, include/uapi/linux/bpf.h).
 const CALL: u8 = 0x85;
 const KERNEL_FUNCTION: u8 = 2 << 4;
 
-/// The object with its calls put in; nothing where the kernel lacks one of the functions.
+/// The object with the calls put in; `None` where the kernel lacks one of the functions.
 pub(super) fn put_into(object: &[u8]) -> Option<Aligned> {
     let btf = Btf::from_sys_fs().ok()?;
     let mut calls = Vec::new();
@@ -39,7 +39,7 @@ fn id(btf: &Btf, name: &str) -> Result<u32, BtfError> {
     btf.id_by_type_name_kind(name, BtfKind::Func)
 }
 
-/// An instruction as it is, or with the function's ID where it is one of the calls.
+/// The instruction; if it is one of the calls, with the ID of the kernel function.
 fn replaced(instruction: u64, calls: &[(i32, u32)]) -> u64 {
     let of =
         |flag: u8, number: u32| u64::from(CALL) | u64::from(flag) << 8 | u64::from(number) << 32;
@@ -47,7 +47,7 @@ fn replaced(instruction: u64, calls: &[(i32, u32)]) -> u64 {
     found.map_or(instruction, |(_, id)| of(KERNEL_FUNCTION, *id))
 }
 
-/// Bytes at an address that a parser of ELF files can do with.
+/// Bytes at an address that is aligned enough for a parser of ELF files.
 pub(super) struct Aligned {
     words: Vec<u64>,
     bytes: usize,

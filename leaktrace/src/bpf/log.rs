@@ -1,4 +1,4 @@
-//! Lines that the BPF programs log under `-vv`, through aya-log: what the kernel refused, one by one.
+//! The lines that the BPF programs log under `-vv`, through aya-log: each error of the kernel.
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
@@ -10,13 +10,13 @@ use aya_log::EbpfLogger;
 use super::object::Loaded;
 use crate::error::Error;
 
-/// The programs' log: readable once there are lines.
+/// The programs' log: its descriptor is readable once there are lines.
 pub struct Log {
     reader: EbpfLogger<Lines>,
     lines: Receiver<String>,
 }
 
-/// Where aya-log puts what it reads.
+/// Receives the lines that aya-log reads.
 struct Lines(Sender<String>);
 
 impl ::log::Log for Lines {
@@ -33,7 +33,7 @@ impl ::log::Log for Lines {
 }
 
 impl Loaded {
-    /// The log; call it before [`Loaded::maps`].
+    /// Opens the log; the caller must do so before [`Loaded::maps`].
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ impl Loaded {
 }
 
 impl Log {
-    /// Takes out the lines that have come since it was last asked.
+    /// Takes the lines that have come since the last call.
     pub fn lines(&mut self) -> impl Iterator<Item = String> {
         self.reader.flush();
         self.lines.try_iter()

@@ -1,4 +1,4 @@
-//! An array map shared with the BPF programs by mmap: read and written without a system call.
+//! An array map that leaktrace shares with the BPF programs by mmap: no access needs a system call.
 
 use std::{
     num::NonZeroUsize,
@@ -12,12 +12,12 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use super::object::map_data;
 use crate::error::Error;
 
-/// An array map of `T`, whose size is a multiple of 8 (the stride of an array map).
+/// An array map of `T`; the size of `T` is a multiple of 8 (the stride of an array map).
 pub struct MappedArray<T> {
     start: NonNull<T>,
     bytes: NonZeroUsize,
     slots: usize,
-    /// Programs that are loaded later refer to the map by this descriptor.
+    /// Keeps the descriptor open, by which programs that are loaded later refer to the map.
     _map: Map,
 }
 
@@ -50,12 +50,12 @@ impl<T: Pod> MappedArray<T> {
         self.slots
     }
 
-    /// Whether there is no slot.
+    /// Whether the array has no slot.
     pub fn is_empty(&self) -> bool {
         self.slots == 0
     }
 
-    /// A copy of one slot: each word is read whole, but not all at one moment.
+    /// A copy of one slot: each word is read whole, but not all words at one moment.
     ///
     /// # Panics
     ///
@@ -67,7 +67,7 @@ impl<T: Pod> MappedArray<T> {
         unsafe { self.start.add(index).read_volatile() }
     }
 
-    /// Writes one slot; one that does not exist is left out.
+    /// Writes one slot; does nothing if there is no such slot.
     pub fn write(&mut self, index: usize, value: T) {
         self.with(index, |slot| {
             // SAFETY: `slot` lies in the mapping.
@@ -75,7 +75,7 @@ impl<T: Pod> MappedArray<T> {
         });
     }
 
-    /// Gives the address of one slot, if it exists, to write part of it.
+    /// Passes the address of one slot, if it exists, to `write`, which writes part of it.
     pub fn with(&self, index: usize, write: impl FnOnce(*mut T)) {
         if index < self.slots {
             // SAFETY: within the mapping.

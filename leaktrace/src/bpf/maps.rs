@@ -1,4 +1,4 @@
-//! Typed handles of the maps; see `leaktrace_common` for what each holds.
+//! Typed handles of the maps; `leaktrace_common` says what each map holds.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -19,13 +19,13 @@ use crate::error::Error;
 pub struct Maps {
     pub(super) blocks: MappedArray<Bucket>,
     pub(super) overflow: HashMap<MapData, u64, Outstanding>,
-    /// The same map, for batches.
+    /// The descriptor of the overflow map, to read it in batches.
     pub(super) overflow_fd: OwnedFd,
     pub(super) again: HashMap<MapData, AgainKey, Outstanding>,
     pub(super) again_levels: HashMap<MapData, u64, u32>,
     pair_functions: HashMap<MapData, u64, u32>,
     kernel_pair_calls: HashMap<MapData, u64, KernelPairCall>,
-    /// Spaces of process images are below this; 1 where the kernel is traced.
+    /// Every space of a process image is below this number; 1 where the kernel is traced.
     pub(super) spaces: u32,
     pub(super) stacks: HashMap<MapData, u64, StackRecord>,
     caches: HashMap<MapData, u64, CacheName>,
@@ -136,11 +136,11 @@ impl Loaded {
 }
 
 impl Maps {
-    /// Visits every outstanding block; those that come and go meanwhile are seen or not.
+    /// Visits every outstanding block. A block that comes or goes meanwhile may be visited or not.
     ///
     /// # Errors
     ///
-    /// What the kernel says to reading the map of blocks that found no room in the table.
+    /// The kernel's error on reading the map of blocks that found no room in the table.
     pub fn read_outstanding(
         &self,
         mut visit: impl FnMut(&AllocKey, &Outstanding),
@@ -172,11 +172,11 @@ impl Maps {
         BlockWord::key_in(word, self.spaces == 1)
     }
 
-    /// Says which functions of the kernel are those of pairs, by their addresses.
+    /// Tells the programs which kernel functions belong to pairs, by their addresses.
     ///
     /// # Errors
     ///
-    /// What the kernel says to the map updates.
+    /// The kernel's error on the map updates.
     pub fn set_pair_functions(&mut self, functions: &[(u64, PairCookie)]) -> Result<(), Error> {
         for (address, cookie) in functions {
             self.pair_functions
@@ -203,7 +203,7 @@ impl Maps {
         self.loss.get(&(reason as u32), 0).map_or(0, |values| values.iter().sum())
     }
 
-    /// Calls of vmalloc that began before `before_ns` and have not returned, as far as was seen.
+    /// Number of vmalloc calls that began before `before_ns` and whose return no probe has seen.
     pub fn unreturned_vmallocs(&self, before_ns: u64) -> u64 {
         let calls = self.vmalloc_in_flight.iter().filter_map(Result::ok);
         let is_lost = |call: &VmallocCall| {
@@ -212,7 +212,7 @@ impl Maps {
         calls.filter(|(_, call)| is_lost(call)).count() as u64
     }
 
-    /// As [`Maps::unreturned_vmallocs`], of the kernel's functions of pairs.
+    /// As [`Maps::unreturned_vmallocs`], for the kernel's functions of pairs.
     pub fn unreturned_pairs(&self, before_ns: u64) -> u64 {
         let calls = self.kernel_pair_calls.iter().filter_map(Result::ok);
         calls.filter(|(_, call)| call.block.timestamp_ns < before_ns).count() as u64
@@ -223,18 +223,18 @@ impl Maps {
         self.sampling.get(&0, 0).unwrap_or(0)
     }
 
-    /// Sets the sampling interval, for allocations from now on.
+    /// Sets the sampling interval for allocations from now on.
     ///
     /// # Errors
     ///
-    /// What the kernel says to the map update.
+    /// The kernel's error on the map update.
     pub fn set_sample_bytes(&mut self, bytes: u32) -> Result<(), Error> {
         self.sampling
             .set(0, u64::from(bytes), 0)
             .map_err(|error| Error::kernel("cannot set the sampling interval", error))
     }
 
-    /// Hits of probes in processes; counted if the constants say so.
+    /// Number of hits of probes in processes; the programs count them if the constants say so.
     pub fn calls(&self, call: Call) -> u64 {
         self.calls.get(&(call as u32), 0).map_or(0, |counts| counts.iter().sum())
     }
@@ -247,12 +247,12 @@ impl Maps {
             .collect()
     }
 
-    /// Slots of `SITES` that were ever given out.
+    /// Number of slots of `SITES` that were ever given out.
     pub(super) fn sites_used(&self) -> usize {
         (self.cursors.read(0) as usize).min(self.sites.len())
     }
 
-    /// Has a stack taken for every further allocation of a call site.
+    /// Marks a call site as suspect: each further allocation of it gets a stack.
     pub fn suspect(&self, index: u32) {
         self.sites.with(index as usize, |record| {
             // SAFETY: `record` lies in the mapping; this field is written by the loader alone.
@@ -265,7 +265,7 @@ impl Maps {
     ///
     /// # Errors
     ///
-    /// What the kernel says to the map updates.
+    /// The kernel's error on the map updates.
     pub fn set_filters(&mut self, tgids: &[u32], comms: &[String]) -> Result<(), Error> {
         let fail = |error| Error::kernel("cannot set the filters", error);
         for tgid in tgids {
@@ -282,12 +282,12 @@ impl Maps {
         Ok(())
     }
 
-    /// Restricts kernel allocations to slab caches: by name, and for those of kmalloc by
-    /// [`leaktrace_common::SiteKey::detail`]; as for [`Maps::set_filters`].
+    /// Restricts kernel allocations to slab caches: by name, and for kmalloc's caches by
+    /// [`leaktrace_common::SiteKey::detail`]. Lists are as for [`Maps::set_filters`].
     ///
     /// # Errors
     ///
-    /// What the kernel says to the map updates.
+    /// The kernel's error on the map updates.
     pub fn set_cache_filters(&mut self, names: &[String], kmalloc: &[u64]) -> Result<(), Error> {
         let fail = |error| Error::kernel("cannot set the filters", error);
         for name in names {
@@ -303,12 +303,13 @@ impl Maps {
         Ok(())
     }
 
-    /// Restricts kernel allocations to modules of these names, which may be loaded later, and
-    /// [`Maps::set_module_text`] for those that are there; as for [`Maps::set_filters`].
+    /// Restricts kernel allocations to modules of these names, which may be loaded later;
+    /// [`Maps::set_module_text`] covers those that are loaded now. Lists are as for
+    /// [`Maps::set_filters`].
     ///
     /// # Errors
     ///
-    /// What the kernel says to the map updates.
+    /// The kernel's error on the map updates.
     pub fn set_module_names(&mut self, names: &[String]) -> Result<(), Error> {
         for name in names {
             let mut key = [0u8; MODULE_NAME_BYTES];
@@ -322,19 +323,19 @@ impl Maps {
         Ok(())
     }
 
-    /// Says where the modules asked for have their text now.
+    /// Tells the programs where the wanted modules have their text now.
     ///
     /// # Errors
     ///
-    /// What the kernel says to the map update.
+    /// The kernel's error on the map update.
     pub fn set_module_text(&mut self, ranges: [TextRange; TEXT_RANGES]) -> Result<(), Error> {
         self.module_text
             .set(0, ranges, 0)
             .map_err(|error| Error::kernel("cannot set the filters", error))
     }
 
-    /// Processes that have ended, from number `from` on; gives the number to go on from. Those that
-    /// have been written over meanwhile are left out.
+    /// Visits the processes that have ended, from number `from` on; returns the number to go on
+    /// from. Processes whose slot another one has overwritten meanwhile are left out.
     pub fn read_ended(&self, from: u64, mut visit: impl FnMut(&EndedProcess)) -> u64 {
         let to = self.cursors.read(4);
         let oldest = to.saturating_sub(self.ended.len() as u64);
@@ -352,17 +353,17 @@ impl Maps {
         to
     }
 
-    /// The ring of rare events, once.
+    /// The ring of rare events; the first call takes it.
     pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
         self.events.take()
     }
 
-    /// The ring of mappings, once.
+    /// The ring of mappings; the first call takes it.
     pub fn take_map_events(&mut self) -> Option<RingBuf<MapData>> {
         self.map_events.take()
     }
 
-    /// The ring of modules that come and go, once.
+    /// The ring of modules that come and go; the first call takes it.
     pub fn take_module_events(&mut self) -> Option<RingBuf<MapData>> {
         self.module_events.take()
     }
@@ -376,13 +377,13 @@ pub struct UnwindMaps {
     pub pages: MappedArray<u64>,
     /// Executable mappings of all processes.
     pub mappings: MappedArray<TextMapping>,
-    /// Objects by file.
+    /// Unwind tables of objects, by file.
     pub objects: HashMap<MapData, FileKey, TextObject>,
     text_maps: MappedArray<TextMap>,
 }
 
 impl UnwindMaps {
-    /// Publishes a process image's mappings; of none if it is forgotten.
+    /// Publishes the mappings of a process image; the empty map forgets the image.
     pub fn set_text_map(&mut self, space: u32, map: TextMap) {
         let TextMap { first, count, generation, notified } = map;
         self.text_maps.with(space as usize, |slot| {

@@ -1,6 +1,6 @@
-//! The BPF object: loading, and typed access to its maps and programs.
+//! The BPF object: loads it, and gives typed access to its maps and programs.
 //!
-//! The only module that spells the names of maps and programs.
+//! No other module spells the names of maps and programs.
 
 mod kernel_calls;
 mod log;

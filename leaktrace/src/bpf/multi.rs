@@ -1,8 +1,8 @@
 //! uprobe_multi and uprobe session links: one link for all functions of an allocator.
 //!
-//! aya 0.14 cannot load programs for them, so this loads the object's programs a second time
-//! against the maps that aya made. Detaching 16 functions takes 0.03 s this way and 2 s with
-//! one perf_event link each.
+//! aya 0.14 cannot load programs for such links, so this module loads the object's programs a
+//! second time, against the maps that aya made. Detaching 16 functions takes 0.03 s this way, and 2
+//! s with one perf_event link for each.
 
 use std::{
     collections::HashSet,
@@ -44,14 +44,14 @@ pub struct Link {
 }
 
 impl Link {
-    /// The name of the program behind it.
+    /// The name of the link's program.
     pub fn program(&self) -> &'static str {
         self.program
     }
 }
 
 impl Loaded {
-    /// Prepares the object for multi links; call it before [`Loaded::maps`].
+    /// Prepares the object for multi links; the caller must do so before [`Loaded::maps`].
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl MultiLoader {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when the kernel does not load it.
+    /// [`Error::Refused`] when the kernel does not load the program.
     pub fn load(&self, name: &'static str, attach_type: u32) -> Result<MultiProgram, Error> {
         let program =
             self.object.programs.get(name).ok_or_else(|| {
@@ -120,12 +120,12 @@ impl MultiLoader {
 }
 
 impl MultiProgram {
-    /// Attaches to offsets of a file, for one process, or for all of them if `pid` is 0; a cookie
-    /// for each.
+    /// Attaches to offsets of a file, each with its cookie: for one process or, if `pid` is 0, for
+    /// all.
     ///
     /// # Errors
     ///
-    /// What the kernel says: `ESRCH` when the process is gone.
+    /// The kernel's error: `ESRCH` when the process is gone.
     pub fn attach(
         &self,
         path: &str,
@@ -148,12 +148,12 @@ impl MultiProgram {
             .map(|fd| Link { _fd: fd, program: self.name })
     }
 
-    /// Runs that the kernel refused, see [`Loaded::recursion_misses`].
+    /// Number of runs that the kernel refused, see [`Loaded::recursion_misses`].
     pub fn recursion_misses(&self) -> Option<u64> {
         fdinfo(self.fd.as_raw_fd(), "recursion_misses:")
     }
 
-    /// Its run time in nanoseconds, while [`Loaded::time_programs`] holds.
+    /// The program's run time in nanoseconds, while the result of [`Loaded::time_programs`] lives.
     pub fn run_time_ns(&self) -> u64 {
         fdinfo(self.fd.as_raw_fd(), "run_time_ns:").unwrap_or(0)
     }

@@ -1,4 +1,4 @@
-//! Loads the embedded BPF object with its constants and map sizes patched in.
+//! Loads the embedded BPF object after it has patched the constants and map sizes in.
 
 use std::{
     collections::BTreeMap,
@@ -23,9 +23,9 @@ use crate::{error::Error, host::preemption};
 /// The BPF object, as `cargo xtask build` made it; empty in a build without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/leaktrace.o"));
 
-/// What `AYA_LOG_LEVEL` holds where every level is logged; 0 is none (aya-log-ebpf 0.2).
+/// The value of `AYA_LOG_LEVEL` that logs every level; 0 logs none (aya-log-ebpf 0.2).
 const LOG_ALL: u8 = u8::MAX;
-/// Some thousand lines: refusals come in storms.
+/// Bytes of the log's ring, some thousand lines: refusals come in storms.
 const LOG_BYTES: u32 = 1 << 20;
 
 /// The loaded object: its programs, and its maps until [`Loaded::maps`] takes them.
@@ -40,7 +40,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] when this binary holds no BPF object, or the kernel refuses the maps.
+    /// [`Error::Host`] when this binary holds no BPF object or the kernel refuses the maps.
     pub fn load(config: &Config, sizes: Sizes) -> Result<Self, Error> {
         let object = object()?;
         let buckets = BlockWord::buckets_for(sizes.outstanding);
@@ -186,7 +186,7 @@ pub enum KernelProgram {
 }
 
 impl KernelProgram {
-    /// Its name in the object.
+    /// The program's name in the object.
     pub const fn name(self) -> &'static str {
         self.names().0
     }
@@ -250,8 +250,7 @@ pub enum FunctionProgram {
     VfreeAtomic,
 }
 
-/// A program at the return of a kernel function, or at the entry of one, where nothing but fexit and
-/// fentry will do.
+/// A program that works by fexit or fentry alone, at the return or the entry of a kernel function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TypedProgram {
     /// `kmem_cache_alloc_bulk`
@@ -276,7 +275,7 @@ impl TypedProgram {
 }
 
 impl FunctionProgram {
-    /// Names of the fentry and of the kprobe program in the object, and of the function.
+    /// Names in the object of the fentry and of the kprobe program, and the function's name.
     const fn names(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::RcuCall => ("lt_rcu_call", "lt_rcu_call_k", "kvfree_call_rcu"),
@@ -287,7 +286,7 @@ impl FunctionProgram {
     }
 }
 
-/// The innermost cause of an error: what the kernel said.
+/// The innermost cause of an error, which is the kernel's own.
 pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
@@ -297,13 +296,13 @@ pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 impl Loaded {
-    /// Loads a program, unless it is loaded, and attaches it to its tracepoint, until `self` is
+    /// Loads a program unless it is loaded, and attaches it to its tracepoint until `self` is
     /// dropped.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when the kernel does not load it, else [`Error::Kernel`] with the
-    /// tracepoint's name.
+    /// [`Error::Refused`] when the kernel does not load the program, else [`Error::Kernel`] with
+    /// the tracepoint's name.
     pub fn attach_tracepoint(&mut self, program: KernelProgram) -> Result<(), Error> {
         let (_, tracepoint) = program.names();
         self.load_tracepoint(program)?.attach(tracepoint).map_err(|error| {
@@ -316,7 +315,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when the kernel does not load it.
+    /// [`Error::Refused`] when the kernel does not load the program.
     pub fn load_tracepoint(&mut self, program: KernelProgram) -> Result<&mut RawTracePoint, Error> {
         let (name, _) = program.names();
         let fail = |error| refusal::of_aya(name, "cannot load a BPF program", error);
@@ -337,7 +336,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`Loaded::load_tracepoint`].
     pub fn load_again(&mut self, program: KernelProgram) -> Result<(), Error> {
         match self.has_preemptible_tracepoints {
             true => self.load_tracepoint(program).map(drop),
@@ -350,7 +349,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As for [`Loaded::attach_tracepoint`].
     pub fn attach_again(&mut self, program: KernelProgram) -> Result<(), Error> {
         match self.has_preemptible_tracepoints {
             true => self.attach_tracepoint(program),
@@ -358,12 +357,12 @@ impl Loaded {
         }
     }
 
-    /// Loads a program and attaches it to the entry of its kernel function, until `self` is
-    /// dropped: by fentry, else by kprobe.
+    /// Loads a program and attaches it to the entry of its kernel function until `self` is dropped:
+    /// by fentry, else by kprobe.
     ///
     /// # Errors
     ///
-    /// Why the kernel refuses both, in one line.
+    /// Says in one line why the kernel refuses both.
     pub fn attach_function(
         &mut self,
         program: FunctionProgram,
@@ -386,7 +385,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// Why the kernel refuses it, in one line.
+    /// Says in one line why the kernel refuses the program.
     pub fn attach_typed(
         &mut self,
         program: TypedProgram,
@@ -417,11 +416,11 @@ impl Loaded {
         Ok(())
     }
 
-    /// Loads the two programs of vmalloc's entry and return and attaches them by kprobe.
+    /// Loads the programs of vmalloc's entry and return, and attaches them by kprobe and kretprobe.
     ///
     /// # Errors
     ///
-    /// Why the kernel refuses, in one line.
+    /// Says in one line why the kernel refuses.
     pub fn attach_vmalloc(&mut self, function: &str) -> Result<(), String> {
         // The return first, so that no call is entered whose return is not watched.
         ["lt_vmalloc_return", "lt_vmalloc"].into_iter().try_for_each(|name| {
@@ -451,8 +450,8 @@ impl Loaded {
         Ok(())
     }
 
-    /// Attaches a program to an offset of a file with a perf_event link, until `self` is
-    /// dropped: the way of kernels without uprobe_multi. `pid` 0 stands for all processes.
+    /// Attaches a program to an offset of a file with a perf_event link until `self` is dropped:
+    /// the way for kernels without uprobe_multi. `pid` 0 stands for all processes.
     ///
     /// # Errors
     ///
@@ -482,11 +481,11 @@ impl Loaded {
         Ok(())
     }
 
-    /// Loads one of [`Loaded::attach_uprobe`]'s programs, unless it is loaded.
+    /// Loads one of the programs of [`Loaded::attach_uprobe`], unless it is loaded.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when the kernel does not load it.
+    /// [`Error::Refused`] when the kernel does not load the program.
     pub fn load_uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, Error> {
         let fail = |error| refusal::of_aya(name, "cannot load a BPF program", error);
         let program: &mut UProbe = self
@@ -501,7 +500,7 @@ impl Loaded {
         Ok(program)
     }
 
-    /// Has the kernel take the time of every program, until what it gives is dropped.
+    /// Has the kernel measure the run time of every program until the result is dropped.
     ///
     /// # Errors
     ///
@@ -511,13 +510,13 @@ impl Loaded {
             .map_err(|error| Error::kernel("cannot take the time of BPF programs", error))
     }
 
-    /// Run time in nanoseconds of one of [`Loaded::attach_uprobe`]'s programs, while it is taken.
+    /// Run time in nanoseconds of one of the programs of [`Loaded::attach_uprobe`], while measured.
     pub fn uprobe_run_time_ns(&self, name: &str) -> u64 {
         let program = self.ebpf.program(name).and_then(|program| program.fd().ok());
         program.and_then(|fd| fdinfo(fd.as_fd().as_raw_fd(), "run_time_ns:")).unwrap_or(0)
     }
 
-    /// Detaches one of [`Loaded::attach_uprobe`]'s programs from everything, for good.
+    /// Detaches one of the programs of [`Loaded::attach_uprobe`] from everything, for good.
     pub fn detach_uprobe(&mut self, name: &str) {
         if let Some(Ok(program)) = self.ebpf.program_mut(name).map(<&mut UProbe>::try_from) {
             // One that was never loaded is attached to nothing.
@@ -525,10 +524,10 @@ impl Loaded {
         }
     }
 
-    /// Runs that the kernel refused because the program was running on that CPU already, by
-    /// program; those with none are left out.
+    /// Number of runs of each program that the kernel refused because the program was running on
+    /// that CPU already; programs with no refused run are left out.
     ///
-    /// From `recursion_misses` in /proc/self/fdinfo (kernel/bpf/syscall.c, from 5.12).
+    /// The numbers are `recursion_misses` in /proc/self/fdinfo (kernel/bpf/syscall.c, from 5.12).
     pub fn recursion_misses(&self) -> BTreeMap<String, u64> {
         self.ebpf
             .programs()

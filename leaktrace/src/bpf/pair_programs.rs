@@ -1,18 +1,18 @@
-//! The programs of the kernel's functions that were named in pairs (`--pair`).
+//! The programs for the kernel functions that `--pair` names.
 
 use aya::programs::KProbe;
 
 use super::{Loaded, object::root_cause, refusal};
 use crate::error::Error;
 
-/// A program of the kernel's functions of pairs.
+/// A program for the kernel's functions of pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PairProgram {
-    /// Entry of a function that acquires.
+    /// Runs at the entry of an acquiring function.
     Acquire,
-    /// Its return.
+    /// Runs at the return of an acquiring function.
     Acquired,
-    /// Entry of a function that releases.
+    /// Runs at the entry of a releasing function.
     Release,
 }
 
@@ -27,13 +27,13 @@ impl PairProgram {
 }
 
 impl Loaded {
-    /// Loads a program of pairs, unless it is loaded, and attaches it to a function by kprobe, until
+    /// Loads a program of pairs unless it is loaded, and attaches it to a function by kprobe until
     /// `self` is dropped.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] when the kernel does not load it, [`Error::Host`] when it permits no probe
-    /// there.
+    /// [`Error::Refused`] when the kernel does not load the program, [`Error::Host`] when the
+    /// kernel permits no probe on the function.
     pub fn attach_pair(&mut self, program: PairProgram, function: &str) -> Result<(), Error> {
         let name = program.name();
         let fail = |error| refusal::of_aya(name, "cannot load a BPF program", error);

@@ -1,4 +1,4 @@
-//! Which runs of programs were refused and seen by no other: see leaktrace-ebpf's `pair`.
+//! Counts the runs that the kernel refused to both programs of a pair: see leaktrace-ebpf's `pair`.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,9 @@ use leaktrace_common::Pair;
 
 use super::{Loaded, object::KernelProgram};
 
-/// Of runs that the kernel refused, those that may have been refused to both programs of a pair: at
-/// most those of the first that the second has not recorded, and at most as many as to the second.
+/// Refused runs, without those that the second program of a pair has made up for. For a pair the
+/// result is an upper bound: the first program's refused runs less the events that the second
+/// program recorded, and at most the second program's refused runs.
 fn unhealed(
     mut misses: BTreeMap<String, u64>,
     healed: impl Fn(Pair) -> u64,
@@ -26,7 +27,8 @@ fn unhealed(
 }
 
 impl Loaded {
-    /// [`Loaded::recursion_misses`] without those that the second program of a pair has seen.
+    /// [`Loaded::recursion_misses`] without the runs that the second program of a pair has made up
+    /// for.
     pub fn misses(&self) -> BTreeMap<String, u64> {
         // What cannot be read has healed nothing.
         let healed = self.ebpf.map("HEALED").and_then(|map| Array::<_, u64>::try_from(map).ok());

@@ -1,4 +1,4 @@
-//! What the kernel lacks that does not load a program, from what it says of the program.
+//! Tells from the verifier's words what the kernel lacks when it does not load a program.
 
 use std::io;
 
@@ -6,11 +6,11 @@ use aya::programs::ProgramError;
 
 use crate::error::Error;
 
-/// The oldest kernel that has all that the programs use.
+/// Names the oldest kernel that has everything the programs use.
 const OLDEST: &str = "leaktrace needs Linux 5.15 or newer";
 
-/// Features that the programs use, with the words of a verifier that does not know them and the
-/// first kernel that does.
+/// Features that the programs use: the words of a verifier that does not know the feature, the
+/// feature's name, and the first kernel that has it.
 const FEATURES: [(&str, &str, &str); 4] = [
     // BPF_ATOMIC with BPF_FETCH, and BPF_CMPXCHG (5.12); check_xadd, kernel/bpf/verifier.c, 5.10.
     ("BPF_STX uses reserved fields", "atomic operations with results", "5.12"),
@@ -21,12 +21,12 @@ const FEATURES: [(&str, &str, &str); 4] = [
     ("#173", "the addresses of probes", "5.15"),
 ];
 
-/// The error for a program that is not loaded.
+/// The error for a program that the kernel does not load.
 pub(super) fn refused(program: &str, refusal: &io::Error, verifier: &str) -> Error {
     Error::Refused { line: line(program, refusal, verifier), verifier: verifier.trim().to_owned() }
 }
 
-/// As [`refused`], of what aya says; other failures are those of `context`.
+/// As [`refused`], for an error of aya; another failure becomes a kernel error with `context`.
 pub(super) fn of_aya(program: &str, context: &str, error: ProgramError) -> Error {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
@@ -78,7 +78,7 @@ mod tests {
         check(libc::EINVAL, cookie, &["cookies of probes in BPF programs (from Linux 5.15)"]);
     }
 
-    /// aya's own text ends in "failed".
+    /// The text of aya alone ends in "failed".
     #[test]
     fn the_errno_behind_an_error_of_aya_is_told() {
         let io_error = io::Error::from_raw_os_error(libc::EPERM);

@@ -1,8 +1,8 @@
-//! How much room the maps have.
+//! The sizes of the maps.
 
 use leaktrace_common::{BlockWord, ENDED_SLOTS, WALKS_PER_CPU};
 
-/// Room in the maps, fixed when the object is loaded.
+/// The sizes of the maps, in entries unless a field says bytes; fixed when the object is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Outstanding blocks.
@@ -11,15 +11,15 @@ pub struct Sizes {
     pub sites: u32,
     /// Distinct stacks.
     pub stacks: u32,
-    /// Threads inside an allocator at once; 1 where no process is traced.
+    /// Threads that may be inside an allocator at once; 1 where no process is traced.
     pub threads: u32,
     /// Slots for user stack walks; 1 where no process is traced.
     pub walks: u32,
     /// Objects with unwind rows; 1 where no process is traced.
     pub objects: u32,
-    /// Process images that can be forgotten; 1 where no process is traced.
+    /// Process images that leaktrace can forget; 1 where no process is traced.
     pub spaces: u32,
-    /// Processes that have ended and are remembered; 1 where processes are traced.
+    /// Ended processes that the map remembers; 1 where processes are traced.
     pub ended: u32,
     /// Bytes in the ring of rare events; one page where no process is traced.
     pub event_ring_bytes: u32,
@@ -27,11 +27,12 @@ pub struct Sizes {
     pub unwind_rows: u32,
     /// Bytes in the ring of mappings; one page where none are traced.
     pub map_ring_bytes: u32,
-    /// Acquisitions of keys that are held already; 1 where no pairs are traced.
+    /// Acquisitions of keys that are held already; 1 where no pair is traced.
     pub again: u32,
-    /// Threads inside functions of pairs at once; 1 where none of a process are traced.
+    /// Threads that may be inside functions of pairs at once; 1 where no pair of a process is
+    /// traced.
     pub pair_threads: u32,
-    /// Calls of the kernel's functions of pairs at once; 1 where none are traced.
+    /// Unfinished calls of the kernel's functions of pairs; 1 where no such pair is traced.
     pub kernel_pair_calls: u32,
     /// Bytes in the ring of modules; one page where the kernel is not traced.
     pub module_ring_bytes: u32,
@@ -68,7 +69,7 @@ impl Sizes {
         }
     }
 
-    /// The same with room for pairs of functions.
+    /// The same sizes, with room for pairs of functions.
     #[must_use]
     pub fn with_pairs(self) -> Self {
         let cpus = possible_cpus();
@@ -85,7 +86,7 @@ impl Sizes {
         }
     }
 
-    /// The least that there can be, for programs that are loaded and never run.
+    /// The smallest sizes, for programs that are loaded and never run.
     pub fn least() -> Self {
         Self {
             outstanding: 1,

@@ -1,4 +1,4 @@
-//! Process images in the maps: how they are numbered, and forgotten once their memory is gone.
+//! Process images in the maps: gives them spaces, and forgets images whose memory is gone.
 
 use std::{
     collections::HashSet,
@@ -15,29 +15,29 @@ use leaktrace_common::{
 use super::{Maps, sys};
 use crate::error::Error;
 
-/// Which cursor has the last space that was given to a process image for the first time.
+/// Index of the cursor that holds the last space given to a process image for the first time.
 const SPACE_CURSOR: usize = 1;
 /// `BPF_NOEXIST`
 const NO_EXIST: u64 = 1;
 
-/// What [`Maps::add_target`] did.
+/// The result of [`Maps::add_target`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
-    /// The process is tracked now, in this space.
+    /// The process is traced from now on, in this space.
     Space(u32),
-    /// It was tracked already.
+    /// The process was traced already.
     Known,
-    /// There is no room for a further process.
+    /// There is no room for another process.
     Full,
 }
 
 impl Maps {
-    /// Starts tracking a process image; it `stays` whatever it executes, or while its command or
-    /// its control group is one that is asked for.
+    /// Starts tracing a process image. With `stays`, the process is traced whatever it executes;
+    /// else only while the filters want its command name or its control group.
     ///
     /// # Errors
     ///
-    /// What the kernel says to the map updates, but for a full map.
+    /// The kernel's error on the map updates; a full map is no error.
     pub fn add_target(&mut self, tgid: u32, stays: bool) -> Result<Added, Error> {
         let Some(space) = self.next_space() else { return Ok(Added::Full) };
         match self.targets.insert(tgid, Target { space, stays: u32::from(stays), mm: 0 }, NO_EXIST)
@@ -54,7 +54,7 @@ impl Maps {
         }
     }
 
-    /// Stops tracking a process image; its number may be another process' by now.
+    /// Stops tracing a process image; another process may have its process ID by now.
     pub fn remove_target(&mut self, tgid: u32, space: u32) {
         if self.targets.get(&tgid, 0).is_ok_and(|target| target.space == space) {
             // One that is not there needs no removal.
@@ -67,13 +67,14 @@ impl Maps {
         }
     }
 
-    /// As [`Maps::remove_target`], for an image of which nothing can have been told.
+    /// As [`Maps::remove_target`], for an image of which the programs cannot have reported
+    /// anything.
     pub fn undo_target(&mut self, tgid: u32, space: u32) {
         self.remove_target(tgid, space);
         self.give_back(space);
     }
 
-    /// A space that no process image has. The programs take some as well.
+    /// A space that no process image has. The programs take spaces as well.
     fn next_space(&mut self) -> Option<u32> {
         if let Ok(space) = self.free_spaces.pop(0) {
             return Some(space);
@@ -91,13 +92,13 @@ impl Maps {
         let _ = self.free_spaces.push(space, 0);
     }
 
-    /// Forgets process images whose memory is gone: their blocks and call sites, and the stacks
-    /// that neither another image's call site nor `still_used` has. Their spaces are given to
-    /// others then.
+    /// Forgets process images whose memory is gone: their blocks, their call sites, and their
+    /// stacks, except stacks in `still_used` and those of other images' call sites. Other images
+    /// get their spaces then.
     ///
     /// # Errors
     ///
-    /// What the kernel says to reading the map of blocks that found no room in the table.
+    /// The kernel's error on reading the map of blocks that found no room in the table.
     pub fn forget_spaces(
         &mut self,
         spaces: &HashSet<u32>,
@@ -166,7 +167,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Wipes a call site that no program can come to any more, and gives its slot back.
+    /// Wipes a call site that no program can reach any more, and gives its slot back.
     fn forget_site(&mut self, index: usize, key: &SiteKey) {
         // One that is not there needs no removal.
         let _ = self.site_index.remove(key);
@@ -179,7 +180,7 @@ impl Maps {
         let _ = self.free_sites.push(index as u32, 0);
     }
 
-    /// Forgets the stacks that nobody has.
+    /// Forgets those of the `stacks` that no call site has and that are not `still_used`.
     fn forget_stacks(&mut self, stacks: &HashSet<u64>, still_used: &HashSet<u64>) {
         let used = self.stacks_of_sites();
         let mut gone = Vec::new();
@@ -214,7 +215,7 @@ impl Maps {
     }
 }
 
-/// The number of what a system call said.
+/// The error number of a system call.
 fn os_error(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
@@ -222,7 +223,7 @@ fn os_error(error: &MapError) -> Option<i32> {
     }
 }
 
-/// What is said where there is no room for a further process.
+/// The sentence for a table of processes without room.
 pub fn too_many() -> String {
     format!("at most {} are", crate::units::format_count(u64::from(MAX_PROCESSES)))
 }

@@ -153,7 +153,8 @@ enum UserByArg {
 }
 
 impl UserArgs {
-    /// What is traced beside pairs of functions; `default`: what is where nothing was asked for.
+    /// What is traced beside pairs of functions; `default` says what to trace if the user asked for
+    /// nothing.
     fn kinds(&self, default: bool) -> UserKinds {
         if self.kinds.is_empty() {
             return UserKinds { malloc: default, mmap: false };
@@ -164,7 +165,7 @@ impl UserArgs {
         }
     }
 
-    /// The sampling interval; 0 for none.
+    /// The sampling interval in bytes; 0 if blocks are not sampled.
     fn sample_bytes(&self) -> Result<u32, Error> {
         let most = u64::from(sampling::MAX_INTERVAL_BYTES);
         match self.sample_bytes {
@@ -331,7 +332,7 @@ impl CommonArgs {
     }
 }
 
-/// Time between reports where nothing else was asked for.
+/// Time between reports unless the user asked for another.
 pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Refuses process ID 0.
@@ -342,7 +343,7 @@ pub(super) fn check_pids(pids: &[u32]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses what is no command's name.
+/// Refuses a text that no command name can be.
 pub(super) fn check_comms(comms: &[String]) -> Result<(), Error> {
     match comms.iter().find(|comm| comm.is_empty() || comm.len() > 15) {
         Some(comm) => Err(Error::Usage(format!(

@@ -9,12 +9,12 @@ use crate::{
 
 use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
 
-/// Flags that `--gfp` takes.
+/// Most flags that `--gfp` takes.
 const GFP_MOST: usize = leaktrace_common::GFP_TESTS;
-/// Modules that --module takes.
+/// Most modules that `--module` takes.
 const MODULES_MOST: usize = leaktrace_common::MODULES_MOST;
 
-/// The name as the kernel has it: `snd-usb-audio` is `snd_usb_audio` there.
+/// A module's name as the kernel writes it: `snd-usb-audio` becomes `snd_usb_audio`.
 fn kernel_name(module: &str) -> String {
     module.replace('-', "_")
 }
@@ -111,7 +111,8 @@ impl ByArg {
     }
 }
 
-/// The allocators asked for, or all but pages, which are dear; none with pairs of functions.
+/// The allocators that the user asked for; else all but pages, which are dear, or none with pairs
+/// of functions.
 fn kinds(asked: &[KindArg], pages: bool, has_pairs: bool) -> Vec<KernelKind> {
     let default: &[KindArg] =
         if has_pairs { &[] } else { &[KindArg::Slab, KindArg::Vmalloc, KindArg::Percpu] };

@@ -1,7 +1,7 @@
-//! Arguments -> what the user wants. The only module that knows clap.
+//! Turns arguments into what the user wants. No other module knows clap.
 //!
-//! Two steps: what was typed (clap's structs), then what it means (`session::spec`), with every
-//! value checked.
+//! There are two steps: what the user typed (clap's structs), and what it means (`session::spec`),
+//! with every value checked.
 
 mod groups;
 mod kernel;
@@ -19,14 +19,14 @@ use clap::{
 
 use crate::{error::Error, session::spec::Spec};
 
-/// What is to be done.
+/// What leaktrace is to do.
 #[derive(Debug)]
 pub enum Command {
-    /// Trace.
+    /// Trace something.
     Trace(Box<Spec>),
     /// Say what this host allows.
     Doctor {
-        /// As JSON instead of text.
+        /// Whether to answer in JSON instead of text.
         json: bool,
     },
 }
@@ -104,7 +104,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, Error> 
     Ok(Parsed::Command(command))
 }
 
-/// clap's refusal as one line: the cause, then the mend or where it is found.
+/// clap's refusal as one line: the cause, then how to mend it or where to read about that.
 fn one_line(refusal: &clap::Error, help: &str) -> String {
     let context = |kind| refusal.get(kind).map(ToString::to_string);
     let (argument, value) =
@@ -170,7 +170,7 @@ fn one_line(refusal: &clap::Error, help: &str) -> String {
     format!("{message}; see `{help} --help`")
 }
 
-/// clap's own message without its usage and hints, which `--help` has.
+/// clap's own message without its usage and hints, which `--help` shows.
 fn first_lines(refusal: &clap::Error) -> String {
     let text = refusal.render().to_string();
     let message: Vec<&str> = text
@@ -183,7 +183,7 @@ fn first_lines(refusal: &clap::Error) -> String {
     message.strip_prefix("error: ").unwrap_or(&message).to_owned()
 }
 
-/// The command whose help has the answer: the verb's, if one was typed.
+/// The command whose help has the answer: that of the verb, if the user typed one.
 fn help_of(args: &[OsString]) -> String {
     let verb = args.get(1).and_then(|verb| verb.to_str()).unwrap_or_default();
     match Cli::command().find_subcommand(verb) {

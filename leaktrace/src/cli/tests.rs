@@ -1,4 +1,4 @@
-//! What arguments mean, and what is said to bad ones.
+//! What arguments mean, and what leaktrace says to bad ones.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -171,7 +171,7 @@ fn help_and_version_are_texts() {
     }
 }
 
-/// Every refusal in full: cause, mend, and the help of the verb that was typed.
+/// Every refusal in full: the cause, how to mend it, and the help of the verb that was typed.
 #[test]
 fn refusals_read_well() {
     let refusals = [

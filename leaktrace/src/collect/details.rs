@@ -1,4 +1,5 @@
-//! What the outstanding blocks of one site tell: their sum, the oldest, whose they are.
+//! What the outstanding blocks of one site add up to: their sum, the oldest block, and their
+//! holders.
 
 use std::collections::HashMap;
 
@@ -12,10 +13,10 @@ use crate::snapshot::{Amount, Block, Holder};
 
 /// Most blocks listed for a site with `--show-allocs`.
 pub(super) const BLOCKS_SHOWN: usize = 10_000;
-/// Processes named as holders of one site.
+/// Most processes that are named as holders of one site.
 const HOLDERS_SHOWN: usize = 32;
 
-/// What a process holds of a site.
+/// What one process holds of a site.
 #[derive(Clone, Copy)]
 struct Held {
     outstanding: Amount,
@@ -23,11 +24,11 @@ struct Held {
     newest_ns: u64,
 }
 
-/// What the blocks of one site tell.
+/// What the outstanding blocks of one site add up to.
 #[derive(Default)]
 pub(super) struct SiteDetails {
     pub(super) outstanding: Amount,
-    /// What the blocks of a process stand for.
+    /// The sum of the blocks of a process.
     pub(super) sum: BlockSum,
     pub(super) oldest_ns: u64,
     /// What each process holds.
@@ -36,7 +37,7 @@ pub(super) struct SiteDetails {
 }
 
 impl SiteDetails {
-    /// Counts a block; `who` has allocated it if it is the kernel's.
+    /// Adds a block; for kernel memory, `who` is the process that allocated it.
     pub(super) fn add(
         &mut self,
         key: &AllocKey,

@@ -1,4 +1,4 @@
-//! What the recorded blocks of a sampled call site stand for.
+//! Estimates all blocks of a sampled call site from the recorded ones.
 
 use leaktrace_common::{Outstanding, SiteRecord, sampling};
 
@@ -9,11 +9,11 @@ pub(super) struct Figures {
     pub(super) allocated: Amount,
     pub(super) freed: Amount,
     pub(super) outstanding: Amount,
-    /// What is behind `outstanding` if the figures are estimates.
+    /// The recorded blocks behind `outstanding`, if the figures are estimates.
     pub(super) sampled: Option<Sampled>,
 }
 
-/// The figures of a record; `is_sampled` says whether its weights count.
+/// The figures of a site's record; `is_sampled` says whether its weights count.
 pub(super) fn figures(record: &SiteRecord, is_sampled: bool) -> Figures {
     let allocated = Amount { count: record.allocated_count, bytes: record.allocated_bytes };
     let freed = Amount { count: record.freed_count(), bytes: record.freed_bytes };
@@ -35,7 +35,7 @@ pub(super) fn figures(record: &SiteRecord, is_sampled: bool) -> Figures {
     }
 }
 
-/// Sums of single blocks: what is older than so much.
+/// The sum over single blocks, as of those that are old enough.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BlockSum {
     blocks: u64,
@@ -57,18 +57,19 @@ impl BlockSum {
         self.bytes_variance += sampling::bytes_variance(block.size_bytes, bytes);
     }
 
-    /// What the blocks stand for.
+    /// The blocks and bytes that the recorded blocks stand for.
     pub(super) fn amount(self) -> Amount {
         rounded(self.weight, self.bytes)
     }
 
-    /// What that rests on.
+    /// The recorded blocks behind that estimate.
     pub(super) fn sampled(self) -> Sampled {
         sampled(self.blocks, self.count_variance, self.bytes_variance)
     }
 }
 
-/// From the sums of [`sampling::count_variance`] and [`sampling::bytes_variance`].
+/// Makes a [`Sampled`] from the sums of [`sampling::count_variance`] and
+/// [`sampling::bytes_variance`].
 fn sampled(count: u64, count_variance: u64, bytes_variance: u64) -> Sampled {
     // Read while they change: never below zero.
     let sum = |variance: u64| variance.cast_signed().max(0) as f64;
@@ -132,7 +133,7 @@ mod tests {
         assert_eq!(figures.outstanding, Amount { count: 1, bytes: 16 });
     }
 
-    /// Whatever the intervals were at their allocations: once all are freed, nothing is left.
+    /// Blocks are sampled by changing intervals: once all are freed, nothing is left.
     #[test]
     fn what_was_freed_leaves_nothing() {
         let blocks = [(16, 65_536), (61, 100_000), (7, 4096), (1 << 22, 65_536), (0, 4096)];

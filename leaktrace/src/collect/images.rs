@@ -1,4 +1,4 @@
-//! The traced process images: what is known of each, and what is forgotten with it.
+//! The traced process images: what leaktrace knows of each, and what it forgets with it.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,7 +11,7 @@ use crate::{
     unwind::tables::ProcessMapping,
 };
 
-/// Images that are gone before they are forgotten together: that looks at all outstanding blocks,
+/// Number of gone images that are forgotten together: forgetting reads all outstanding blocks,
 /// which takes some 10 ms for a large table.
 const FORGOTTEN_TOGETHER: usize = 256;
 
@@ -19,9 +19,9 @@ const FORGOTTEN_TOGETHER: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Images {
     known: BTreeMap<u32, (Process, Mappings)>,
-    /// Spaces of images that are gone, but not from the maps.
+    /// Spaces of images that are gone but still in the maps.
     gone: HashSet<u32>,
-    /// Processes that have ended and left the report.
+    /// Number of processes that have ended and left the report.
     ended: u64,
 }
 
@@ -30,7 +30,7 @@ impl Images {
         self.known.contains_key(&space)
     }
 
-    /// Normalizes an address of a process image, as a stack holds it.
+    /// Normalizes an address of a process image's stack.
     pub(super) fn frame(&self, space: u32, address: u64) -> Frame {
         let found = match address & FrameMark::ALL {
             0 => Found::Return,
@@ -61,8 +61,8 @@ impl Collector {
         self.images.known.insert(space, (process, mappings));
     }
 
-    /// Adds the image of a process that another one has forked: it maps the same, and what is not
-    /// known of it, as it may have ended, is as in its parent.
+    /// Adds the image of a process that another one has forked. The child maps the same as its
+    /// parent. What is unknown of the child, as it may have ended, is taken from the parent.
     pub fn add_child(&mut self, parent: u32, child: u32, mut process: Process) {
         let Some((of_parent, mappings)) = self.images.known.get(&parent) else {
             return self.add_process(child, process);
@@ -76,14 +76,14 @@ impl Collector {
         self.forked_mappings(parent, child);
     }
 
-    /// Takes in what a process image maps now.
+    /// Takes in the present mappings of a process image.
     pub fn update_mappings(&mut self, space: u32, present: &[ProcessMapping]) {
         if let Some((_, mappings)) = self.images.known.get_mut(&space) {
             mappings.update(present);
         }
     }
 
-    /// Notes what a process image is called, unless that is known.
+    /// Stores the names of a process image, unless they are known.
     pub fn name_process(&mut self, space: u32, comm: Option<&str>, exe: Option<&str>) {
         let Some((process, _)) = self.images.known.get_mut(&space) else { return };
         for (name, found) in [(&mut process.comm, comm), (&mut process.exe, exe)] {
@@ -93,7 +93,7 @@ impl Collector {
         }
     }
 
-    /// Notes a further allocator of a process image.
+    /// Adds a further allocator to a process image.
     pub fn add_allocator(&mut self, space: u32, path: &str) {
         if let Some((process, _)) = self.images.known.get_mut(&space) {
             if !process.allocator.is_empty() {
@@ -108,33 +108,33 @@ impl Collector {
         self.images.known.values().map(|(process, _)| process)
     }
 
-    /// Remembers that a process has ended; what it held stays in the report.
+    /// Marks a process as ended; what it held stays in the report.
     pub fn exited(&mut self, pid: u32) {
         for (process, _) in self.images.known.values_mut() {
             process.exited |= process.pid == pid;
         }
     }
 
-    /// A process has ended and leaves the report.
+    /// Removes a process that has ended from the report.
     pub fn left(&mut self, space: u32) {
         self.images.ended += 1;
         self.forget_image(space);
     }
 
-    /// Forgets a process image: its memory is gone, and no leak. What it has in the maps goes at
-    /// the next [`Collector::clean_up`].
+    /// Forgets a process image: its memory is gone and no leak. The next [`Collector::clean_up`]
+    /// removes its entries from the maps.
     pub fn forget_image(&mut self, space: u32) {
         self.images.known.remove(&space);
         self.images.gone.insert(space);
         self.forget_mappings(space);
     }
 
-    /// Gives back what images that are gone have in the maps, if they are many or it is `due`.
-    /// Nothing of them may be left in the rings, as their spaces are given to others.
+    /// Removes the entries of gone images from the maps, if they are many or if it is `due`. The
+    /// rings may hold nothing of these images any more, as other images get their spaces.
     ///
     /// # Errors
     ///
-    /// What the kernel says to reading the blocks.
+    /// The kernel's error on reading the blocks.
     pub fn clean_up(&mut self, due: bool) -> Result<(), Error> {
         let gone = &self.images.gone;
         if gone.is_empty() || (!due && gone.len() < FORGOTTEN_TOGETHER) {

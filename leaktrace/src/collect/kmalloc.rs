@@ -1,8 +1,9 @@
-//! The slab caches of kmalloc: which one an allocation came from, by its size and GFP flags.
+//! The slab caches of kmalloc: tells from size and GFP flags which one an allocation came from.
 
 use std::{collections::HashSet, fs};
 
-/// Sizes of objects in kmalloc's caches (create_kmalloc_caches(), mm/slab_common.c, 6.1 and 6.18).
+/// Sizes of the objects in kmalloc's caches (create_kmalloc_caches(), mm/slab_common.c, 6.1 and
+/// 6.18).
 const SIZES: [u64; 13] = [8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];
 
 /// The GFP flags by which kmalloc chooses a cache (kmalloc_type(), include/linux/slab.h).
@@ -16,7 +17,7 @@ pub struct GfpFlags {
     pub account: u32,
 }
 
-/// Names of kmalloc's caches, as far as this kernel has them.
+/// Names of those of kmalloc's caches that this kernel has.
 #[derive(Clone, Debug, Default)]
 pub struct KmallocNames {
     gfp: GfpFlags,
@@ -24,7 +25,7 @@ pub struct KmallocNames {
 }
 
 impl KmallocNames {
-    /// The names of this kernel.
+    /// Reads the names of the running kernel.
     pub fn read(gfp: GfpFlags) -> Self {
         let slabinfo = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
         let known = slabinfo
@@ -53,7 +54,7 @@ impl KmallocNames {
         details
     }
 
-    /// The cache of an object: its size, and the flags above bit 32.
+    /// The name of the cache behind a site's detail: the object's size, and the flags above bit 32.
     pub fn name(&self, detail: u64) -> String {
         let (bytes, flags) = (detail & 0xffff_ffff, (detail >> 32) as u32);
         let size = if bytes >= 1024 && bytes % 1024 == 0 {

@@ -1,4 +1,4 @@
-//! Mappings -> sites of a Snapshot, and whose memory each is.
+//! Turns mappings into sites of a Snapshot, and decides whose memory each mapping is.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,26 +14,26 @@ use crate::{
     snapshot::{Frame, Mapping, Place, Role, Site, Stack, StackRef},
 };
 
-/// Names of glibc's dynamic loader begin so (`ld-linux-x86-64.so.2`).
+/// The beginning of the file name of glibc's dynamic loader (`ld-linux-x86-64.so.2`).
 const LOADER: &str = "ld-linux";
-/// Bytes of a huge page where the kernel does not tell.
+/// Bytes of a huge page where the kernel does not tell its size.
 const HUGE_BYTES: u64 = 2 << 20;
 
 /// Offsets in an object's file that hold an allocator's code.
 type Code = Vec<Range<u64>>;
 
-/// Mappings, and what tells whose they are.
+/// The mappings, and what decides whose they are.
 #[derive(Debug)]
 pub(super) struct Mapped {
     mmaps: Mmaps,
-    /// By object.
+    /// The allocator's code in each object.
     allocators: HashMap<ObjectId, Code>,
-    /// Spaces of images that began as copies of others: no loader ran in them.
+    /// Spaces of images that began as copies of others: no dynamic loader ran in them.
     copies: HashSet<u32>,
 }
 
 impl Collector {
-    /// Follows what processes map: mappings of `sizes`, in bytes.
+    /// Starts to follow what processes map; mappings outside `sizes`, in bytes, are not wanted.
     pub fn follow_mappings(&mut self, sizes: (u64, u64)) {
         let limit = self.max_outstanding as usize;
         let mmaps = Mmaps::new(sizes, limit, huge_bytes().unwrap_or(HUGE_BYTES));
@@ -47,14 +47,14 @@ impl Collector {
         }
     }
 
-    /// Tells where the heap of a process image ends.
+    /// Stores where the heap of a process image ends.
     pub fn set_heap_end(&mut self, space: u32, end: u64) {
         if let Some(mapped) = &mut self.mapped {
             mapped.mmaps.set_heap_end(space, end);
         }
     }
 
-    /// A process image has a child that is a copy of it.
+    /// Takes in that a process image has a child, which is a copy of it.
     pub fn forked_mappings(&mut self, parent: u32, child: u32) {
         if let Some(mapped) = &mut self.mapped {
             mapped.mmaps.forked(parent, child);
@@ -64,7 +64,8 @@ impl Collector {
         }
     }
 
-    /// Notes where an object has allocator functions: what these map is theirs.
+    /// Stores where an object has allocator functions: memory that those functions map is the
+    /// allocator's.
     pub fn add_allocator_code(&mut self, object: ObjectId, code: &[Range<u64>]) {
         if let Some(mapped) = &mut self.mapped {
             mapped.allocators.insert(object, code.to_vec());
@@ -78,13 +79,13 @@ impl Collector {
         }
     }
 
-    /// Gives the slots of call sites of images that are gone to others, and tells the stacks that
-    /// these had and those that others have.
+    /// Frees the call sites of images that are gone; returns the stacks of those call sites, and
+    /// the stacks of the others.
     pub(super) fn forget_map_sites(&mut self, gone: &HashSet<u32>) -> (HashSet<u64>, HashSet<u64>) {
         self.mapped.as_mut().map(|mapped| mapped.mmaps.forget_sites(gone)).unwrap_or_default()
     }
 
-    /// Mappings that found no room.
+    /// Number of mappings that found no room.
     pub(super) fn lost_mappings(&self) -> u64 {
         self.mapped.as_ref().map_or(0, |mapped| mapped.mmaps.lost())
     }
@@ -162,8 +163,8 @@ impl Collector {
         sites
     }
 
-    /// Whose memory a mapping is, by its stack as well: an allocator also maps what it needs
-    /// itself, outside of any call, or for sizes that a filter leaves out.
+    /// Decides whose memory a mapping is, by its stack as well: an allocator also maps memory for
+    /// itself outside of any call, or inside calls whose sizes a filter leaves out.
     fn role(&self, told: Role, frames: &[Frame], allocators: &HashMap<ObjectId, Code>) -> Role {
         let place = |frame: &Frame| match frame.place {
             Place::Object { object, file_offset } => Some((ObjectId(object), file_offset)),

@@ -1,6 +1,6 @@
-//! From an address of a process to the object and file offset that it stands for.
+//! Finds the object and the file offset behind an address of a process.
 //!
-//! Learnt while the process lives, so that its stacks can be named after it has gone.
+//! leaktrace learns the mappings while the process lives, so that it can name stacks afterwards.
 
 use crate::{
     host::objects::ObjectId,
@@ -29,12 +29,12 @@ impl Mappings {
         Self { pid, ranges: Vec::new() }
     }
 
-    /// The same of a child, which begins as a copy.
+    /// The mappings of a child, which begins as a copy.
     pub fn of_child(&self, pid: u32) -> Self {
         Self { pid, ranges: self.ranges.clone() }
     }
 
-    /// Takes in what is mapped now; ranges that are gone stay, as older stacks may need them.
+    /// Takes in the present mappings. Ranges that are gone stay, as older stacks may need them.
     pub fn update(&mut self, present: &[ProcessMapping]) {
         for mapping in present {
             self.ranges.retain(|range| range.end <= mapping.start || range.start >= mapping.end);

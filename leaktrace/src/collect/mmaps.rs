@@ -1,6 +1,7 @@
-//! Memory that processes map themselves: what their system calls told, as ranges and call sites.
+//! Memory that processes map themselves: turns their reported system calls into ranges and call
+//! sites.
 //!
-//! Knows nothing of stacks' frames and names.
+//! This module knows nothing of the frames of stacks, nor of names.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,10 +13,10 @@ use super::ranges::{Gone, Piece, Ranges};
 use crate::snapshot::{Amount, Block, Role};
 
 const PAGE_BYTES: u64 = 4096;
-/// Addresses end here at the latest (`TASK_SIZE_MAX`, arch/x86/include/asm/page_64.h, with 5
-/// levels of pages).
+/// No address lies above this one (`TASK_SIZE_MAX`, arch/x86/include/asm/page_64.h, with 5 levels
+/// of page tables).
 const LAST_ADDRESS: u64 = 1 << 56;
-/// Results from here on are errors (include/linux/err.h).
+/// Smallest result that is an error; all above it are errors too (include/linux/err.h).
 const FIRST_ERROR: u64 = 4095_u64.wrapping_neg();
 
 /// `MAP_HUGE_SHIFT` and the bits above it (include/uapi/asm-generic/hugetlb_encode.h).
@@ -29,74 +30,77 @@ pub(super) struct MapSite {
     pub(super) space: u32,
     /// The system call.
     pub(super) call: MapCall,
-    /// Instruction behind it.
+    /// Address of the instruction behind the system call.
     pub(super) call_site: u64,
     /// A [`StackId`].
     pub(super) stack: u64,
-    /// As far as the system call tells.
+    /// Whose memory it is, as far as the system call shows.
     pub(super) role: Role,
-    /// Whether its size is wanted: what is not is followed, as it may be moved and grow.
+    /// Whether the filters want its size. An unwanted mapping is followed all the same, as the
+    /// process may move and grow it.
     pub(super) is_wanted: bool,
 }
 
 /// A call site's figures.
 #[derive(Clone, Debug)]
 pub(super) struct MapCounters {
-    /// Mapped since the start.
+    /// Mapped since the start of the session.
     pub(super) allocated: Amount,
-    /// Of that, unmapped: bytes at once, a mapping with its last byte.
+    /// The unmapped part of `allocated`: bytes count at once, a mapping counts with its last byte.
     pub(super) freed: Amount,
     /// Largest single mapping.
     pub(super) largest_bytes: u64,
-    /// `CLOCK_MONOTONIC` of the latest.
+    /// `CLOCK_MONOTONIC` of the latest mapping, in nanoseconds.
     pub(super) last_ns: u64,
-    /// Mappings that are gone, by age.
+    /// Mappings that are gone, by the age that they reached.
     pub(super) lifetimes: [u64; LIFETIME_BUCKETS],
 }
 
-/// What of a call site is mapped now.
+/// The memory of a call site that is mapped now.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MapDetails {
-    /// Mappings old enough, and their bytes.
+    /// Mappings that are old enough, and their bytes.
     pub(super) outstanding: Amount,
-    /// `CLOCK_MONOTONIC` of the oldest of them.
+    /// `CLOCK_MONOTONIC` of the oldest of these mappings, in nanoseconds.
     pub(super) oldest_ns: u64,
-    /// Their pieces, if asked for.
+    /// The pieces of these mappings, if they are wanted.
     pub(super) blocks: Vec<Block>,
 }
 
-/// One process image.
+/// The mappings of one process image.
 #[derive(Debug, Default)]
 struct Image {
     ranges: Ranges,
-    /// By thread: what its `munmap` or `mremap` has taken out and is not yet known to be gone.
+    /// For each thread, the pieces that its unfinished `munmap` or `mremap` has taken out, and that
+    /// may yet turn out not to be gone.
     under_way: HashMap<u32, Vec<Piece>>,
-    /// The end of its heap, once known.
+    /// The end of the image's heap, once known.
     heap_end: Option<u64>,
 }
 
-/// All traced processes' mappings.
+/// The mappings of all traced processes.
 #[derive(Debug)]
 pub(super) struct Mmaps {
     images: BTreeMap<u32, Image>,
-    /// Images that are gone: what is told of them late means nothing.
+    /// Spaces of images that are gone: late events of these images are ignored.
     gone: HashSet<u32>,
     sites: Vec<(MapSite, MapCounters)>,
     index: HashMap<MapSite, usize>,
-    /// Of `sites`, those that no image has.
+    /// Indices in `sites` that no image uses.
     free: Vec<usize>,
-    /// Sizes that are wanted.
+    /// The sizes that the filters want, in bytes.
     sizes: (u64, u64),
-    /// Most pieces kept.
+    /// Most pieces that are kept.
     limit: usize,
-    /// Mappings that found no room.
+    /// Number of mappings that found no room.
     lost: u64,
-    /// Default size of a huge page.
+    /// Default size of a huge page in bytes.
     huge_bytes: u64,
 }
 
 impl Mmaps {
-    /// No mappings yet; those of `sizes`, in bytes, are wanted, and at most `limit` pieces kept.
+    /// No mappings yet. Mappings whose bytes are within `sizes` are wanted; at most `limit` pieces
+    /// are kept.
     pub(super) fn new(sizes: (u64, u64), limit: usize, huge_bytes: u64) -> Self {
         Self {
             images: BTreeMap::new(),
@@ -111,13 +115,13 @@ impl Mmaps {
         }
     }
 
-    /// Tells where the heap of an image ends before its first call of `brk`.
+    /// Stores where the heap of an image ends before the image's first call of `brk`.
     pub(super) fn set_heap_end(&mut self, space: u32, end: u64) {
         self.images.entry(space).or_default().heap_end = Some(end);
     }
 
-    /// A child has a copy of its parent's memory, of which only the heap's end matters: what the
-    /// parent has mapped is not the child's leak.
+    /// Takes in a child, which has a copy of its parent's memory. Only the heap's end matters: the
+    /// parent's mappings are no leak of the child.
     pub(super) fn forked(&mut self, parent: u32, child: u32) {
         if parent == child {
             return;
@@ -127,14 +131,14 @@ impl Mmaps {
         }
     }
 
-    /// Forgets a process image: its memory is gone, and no leak.
+    /// Forgets a process image: its memory is gone and no leak.
     pub(super) fn forget(&mut self, space: u32) {
         self.images.remove(&space);
         self.gone.insert(space);
     }
 
-    /// Frees the call sites of images that are gone; gives the stacks that these had, and those that
-    /// others have. From then on their spaces may belong to others.
+    /// Frees the call sites of images that are gone; returns the stacks of those call sites, and
+    /// the stacks of the others. From then on other images may have their spaces.
     pub(super) fn forget_sites(&mut self, gone: &HashSet<u32>) -> (HashSet<u64>, HashSet<u64>) {
         let (mut of_gone, mut of_others) = (HashSet::new(), HashSet::new());
         for (at, (site, _)) in self.sites.iter().enumerate() {
@@ -154,7 +158,7 @@ impl Mmaps {
         (of_gone, of_others)
     }
 
-    /// Mappings that found no room.
+    /// Number of mappings that found no room.
     pub(super) fn lost(&self) -> u64 {
         self.lost
     }
@@ -253,7 +257,7 @@ impl Mmaps {
         }
     }
 
-    /// What was in a range is gone.
+    /// Takes in that the memory that was in a range is gone.
     fn replace(&mut self, event: &MapEvent, start: u64, end: u64) {
         let Some(image) = self.images.get_mut(&event.space) else { return };
         let taken = image.ranges.take(start, end);
@@ -315,8 +319,8 @@ impl Mmaps {
         })
     }
 
-    /// What is mapped now, and at least `older_ns` old, by the index of the call site; with up
-    /// to `blocks` pieces each.
+    /// The memory that is mapped now and at least `older_ns` old, by the index of the call site;
+    /// with up to `blocks` pieces for each.
     pub(super) fn details(
         &self,
         now_ns: u64,
@@ -368,7 +372,7 @@ impl Default for MapCounters {
 }
 
 impl MapSite {
-    /// Its identity as one number.
+    /// The call site's identity as one number.
     pub(super) fn id(&self) -> u64 {
         let numbers = [
             u64::from(self.space),
@@ -382,7 +386,7 @@ impl MapSite {
     }
 }
 
-/// Bytes of whole pages.
+/// Rounds bytes up to whole pages.
 fn pages(bytes: u64) -> u64 {
     round_up(bytes, PAGE_BYTES)
 }
@@ -391,7 +395,7 @@ fn round_up(bytes: u64, page_bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX)
 }
 
-/// The page size of `MAP_HUGETLB` memory.
+/// The page size of `MAP_HUGETLB` memory; `None` for other memory.
 fn huge_page(event: &MapEvent, default_bytes: u64) -> Option<u64> {
     if event.flags & libc::MAP_HUGETLB as u32 == 0 {
         return None;
@@ -402,7 +406,7 @@ fn huge_page(event: &MapEvent, default_bytes: u64) -> Option<u64> {
     }
 }
 
-/// The range that `munmap` unmaps, unless it refuses (`do_vmi_munmap`, mm/vma.c, 6.18).
+/// The range that `munmap` unmaps; `None` if it refuses (`do_vmi_munmap`, mm/vma.c, 6.18).
 fn unmapped(event: &MapEvent) -> Option<(u64, u64)> {
     let end = event.address.checked_add(pages(event.length))?;
     let is_range = event.address.is_multiple_of(PAGE_BYTES) && end <= LAST_ADDRESS;

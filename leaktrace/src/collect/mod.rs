@@ -1,7 +1,7 @@
-//! Maps -> Snapshot, once an interval.
+//! Turns the maps into a Snapshot, once an interval.
 //!
-//! Totals come from the sites' counters; single blocks are read only where ages, holders or the
-//! blocks themselves are wanted. Knows no names of functions, no verdicts, no formats.
+//! Totals come from the sites' counters. Single blocks are read only where ages, holders or the
+//! blocks themselves are wanted. This module knows no function names, no verdicts and no formats.
 
 mod details;
 mod estimates;
@@ -45,26 +45,26 @@ use crate::{
     },
 };
 
-/// Blocks that are cheap enough to be read at every interval (some 10 ms).
+/// Number of blocks up to which they are read at every interval (some 10 ms).
 const CHEAP_BLOCKS: u64 = 50_000;
 
-/// After this time without a return, a call of vmalloc has returned unseen.
+/// A vmalloc call without a return after this time has returned unseen.
 const LONGEST_VMALLOC_NS: u64 = 10_000_000_000;
 
-/// What a snapshot is asked for.
+/// What the caller wants in a snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Wants {
-    /// The last snapshot of the session.
+    /// Whether it is the last snapshot of the session.
     pub is_final: bool,
     /// Count only blocks at least this old as outstanding.
     pub older_ns: u64,
-    /// List blocks.
+    /// Whether to list the blocks.
     pub blocks: bool,
-    /// Name every process that holds kernel memory.
+    /// Whether to name every process that holds kernel memory.
     pub holders: bool,
 }
 
-/// Reads maps and remembers what makes their contents understood later.
+/// Reads the maps, and remembers what is needed to understand their contents later.
 pub struct Collector {
     /// The maps of the loaded object.
     pub maps: Maps,
@@ -73,8 +73,8 @@ pub struct Collector {
     mode: Mode,
     stack_mode: StackMode,
     max_outstanding: u64,
-    /// Whether every allocation in the traced space is wanted: else frees of unknown blocks
-    /// mean nothing.
+    /// Whether every allocation in the traced space is wanted: if not, the free of an unknown block
+    /// means nothing.
     unfiltered: bool,
     started: Instant,
     host: String,
@@ -83,32 +83,32 @@ pub struct Collector {
     call_sites: HashMap<(u32, u64), Frame>,
     suspects: Suspects,
     kmalloc_names: KmallocNames,
-    /// Every kernel module seen loaded.
+    /// Every kernel module that was seen loaded.
     modules: Modules,
-    /// The call sites, with their stacks, that made slab caches, by the caches' addresses; as of the
+    /// For each slab cache, by its address, the call site and stack that made the cache; as of the
     /// last time that blocks were read.
     caches_made: HashMap<u64, SiteKey>,
-    /// The slab cache that slab caches are made of.
+    /// The slab cache that holds the kernel's records of slab caches (`struct kmem_cache`).
     cache_of_caches: Option<u64>,
-    /// What processes map themselves, if that is followed.
+    /// The memory that processes map themselves, if it is followed.
     mapped: Option<Mapped>,
-    /// What of processes is traced.
+    /// The kinds of user allocations that are traced.
     user_kinds: Vec<Kind>,
-    /// Pairs of functions that are traced by their names.
+    /// The pairs of functions that the user named.
     pairs: Vec<PairNames>,
-    /// Whether slab caches are compared with what the kernel counts.
+    /// Whether slab caches are compared with the kernel's own counts.
     counts_slabs: bool,
     /// Whether allocations of processes may be sampled.
     is_sampled: bool,
     /// Names of processes that hold kernel memory.
     process_names: ProcessNames,
-    /// Objects in use by slab cache when the probes went on.
+    /// Objects in use in each slab cache when the probes were attached.
     slabs: Option<BTreeMap<String, Usage>>,
-    /// What the probes do not see; the tracer's to set.
+    /// What the probes do not see; the tracer sets it.
     pub blind: Blind,
 }
 
-/// What does not change during a session.
+/// Options that do not change during a session.
 #[derive(Clone, Debug)]
 pub struct CollectorOptions {
     /// What is being traced.
@@ -117,13 +117,13 @@ pub struct CollectorOptions {
     pub stack_mode: StackMode,
     /// Room for outstanding blocks.
     pub max_outstanding: u64,
-    /// Whether no filter leaves out allocations.
+    /// Whether the filters leave out no allocation.
     pub unfiltered: bool,
     /// Names of kmalloc's caches.
     pub kmalloc_names: KmallocNames,
-    /// What of processes is traced; empty in kernel mode.
+    /// The kinds of user allocations that are traced; empty in kernel mode.
     pub user_kinds: Vec<Kind>,
-    /// Pairs of functions that are traced by their names, by their numbers.
+    /// The pairs of functions that the user named, by number.
     pub pairs: Vec<PairNames>,
     /// Whether all slab caches are traced.
     pub counts_slabs: bool,
@@ -131,12 +131,12 @@ pub struct CollectorOptions {
     pub is_sampled: bool,
 }
 
-/// What a pair of functions, and each that acquires, is called.
+/// The names of a pair of functions and of its acquiring functions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairNames {
-    /// The pair.
+    /// The pair's name.
     pub pair: String,
-    /// Its acquiring functions.
+    /// The names of its acquiring functions.
     pub functions: Vec<String>,
 }
 
@@ -174,12 +174,12 @@ impl Collector {
         }
     }
 
-    /// Takes in the ends of processes before the kernel writes others in their place.
+    /// Reads the ends of processes before the kernel side overwrites them.
     pub fn read_ends(&mut self) {
         self.process_names.read(&self.maps);
     }
 
-    /// Tells that the probes are on: time counts from here.
+    /// Notes that the probes are attached: time counts from here.
     pub fn start(&mut self) {
         self.started = Instant::now();
         if self.counts_slabs {
@@ -187,17 +187,17 @@ impl Collector {
         }
     }
 
-    /// Follows kernel modules from now on; the programs that tell of them are on already.
+    /// Follows kernel modules from now on; the module programs are attached already.
     pub fn follow_modules(&mut self, kernel_text: TextRange) {
         let events = self.maps.take_module_events();
         self.modules.start(events, kernel_text);
     }
 
-    /// Something to wait for: it is readable when a module comes or goes.
+    /// A descriptor that is readable when a module comes or goes.
     ///
     /// # Errors
     ///
-    /// No descriptor is left.
+    /// Fails when no descriptor is left.
     pub fn module_events(&self) -> io::Result<Option<OwnedFd>> {
         let ring = self.modules.events();
         // SAFETY: the ring keeps its descriptor open.
@@ -205,12 +205,12 @@ impl Collector {
         fd.map(|fd| fd.try_clone_to_owned()).transpose()
     }
 
-    /// Reads what is told of modules, and their names while they are there.
+    /// Reads the events of modules, and reads the modules' names while they are loaded.
     pub fn read_modules(&mut self) {
         self.modules.take_in();
     }
 
-    /// By how much each slab cache has grown since the start, by the kernel's own count.
+    /// The growth of each slab cache since the start, by the kernel's own count.
     fn cache_growth(&self) -> BTreeMap<String, CacheGrowth> {
         let (Some(then), Some(now)) = (&self.slabs, slabinfo::usage()) else {
             return BTreeMap::new();
@@ -229,7 +229,7 @@ impl Collector {
     ///
     /// # Errors
     ///
-    /// What the kernel says to reading the maps.
+    /// The kernel's error on reading the maps.
     pub fn snapshot(
         &mut self,
         wants: Wants,
@@ -306,7 +306,7 @@ impl Collector {
         })
     }
 
-    /// One site of the snapshot; nothing for a kind that this version does not know.
+    /// One site of the snapshot; `None` for a kind that this version does not know.
     fn site(
         &mut self,
         record: &SiteRecord,
@@ -397,7 +397,7 @@ impl Collector {
         })
     }
 
-    /// The stack by which a slab cache was made, where it is known.
+    /// The stack of the call that made a slab cache, if known.
     fn cache_made(&mut self, cache: u64, stacks: &mut BTreeMap<u64, Stack>) -> Option<StackRef> {
         let made = *self.caches_made.get(&cache)?;
         match made.stack {
@@ -406,7 +406,7 @@ impl Collector {
         }
     }
 
-    /// Pair and function of a cookie.
+    /// The pair and the function of a cookie.
     fn pair(&self, cookie: PairCookie) -> Option<Pair> {
         let names = self.pairs.get(cookie.pair() as usize)?;
         // Functions are numbered through all pairs.
@@ -490,8 +490,8 @@ impl Collector {
         Ok(all)
     }
 
-    /// The call sites that make slab caches: a `struct kmem_cache` is an object of a cache itself, and
-    /// whoever calls `kmem_cache_create` is in its stack.
+    /// The call sites that make slab caches: a `struct kmem_cache` is an object of a slab cache
+    /// itself, and its stack shows who called `kmem_cache_create`.
     fn cache_makers(&mut self, records: &[(u32, SiteRecord)]) -> HashMap<u32, SiteKey> {
         let of_caches = |key: &SiteKey| key.kind == Kind::KmemCache as u16;
         if self.cache_of_caches.is_none() {
@@ -579,7 +579,7 @@ fn site_id(key: &SiteKey) -> u64 {
         .fold(StackId::SEED, StackId::mix)
 }
 
-/// Now, by the clock of `bpf_ktime_get_ns`, in nanoseconds.
+/// The present time of `bpf_ktime_get_ns`' clock, in nanoseconds.
 pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes one timespec; this clock always exists.

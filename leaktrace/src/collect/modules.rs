@@ -1,8 +1,8 @@
-//! Kernel modules that come and go while the kernel is traced: whose code lay at an address when
-//! something there was counted.
+//! Kernel modules that come and go while the kernel is traced: tells whose code lay at an address
+//! when the programs counted something there.
 //!
-//! Names are read while a module is there, when the ring tells of it. One that has gone by then, as
-//! its init has failed, has the name and the bounds that the ring has told.
+//! When the ring reports a module, its names are read while it is loaded. A module that is gone by
+//! then, as its init has failed, keeps the name and the bounds that the ring reported.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,31 +18,31 @@ use crate::{
     snapshot::{Frame, Module, Place},
 };
 
-/// One load.
+/// One load of a module.
 #[derive(Debug)]
 struct Load {
     module: Arc<Module>,
-    /// Its number; 0 for one that was there before.
+    /// The number of the load; 0 for a module that was there before.
     loaded: u64,
-    /// The number of its end.
+    /// The number of the unload; `None` while the module is loaded.
     freed: Option<u64>,
-    /// Whether its names were read.
+    /// Whether the module's symbols were read.
     is_read: bool,
 }
 
-/// Every module that was seen loaded.
+/// Every load of a module that was seen.
 #[derive(Default)]
 pub(super) struct Modules {
     events: Option<RingBuf<MapData>>,
     loads: Vec<Load>,
-    /// The kernel's own code, where no module lies.
+    /// The kernel's own text, where no module lies.
     kernel_text: TextRange,
-    /// Whether there were more of them than numbers.
+    /// Whether there were more loads and unloads than numbers.
     is_exhausted: bool,
 }
 
 impl Modules {
-    /// Begins to follow modules, whose events are in the ring since before now.
+    /// Begins to follow modules; the ring has held their events since an earlier moment.
     pub(super) fn start(&mut self, events: Option<RingBuf<MapData>>, kernel_text: TextRange) {
         (self.events, self.kernel_text) = (events, kernel_text);
         let listed = module_code::listed();
@@ -61,12 +61,12 @@ impl Modules {
         self.take_in();
     }
 
-    /// The ring, for whoever waits for it.
+    /// The ring of module events, to wait for.
     pub(super) fn events(&self) -> Option<&RingBuf<MapData>> {
         self.events.as_ref()
     }
 
-    /// Takes in what the ring tells, and reads the names of what has come.
+    /// Takes in the events of the ring, and reads the names of modules that have come.
     pub(super) fn take_in(&mut self) {
         loop {
             self.drain();
@@ -156,8 +156,8 @@ impl Modules {
         }
     }
 
-    /// A kernel address, with the load that it lies in; `generation` is what the programs found
-    /// there.
+    /// Normalizes a kernel address: finds the load of the module that it lies in. `generation` is
+    /// the number that the programs found there.
     pub(super) fn frame(&self, address: u64, generation: u64) -> Frame {
         let call = address.wrapping_sub(1);
         let TextRange { start, end } = self.kernel_text;
@@ -169,8 +169,9 @@ impl Modules {
         Frame::new(address, place)
     }
 
-    /// The latest load there that was not later than `generation`, unless it had gone: then it is
-    /// one whose code ran before its load was told, for its parameters.
+    /// The latest load at this address that is not later than `generation`, unless its module had
+    /// gone. In that case it is the next later load, whose code ran for the module's parameters
+    /// before the load was reported.
     fn find(&self, call: u64, generation: u64) -> Option<usize> {
         let there = || self.loads.iter().enumerate().filter(|(_, load)| load.module.has(call));
         let latest = there()
@@ -188,18 +189,18 @@ impl Modules {
             .map(|(index, _)| index)
     }
 
-    /// All of them, in the order of [`Place::Module`].
+    /// All loads, in the order of [`Place::Module`].
     pub(super) fn all(&self) -> Vec<Arc<Module>> {
         self.loads.iter().map(|load| Arc::clone(&load.module)).collect()
     }
 
-    /// Those that have gone.
+    /// Indices of the loads whose module is gone.
     pub(super) fn gone(&self) -> BTreeSet<u32> {
         let gone = self.loads.iter().enumerate().filter(|(_, load)| load.freed.is_some());
         gone.map(|(index, _)| index as u32).collect()
     }
 
-    /// What cannot be told any more.
+    /// A sentence on what can no longer be told apart, if anything.
     pub(super) fn unseen(&self) -> Option<String> {
         self.is_exhausted.then(|| {
             format!(
@@ -210,7 +211,7 @@ impl Modules {
     }
 }
 
-/// A module, with those of its symbols that lie in its code.
+/// Reads a module, with those of its symbols that lie in its code.
 fn read(name: &str, text: Vec<(u64, u64)>, symbols: Symbols) -> Module {
     let (sections, build_id) = module_code::sections(Path::new(module_code::SYSFS), name);
     let mut module =
@@ -221,8 +222,8 @@ fn read(name: &str, text: Vec<(u64, u64)>, symbols: Symbols) -> Module {
     module
 }
 
-/// Where the code of a module ends that was there before: its first data behind its last function,
-/// or the next module, or where all of it ends.
+/// The end of the code of a module that was there before leaktrace: its first data behind its last
+/// function, or the next module, or the end of the module's memory.
 fn end_of_text(module: &Listed, symbols: &Symbols, bases: &[u64]) -> u64 {
     let end = module.base.saturating_add(module.bytes);
     let inside = |at: &&u64| (module.base..end).contains(*at);
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!(modules.gone(), [0].into());
     }
 
-    /// A module's init is freed without an event, and others may come to lie there.
+    /// The kernel frees a module's init without an event, and other modules may then lie there.
     #[test]
     fn what_comes_to_lie_where_an_init_was_is_not_it() {
         use ModuleEventKind::Loaded;

@@ -1,5 +1,5 @@
-//! Command names of the processes that hold kernel memory, also of those that have ended. A process
-//! ID may be given again: a name is told only where the process had it for all of its life.
+//! Command names of the processes that hold kernel memory, ended ones included. The kernel may give
+//! a process ID to another process: a name is shown only where the process had the ID at the time.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,49 +10,50 @@ use leaktrace_common::EndedProcess;
 
 use crate::bpf::Maps;
 
-/// Processes that have ended and are remembered, at most: 16 MiB.
+/// Most ended processes that are remembered: 16 MiB.
 const REMEMBERED: usize = 256 * 1024;
-/// What a process allocates while it ends comes after the tracepoint of its end (do_exit,
-/// kernel/exit.c, 6.1 and 6.18); a number is given again once all others have been
-/// (alloc_pid, kernel/pid.c), later than this.
+/// A process still allocates while it ends, after the tracepoint of its end (do_exit,
+/// kernel/exit.c, 6.1 and 6.18). The kernel gives a process ID out again only after all others
+/// (alloc_pid, kernel/pid.c), which is later than this.
 const ENDING_NS: u64 = 1_000_000_000;
-/// Ticks of /proc/PID/stat in a second (USER_HZ, x86_64).
+/// Ticks in a second, the unit of /proc/PID/stat (USER_HZ, x86_64).
 const TICKS: u64 = 100;
 
-/// Whose a block is, of all the processes that have had its process ID.
+/// Which of the processes that have had a process ID owns a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Who {
-    /// The one that has it now.
+    /// The process that has the ID now.
     Living,
-    /// One that has ended, by its start.
+    /// A process that has ended, by its start.
     Ended(u64),
-    /// One of which nothing is known but that it has ended.
+    /// A process of which nothing is known but that it has ended.
     Unknown,
 }
 
-/// A process that runs.
+/// A running process.
 #[derive(Clone, Debug)]
 struct Living {
     start_ns: u64,
     comm: String,
 }
 
-/// What is known of processes, for one session.
+/// What is known of the processes of one session.
 #[derive(Default)]
 pub(super) struct ProcessNames {
-    /// Those that have ended, by process ID.
+    /// The processes that have ended, by process ID.
     ended: HashMap<u32, Vec<EndedProcess>>,
     ended_count: usize,
-    /// The number of the next end to be read.
+    /// The number of the next end to read.
     next: u64,
-    /// Those that run, each looked at once while blocks are read.
+    /// The processes that run; each is looked up once while blocks are read.
     living: HashMap<u32, Option<Living>>,
-    /// By how much the clock that starts are told by is ahead of that of the blocks.
+    /// By how much `CLOCK_BOOTTIME`, which process starts are in, is ahead of `CLOCK_MONOTONIC`,
+    /// which block times are in; in nanoseconds.
     suspended_ns: u64,
 }
 
 impl ProcessNames {
-    /// Takes in the ends that the kernel has told of.
+    /// Reads the ends of processes that the programs have recorded.
     pub(super) fn read(&mut self, maps: &Maps) {
         let (ended, count) = (&mut self.ended, &mut self.ended_count);
         self.next = maps.read_ended(self.next, |process| {
@@ -64,7 +65,8 @@ impl ProcessNames {
         }
     }
 
-    /// Forgets the older half, but not those that held memory when blocks were read last.
+    /// Forgets the older half of the ended processes, except those that held memory when blocks
+    /// were read last.
     fn forget(&mut self) {
         let held: HashSet<u32> = self.living.keys().copied().collect();
         let mut ends: Vec<u64> = self.ended.values().flatten().map(|it| it.end_ns).collect();
@@ -78,7 +80,7 @@ impl ProcessNames {
         self.ended_count = self.ended.values().map(Vec::len).sum();
     }
 
-    /// Begins to read blocks: those that run now are looked at anew.
+    /// Begins to read blocks: the running processes will be looked up anew.
     pub(super) fn begin(&mut self, maps: &Maps) {
         self.living.clear();
         let clock = |id| {
@@ -92,7 +94,7 @@ impl ProcessNames {
         self.read(maps);
     }
 
-    /// Whose a block is that was allocated at a time while this process ran.
+    /// Whose a block is that was allocated at `at_ns` while a process with this ID ran.
     pub(super) fn who(&mut self, tgid: u32, at_ns: u64) -> Who {
         let suspended_ns = self.suspended_ns;
         let living = self.living.entry(tgid).or_insert_with(|| living(tgid, suspended_ns));
@@ -107,8 +109,9 @@ impl ProcessNames {
         }
     }
 
-    /// The name of whom [`ProcessNames::who`] has told, and whether it has ended: of one that is not
-    /// known, the times of its blocks say whether it is one of those that have ended meanwhile.
+    /// The name of the process that [`ProcessNames::who`] has found, and whether it has ended. For
+    /// [`Who::Unknown`], the times of its blocks show whether it is a process that has ended
+    /// meanwhile.
     pub(super) fn name(
         &self,
         tgid: u32,
@@ -133,7 +136,7 @@ impl ProcessNames {
     }
 }
 
-/// The last one that had begun by then.
+/// The last process that had begun by `at_ns`.
 fn latest(all: &[EndedProcess], at_ns: u64) -> Option<&EndedProcess> {
     all.iter().filter(|process| process.start_ns <= at_ns).max_by_key(|process| process.start_ns)
 }
@@ -143,7 +146,7 @@ fn text(comm: &[u8; 16]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
-/// The process that has this number now, if one has.
+/// The process that has this ID now, if there is one.
 fn living(tgid: u32, suspended_ns: u64) -> Option<Living> {
     let stat = fs::read(format!("/proc/{tgid}/stat")).ok()?;
     let (comm, ticks) = parse(&String::from_utf8_lossy(&stat))?;
@@ -179,7 +182,7 @@ mod tests {
         names
     }
 
-    /// Whom a block of that time is told to be of.
+    /// Checks which process a block of that time is said to belong to.
     fn check(names: &mut ProcessNames, at_ns: u64, expected: (Option<&str>, bool)) {
         let who = names.who(7, at_ns);
         let (name, has_ended) = names.name(7, who, (at_ns, at_ns));
@@ -201,7 +204,7 @@ mod tests {
         check(&mut names, 50 * S, (Some("third"), false));
     }
 
-    /// It had ended before it was looked at, and its end is read after that.
+    /// The process had ended before it was looked up, and its end is read after that.
     #[test]
     fn an_end_that_is_read_late_names_the_blocks() {
         let mut names = names(&[], None);

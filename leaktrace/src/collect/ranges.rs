@@ -1,18 +1,18 @@
-//! The ranges that one process image has mapped: pure, exact to the byte.
+//! The ranges that one process image has mapped: pure, and exact to the byte.
 //!
-//! A mapping is what one call gave. Parts of it can be unmapped, moved or mapped over, so that it
-//! can lie in several pieces; it is gone when its last byte is.
+//! A mapping is the memory that one call gave. The process can unmap, move or map over parts of it,
+//! so that a mapping can lie in several pieces; a mapping is gone when its last byte is gone.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// One call's memory, as far as it is still mapped.
+/// The memory of one call, as far as it is still mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
-    /// Index of its call site.
+    /// Index of the mapping's call site.
     pub(super) site: usize,
-    /// Bytes of it that are still mapped.
+    /// Bytes of the mapping that are still mapped.
     pub(super) bytes: u64,
-    /// `CLOCK_MONOTONIC` of the call.
+    /// `CLOCK_MONOTONIC` of the call, in nanoseconds.
     pub(super) timestamp_ns: u64,
 }
 
@@ -26,21 +26,21 @@ pub(super) struct Piece {
     mapping: u64,
 }
 
-/// What [`Ranges::settle`] says of a piece that is gone.
+/// What went with a piece that is gone, see [`Ranges::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gone {
     /// Index of the call site.
     pub(super) site: usize,
     /// Bytes of the piece.
     pub(super) bytes: u64,
-    /// When its mapping was made, if this was the last piece of it.
+    /// The time at which the piece's mapping was made, if this was the mapping's last piece.
     pub(super) ended: Option<u64>,
 }
 
-/// The pieces in order of their addresses; they never overlap.
+/// The pieces in the order of their addresses; pieces never overlap.
 #[derive(Debug, Default)]
 pub(super) struct Ranges {
-    /// By first address: the address behind the last one, and the mapping.
+    /// For each piece, by its first address: the address behind its last byte, and its mapping.
     pieces: BTreeMap<u64, (u64, u64)>,
     mappings: HashMap<u64, Mapping>,
     next: u64,
@@ -52,7 +52,7 @@ impl Ranges {
         self.pieces.len()
     }
 
-    /// Adds a mapping; what was there must have been taken out before.
+    /// Adds a mapping; the caller must have taken out what was in its range.
     pub(super) fn insert(&mut self, start: u64, end: u64, site: usize, timestamp_ns: u64) {
         let id = self.next;
         self.next += 1;
@@ -60,8 +60,8 @@ impl Ranges {
         self.pieces.insert(start, (end, id));
     }
 
-    /// Cuts out what lies in a range, in order of its addresses. It counts as mapped until it is
-    /// settled or put back.
+    /// Cuts out the pieces in a range, in the order of their addresses. They count as mapped until
+    /// they are settled or put back.
     pub(super) fn take(&mut self, start: u64, end: u64) -> Vec<Piece> {
         let mut taken = Vec::new();
         if start >= end {
@@ -92,7 +92,7 @@ impl Ranges {
         }
     }
 
-    /// Says of each piece what went with it.
+    /// Removes pieces for good; says of each what went with it.
     pub(super) fn settle(&mut self, pieces: Vec<Piece>) -> Vec<Gone> {
         let mut all = Vec::new();
         for piece in pieces {
@@ -119,7 +119,7 @@ impl Ranges {
         self.mappings.values()
     }
 
-    /// Every piece: first address, bytes, and its mapping.
+    /// Every piece: its first address, its bytes, and its mapping.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, u64, &Mapping)> {
         self.pieces
             .iter()
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// What a process may do with pages 0 to 39.
+    /// What a process may do with pages 0 to 39, for the test.
     #[derive(Clone, Debug)]
     enum Step {
         Map(u64, u64),
@@ -149,7 +149,7 @@ mod tests {
         })
     }
 
-    /// Bytes that each call still has, page by page.
+    /// Bytes that each call still has, counted page by page.
     fn by_page(pages: &[Option<usize>]) -> HashMap<usize, u64> {
         let mut sums = HashMap::new();
         for call in pages.iter().flatten() {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a table that says of each page which call mapped it.
+        /// Compares with a table that says of each page which call mapped it.
         #[test]
         fn ranges_hold_what_each_page_holds(steps in prop::collection::vec(step(), 1..80)) {
             let mut ranges = Ranges::default();

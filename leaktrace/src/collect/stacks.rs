@@ -1,34 +1,34 @@
-//! The stacks of all sites, each normalized once and then remembered: mappings come and go.
+//! The stacks of all sites, each normalized once and then remembered, as mappings come and go.
 //!
-//! Sites are read after the mappings, and a library may come in between. Then some of its frames
-//! are in no known mapping, and the next snapshot, before which mappings are read again, has
-//! another look. Not the ones after it: by then another library may lie there.
+//! Sites are read after the mappings, and a process may map a library in between. Then some frames
+//! of a stack are in no known mapping. The next snapshot reads the mappings again and normalizes
+//! the stack once more. Later snapshots do not: by then another library may lie there.
 
 use std::collections::{BTreeMap, HashSet};
 
 use crate::snapshot::{Place, Stack};
 
-/// By space and id: the same addresses mean other functions in another process.
+/// Space and stack ID: in another process the same addresses stand for other functions.
 type Key = (u32, u64);
 
 /// The stacks that were seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Stacks {
     known: BTreeMap<Key, Stack>,
-    /// Those with a frame in no known mapping, new in this snapshot.
+    /// The stacks that are new in this snapshot and have a frame in no known mapping.
     unsettled: HashSet<Key>,
-    /// The same of the snapshot before, until they are asked for.
+    /// The unsettled stacks of the snapshot before, until they are asked for again.
     due: HashSet<Key>,
 }
 
 impl Stacks {
-    /// Begins a snapshot: the mappings have been read.
+    /// Begins a snapshot; the caller has read the mappings.
     pub(super) fn begin_snapshot(&mut self) {
         self.due = std::mem::take(&mut self.unsettled);
     }
 
-    /// A stack, by what `normalize` makes of it where that is not settled; nothing if it makes
-    /// nothing of one that is not known.
+    /// A stack; where it is new or unsettled, `normalize` makes it. `None` if `normalize` cannot
+    /// and the stack is not known.
     pub(super) fn get_or(
         &mut self,
         key: Key,
@@ -51,7 +51,7 @@ impl Stacks {
         self.known.get(&key)
     }
 
-    /// Forgets those of some spaces.
+    /// Forgets the stacks of these spaces.
     pub(super) fn forget(&mut self, gone: &HashSet<u32>) {
         self.known.retain(|(space, _), _| !gone.contains(space));
         self.unsettled.retain(|(space, _)| !gone.contains(space));

@@ -1,13 +1,13 @@
-//! Which call sites deserve a stack for every allocation, under `--stacks adaptive`.
+//! Decides which call sites get a stack for every allocation, under `--stacks adaptive`.
 
 use std::collections::HashMap;
 
 use leaktrace_common::SiteKey;
 
-/// Intervals of growth in a row that make a call site suspect.
+/// Intervals of growth in a row after which a call site is suspect.
 const PATIENCE: u32 = 2;
 
-/// Watches call sites grow, over all their stacks.
+/// Watches the growth of call sites, over all their stacks.
 #[derive(Debug, Default)]
 pub struct Suspects {
     seen: HashMap<SiteKey, Watch>,
@@ -20,8 +20,8 @@ struct Watch {
 }
 
 impl Suspects {
-    /// Takes in one interval's outstanding bytes by call site (keys without stack); gives the
-    /// sites that have just become suspect.
+    /// Takes in one interval's outstanding bytes by call site (keys without stack); returns the
+    /// call sites that have just become suspect.
     pub fn observe(&mut self, sites: &HashMap<SiteKey, u64>) -> Vec<SiteKey> {
         // Those of process images that are gone.
         self.seen.retain(|key, _| sites.contains_key(key));

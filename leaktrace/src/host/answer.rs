@@ -1,4 +1,4 @@
-//! What trying something on this host has shown.
+//! The result of trying something on this host.
 
 use std::io;
 
@@ -14,7 +14,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Whether it was tried and worked.
+    /// Whether leaktrace tried it and it worked.
     pub fn is_yes(&self) -> bool {
         *self == Self::Yes
     }

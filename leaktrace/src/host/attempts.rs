@@ -13,15 +13,15 @@ use aya_obj::{
 
 use super::answer::Answer;
 
-/// From 6.13; newer than the bindings.
+/// The attach type of session links, from 6.13; newer than the bindings.
 const BPF_TRACE_UPROBE_SESSION: u32 = 57;
-/// `r0 = 0; exit`.
+/// The instructions `r0 = 0; exit`.
 const NOTHING: [u64; 2] = [0xb7, 0x95];
 /// A kernel function that only the kernel's own tests call.
 const FENTRY_TARGET: &str = "bpf_fentry_test1";
 
-/// Calls bpf(2) with an attribute that `fill` writes into a zeroed one; gives the descriptor
-/// that it returns.
+/// Calls bpf(2) with an attribute that `fill` writes into a zeroed one; returns the descriptor that
+/// bpf(2) returns.
 ///
 /// # Safety
 ///
@@ -57,7 +57,7 @@ fn load(kind: bpf_prog_type, attach_type: u32, btf_id: u32) -> io::Result<OwnedF
     }
 }
 
-/// Attaches a raw tracepoint or, without a name, the function that the program was loaded for.
+/// Attaches a raw tracepoint program; without a name, to the function that it was loaded for.
 fn open_raw(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<OwnedFd> {
     // SAFETY: the name outlives the call.
     unsafe {
@@ -68,7 +68,7 @@ fn open_raw(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<OwnedFd>
     }
 }
 
-/// Asks for a multi link on `/`, which no kernel grants: the refusal tells what it knows.
+/// Asks for a multi link on `/`, which no kernel grants: the error shows what the kernel knows.
 fn refused_link(program: BorrowedFd<'_>, attach_type: u32, pid: u32) -> Option<i32> {
     let offset = 0u64;
     // SAFETY: path and offset outlive the call; there is one offset.
@@ -87,7 +87,7 @@ fn refused_link(program: BorrowedFd<'_>, attach_type: u32, pid: u32) -> Option<i
     link.err().and_then(|error| error.raw_os_error())
 }
 
-/// Whether a raw tracepoint program loads.
+/// Whether the kernel loads a raw tracepoint program.
 pub(super) fn raw_tracepoint() -> Answer {
     load(bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0, 0).into()
 }

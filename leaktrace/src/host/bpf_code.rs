@@ -1,4 +1,4 @@
-//! Where the code of the kernel's BPF programs lies, which /proc/kallsyms tells without its end.
+//! Where the code of the kernel's BPF programs lies; /proc/kallsyms tells only where it begins.
 
 use std::{
     mem::offset_of,
@@ -10,14 +10,15 @@ const PROG_GET_NEXT_ID: i32 = 11;
 const PROG_GET_FD_BY_ID: i32 = 13;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
 
-/// Most functions of one program (`BPF_MAX_SUBPROGS`, include/linux/bpf_verifier.h), and its own.
+/// Most functions of one program: `BPF_MAX_SUBPROGS` (include/linux/bpf_verifier.h) and the main
+/// one.
 const MOST_FUNCTIONS: usize = 257;
 
-/// `struct bpf_prog_info` up to what is read of it.
+/// The beginning of `struct bpf_prog_info`, up to the last member that is read.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Info {
-    /// From `type` to `netns_ino`.
+    /// The members from `type` to `netns_ino`.
     before: [u8; 104],
     nr_jited_ksyms: u32,
     nr_jited_func_lens: u32,
@@ -27,18 +28,18 @@ struct Info {
 
 const _: () = assert!(offset_of!(Info, nr_jited_ksyms) == 104 && size_of::<Info>() == 128);
 
-/// `union bpf_attr` of these commands.
+/// `union bpf_attr` for these commands.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Attr {
-    /// The program's number, or its descriptor.
+    /// The ID or the descriptor of the program.
     subject: u32,
-    /// The next number, or the size of what `info` points to.
+    /// The next ID, or the size of the memory that `info` points to.
     other: u32,
     info: u64,
 }
 
-/// Each function of each program, from and to; none where the kernel does not tell.
+/// Start and end of each function of each program; empty where the kernel does not tell.
 pub fn ranges() -> Vec<(u64, u64)> {
     let mut ranges = Vec::new();
     let mut attr = Attr::default();
@@ -55,7 +56,7 @@ pub fn ranges() -> Vec<(u64, u64)> {
     ranges
 }
 
-/// The functions of one program.
+/// Start and end of each function of one program.
 fn functions(fd: RawFd) -> Vec<(u64, u64)> {
     let mut starts = [0_u64; MOST_FUNCTIONS];
     let mut lengths = [0_u32; MOST_FUNCTIONS];
@@ -78,7 +79,7 @@ fn functions(fd: RawFd) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// bpf(2); nothing where it fails.
+/// Calls bpf(2); `None` where it fails.
 fn bpf(command: i32, attr: &mut Attr) -> Option<RawFd> {
     // SAFETY: `attr` has the size given; where it points to something, that lives on and has the
     // size that the caller says.

@@ -1,14 +1,14 @@
 //! A reader of the kernel's BTF, for the few questions that leaktrace asks of it.
 //!
-//! The format is that of Documentation/bpf/btf.rst (6.18): a header, a table of types of
-//! variable length, and a table of strings. Every access is checked; damaged data gives an
-//! error or "not there", never a panic.
+//! The format is that of Documentation/bpf/btf.rst (6.18): a header, a table of types of variable
+//! length, and a table of strings. Every access is checked: damaged data leads to an error or to
+//! "not there", never to a panic.
 
 use std::{fs, path::Path};
 
 const MAGIC: u16 = 0xeb9f;
-/// Most members looked at for one; `struct task_struct` has some 300 with the anonymous ones.
-/// Damaged data, where structs contain themselves, must come to an end.
+/// Most members that a search for one member looks at; `struct task_struct` has some 300 with the
+/// anonymous ones. A search in damaged data, where structs contain themselves, must end.
 const MAX_MEMBERS: u32 = 4096;
 /// Deepest nesting of anonymous members.
 const MAX_DEPTH: u32 = 16;
@@ -43,12 +43,12 @@ pub enum BtfError {
     /// The file cannot be read.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// It is no BTF, or damaged.
+    /// The data is no BTF, or damaged.
     #[error("damaged BTF: {0}")]
     Damaged(&'static str),
 }
 
-/// A parameter of a function, as far as leaktrace tells parameters apart.
+/// A parameter of a function, as far as leaktrace tells types apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Param {
     /// A pointer to a struct of this name.
@@ -66,7 +66,7 @@ pub struct Btf {
     data: Vec<u8>,
     strings: usize,
     strings_end: usize,
-    /// Offset of each type; type numbers count from 1.
+    /// Offset of each type in the data; type IDs count from 1.
     types: Vec<u32>,
 }
 
@@ -75,7 +75,7 @@ impl Btf {
     ///
     /// # Errors
     ///
-    /// The file cannot be read or is damaged.
+    /// Fails if the file cannot be read or is damaged.
     pub fn read(path: &Path) -> Result<Self, BtfError> {
         Self::parse(fs::read(path)?)
     }
@@ -84,7 +84,7 @@ impl Btf {
     ///
     /// # Errors
     ///
-    /// It is damaged.
+    /// Fails if the data is damaged.
     pub fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
         let damaged = BtfError::Damaged;
         let magic = data.get(..2).ok_or(damaged("too short"))?;
@@ -129,7 +129,7 @@ impl Btf {
         self.params(self.target(self.find(kind::FUNC, name)?)?, 0)
     }
 
-    /// The parameters of a function type from the one with this index on.
+    /// The parameters of a function type, from index `first` on.
     fn params(&self, function: u32, first: u32) -> Option<Vec<Param>> {
         let at = self.at(function)?;
         let info = word(&self.data, at + 4)?;
@@ -142,14 +142,14 @@ impl Btf {
             .collect()
     }
 
-    /// Bytes of the struct `name`.
+    /// Size in bytes of the struct `name`.
     pub fn struct_bytes(&self, name: &str) -> Option<u32> {
         // The word that refers to another type elsewhere is the size here.
         self.target(self.find(kind::STRUCT, name)?)
     }
 
-    /// Byte offset of a member of the struct `name`, also inside anonymous members; `path` may
-    /// have several parts with dots between.
+    /// Byte offset of a member of the struct `name`; the member may be inside anonymous members.
+    /// `path` may have several parts, with dots between them.
     pub fn member_offset(&self, name: &str, path: &str) -> Option<u32> {
         let mut at_type = self.find(kind::STRUCT, name)?;
         let mut bits = 0_u32;
@@ -162,7 +162,7 @@ impl Btf {
         bits.is_multiple_of(8).then_some(bits / 8)
     }
 
-    /// Value of an enumerator, of any enum; of a 64-bit one, its lower half.
+    /// Value of an enumerator of any enum; for a 64-bit enum, its lower half.
     pub fn enumerator(&self, name: &str) -> Option<u32> {
         self.types.iter().find_map(|at| {
             let at = *at as usize;
@@ -180,7 +180,7 @@ impl Btf {
         })
     }
 
-    /// Offset in bits and type of a member.
+    /// Offset in bits, and type, of a member.
     fn member(&self, of: u32, name: &str, depth: u32, steps: &mut u32) -> Option<(u32, u32)> {
         let (at, depth) = (self.at(of)?, depth.checked_sub(1)?);
         let info = word(&self.data, at + 4)?;
@@ -230,7 +230,7 @@ impl Btf {
         }
     }
 
-    /// Through typedefs and qualifiers to the type itself.
+    /// Follows typedefs and qualifiers to the type itself.
     fn resolve(&self, type_id: u32) -> Option<u32> {
         let mut seen = self.unqualified(type_id)?;
         for _ in 0..MAX_CHAIN {
@@ -242,7 +242,7 @@ impl Btf {
         None
     }
 
-    /// Through qualifiers alone.
+    /// Follows qualifiers, but no typedefs.
     fn unqualified(&self, mut type_id: u32) -> Option<u32> {
         for _ in 0..MAX_CHAIN {
             match self.kind(type_id)? {
@@ -301,7 +301,7 @@ const fn count_of(info: u32) -> usize {
     (info & 0xffff) as usize
 }
 
-/// Bytes that follow a type's 12-byte head.
+/// Number of bytes that follow a type's 12-byte head.
 fn extra_bytes(info: u32) -> Option<usize> {
     let count = count_of(info);
     Some(match kind_of(info) {

@@ -10,7 +10,7 @@ use leaktrace_common::CgroupTest;
 
 use crate::error::Error;
 
-/// Finds a group: by its folder, or by its path below the root as /proc/PID/cgroup has it.
+/// Finds a group, by its directory or by its path below the root as in /proc/PID/cgroup.
 ///
 /// # Errors
 ///
@@ -20,7 +20,7 @@ pub fn find(path: &Path) -> Result<CgroupTest, Error> {
     locate(path).map(|(test, _)| test)
 }
 
-/// The path of a group as /proc/PID/cgroup has it.
+/// The path of a group as in /proc/PID/cgroup.
 ///
 /// # Errors
 ///

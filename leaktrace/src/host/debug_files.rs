@@ -1,7 +1,7 @@
 //! Files with debug information of the running kernel and of its modules.
 //!
-//! A file is trusted if its build ID is the one that the kernel shows; all others are as if they
-//! were not there.
+//! leaktrace trusts a file if its build ID is the one that the kernel shows, and ignores all
+//! others.
 
 use std::{
     collections::HashMap,
@@ -30,8 +30,8 @@ pub fn build_id(notes: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// Where the debug information of an object lies by its build ID, in these folders and in that of
-/// packages.
+/// Paths at which the debug information of an object may lie by its build ID: in these directories
+/// and in that of packages.
 pub fn by_id(folders: &[PathBuf], build_id: &[u8]) -> impl Iterator<Item = PathBuf> {
     let id: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
     let (first, rest) = id.split_at_checked(2).unwrap_or_default();
@@ -39,7 +39,7 @@ pub fn by_id(folders: &[PathBuf], build_id: &[u8]) -> impl Iterator<Item = PathB
     folders.iter().map(PathBuf::as_path).chain([Path::new(DEBUG)]).map(move |dir| dir.join(&file))
 }
 
-/// The running kernel's file with debug information, if it is at hand; `notes` are
+/// The running kernel's file with debug information, if there is one; `notes` is the path of
 /// [`KERNEL_NOTES`].
 pub fn vmlinux(notes: &Path, folders: &[PathBuf], release: &str) -> Option<PathBuf> {
     let build_id = build_id(&fs::read(notes).ok()?)?;
@@ -57,7 +57,7 @@ pub fn vmlinux(notes: &Path, folders: &[PathBuf], release: &str) -> Option<PathB
     asked.chain(by_id(folders, &build_id)).chain(usual).find(|path| is_of(path, &build_id))
 }
 
-/// Whether a file has debug information of the object with this build ID.
+/// Whether a file has the debug information of the object with this build ID.
 fn is_of(path: &Path, build_id: &[u8]) -> bool {
     let Ok(file) = File::open(path) else { return false };
     let cache = ReadCache::new(file);
@@ -66,7 +66,7 @@ fn is_of(path: &Path, build_id: &[u8]) -> bool {
         && file.build_id().is_ok_and(|found| found == Some(build_id))
 }
 
-/// Files of modules with debug information, as far as their names tell, by the modules' names.
+/// Files that may hold the debug information of modules, by the modules' names.
 pub fn modules(folders: &[PathBuf], release: &str) -> HashMap<String, Vec<PathBuf>> {
     let usual = [
         Path::new(DEBUG).join("lib/modules").join(release),

@@ -1,4 +1,4 @@
-//! Tells from the host's facts what leaktrace can do here, what is lost, and how to mend it.
+//! Tells from facts about the host what leaktrace can do on it, what is lost, and how to mend that.
 
 use std::io::{self, Write};
 
@@ -9,13 +9,13 @@ use super::{
     features::{Capabilities, Capability, HostFacts, Trials},
 };
 
-/// How well something that tracing wants is met.
+/// How well the host meets one need of tracing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// All there.
+    /// Everything is there.
     Ok,
-    /// Tracing works, with a loss.
+    /// Tracing works, but something is lost.
     Degraded,
     /// What `lost` names does not work.
     Missing,
@@ -31,25 +31,25 @@ impl Status {
     }
 }
 
-/// One thing that was looked at.
+/// One need of tracing, checked on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: &'static str,
-    /// How well it is met.
+    /// How well the host meets the need.
     pub status: Status,
     /// What was found.
     pub detail: String,
-    /// What does not work because of it; empty if all is well.
+    /// What does not work because of the finding; empty if all is well.
     pub lost: &'static str,
-    /// How to mend it; empty if all is well.
+    /// How to mend the finding; empty if all is well.
     pub mend: &'static str,
-    /// The modes that cannot work without it.
+    /// The modes that cannot work without what was checked.
     #[serde(skip)]
     needed_by: Modes,
 }
 
-/// The modes of tracing that need something.
+/// The modes of tracing that have a need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Modes {
     None,
@@ -68,7 +68,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// What the checks add up to.
+    /// The verdict that follows from the checks.
     pub fn of(checks: &[Check]) -> Self {
         let works = |mode| {
             !checks.iter().any(|check| {
@@ -80,12 +80,12 @@ impl Verdict {
     }
 }
 
-/// The mend of kernels that kill processes under seccomp at return probes.
+/// How to mend a kernel that kills processes under seccomp at return probes.
 pub const SECCOMP_MEND: &str = "use Linux 6.14 or newer, or a stable kernel with its fix `seccomp: \
                                 passthrough uretprobe systemcall without filtering`";
 const AS_ROOT: &str = "run leaktrace as root";
 
-/// What to say of something if it is not there.
+/// What to say if something is not there.
 struct Want {
     name: &'static str,
     needed_by: Modes,
@@ -107,7 +107,7 @@ impl Want {
         }
     }
 
-    /// Missing is as bad as the modes that need it make it.
+    /// Makes the check. If something is missing, the status follows from the modes that need it.
     fn of(self, is_there: bool, detail: impl Into<String>) -> Check {
         let status = match (is_there, self.needed_by) {
             (true, _) => Status::Ok,
@@ -117,7 +117,7 @@ impl Want {
         self.check(status, detail)
     }
 
-    /// As [`Want::of`]; what was refused to others than root may be there for root.
+    /// As [`Want::of`], for an answer. What the kernel refuses to an ordinary user, root may have.
     fn tried(mut self, answer: &Answer, is_root: bool, works: &str) -> Check {
         let detail = match answer {
             Answer::Yes => works.to_owned(),
@@ -131,7 +131,7 @@ impl Want {
     }
 }
 
-/// Looks at everything that tracing wants.
+/// Checks everything that tracing wants.
 pub fn checks(facts: &HostFacts, trials: &Trials) -> Vec<Check> {
     let mut checks = vec![root(facts)];
     checks.extend(kernel(facts));
@@ -381,7 +381,7 @@ fn restrictions(facts: &HostFacts) -> [Check; 6] {
 ///
 /// # Errors
 ///
-/// What `to` fails with.
+/// The error of writing to `to`.
 pub fn write_text(checks: &[Check], to: &mut dyn Write) -> io::Result<()> {
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     for check in checks {
@@ -401,7 +401,7 @@ pub fn write_text(checks: &[Check], to: &mut dyn Write) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// What `to` fails with.
+/// The error of writing to `to`.
 pub fn write_json(checks: &[Check], to: &mut dyn Write) -> io::Result<()> {
     #[derive(Serialize)]
     struct Document<'a> {

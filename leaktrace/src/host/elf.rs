@@ -1,27 +1,27 @@
 //! The bytes of an ELF file that a traced process maps, for the `object` crate.
 //!
-//! The file is the process' own, and may be hostile: what a header claims must not cost more
-//! memory than any real object needs.
+//! The file belongs to the process, and may be hostile: a false claim in a header must not cost
+//! more memory than a real object needs.
 
 use std::{cell::Cell, fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
 use object::{ReadCache, ReadRef};
 
-/// Largest piece that is read at once; the largest section of a real object that leaktrace
-/// reads, a browser's symbol table, has some 100 MiB.
+/// Largest piece that is read at once. The largest section of a real object that leaktrace reads, a
+/// browser's symbol table, has some 100 MiB.
 pub const MAX_READ_BYTES: u64 = 256 << 20;
 /// Most bytes that are read of one file.
 const MAX_TOTAL_BYTES: u64 = 1 << 30;
-/// What a string is taken to cost beside its bytes, for its entry in the cache.
+/// Bytes that a string is taken to cost besides its contents, for its entry in the cache.
 const STRING_BYTES: u64 = 128;
-/// How far the cache looks for a string's end.
+/// How far a read looks for the end of a string.
 const MAX_STRING_BYTES: u64 = 4096;
 
-/// A file's bytes, read when they are asked for.
+/// The bytes of a file, read when they are asked for.
 #[derive(Debug)]
 pub struct ElfBytes<'file> {
     cache: ReadCache<FileAt<'file>>,
-    /// What may still be read.
+    /// Bytes that may still be read.
     left_bytes: Cell<u64>,
 }
 
@@ -61,7 +61,7 @@ impl<'data> ReadRef<'data> for &'data ElfBytes<'_> {
     }
 }
 
-/// Reads a shared file at its own position, so that nobody else's reads move it.
+/// Reads a shared file at positions of its own, which other readers do not move.
 #[derive(Debug)]
 struct FileAt<'file> {
     file: &'file File,
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!((&bytes).read_bytes_at(1 << 39, 4), Ok(&[0; 4][..]));
     }
 
-    /// Each symbol may name another place of the same long string: all are kept.
+    /// Symbols may name many places in one long string: the cache keeps every one of these strings.
     #[test]
     fn strings_cost_what_they_hold() {
         let file = tempfile::tempfile().unwrap();

@@ -1,4 +1,4 @@
-//! What this host allows: probed once, by trying; attaching and `doctor` both go by it.
+//! What this host allows. Each feature is tried once; attaching and `doctor` both use the result.
 
 use std::{
     fs,
@@ -29,11 +29,11 @@ pub enum Capability {
 }
 
 impl Capability {
-    /// All that tracing needs.
+    /// Every capability that tracing needs.
     pub const ALL: [Self; 5] =
         [Self::Bpf, Self::Perfmon, Self::SysAdmin, Self::SysPtrace, Self::SysResource];
 
-    /// Its name in capabilities(7).
+    /// The capability's name in capabilities(7).
     pub fn name(self) -> &'static str {
         match self {
             Self::SysPtrace => "CAP_SYS_PTRACE",
@@ -50,59 +50,59 @@ impl Capability {
 pub struct Capabilities(pub u64);
 
 impl Capabilities {
-    /// Whether it is in the set.
+    /// Whether the capability is in the set.
     pub fn has(self, capability: Capability) -> bool {
         self.0 & 1 << capability as u32 != 0
     }
 }
 
-/// What was found out about this host.
+/// Facts about this host.
 #[derive(Clone, Debug)]
 pub struct HostFacts {
-    /// Whether we run as root.
+    /// Whether leaktrace runs as root.
     pub is_root: bool,
     /// The kernel's release, as `uname -r` prints it.
     pub kernel_release: String,
-    /// Whether the kernel describes its types.
+    /// Whether the kernel has BTF, which describes its types.
     pub has_btf: bool,
-    /// Raw tracepoint programs load.
+    /// Whether raw tracepoint programs load.
     pub raw_tracepoint: Answer,
-    /// The slab allocator's tracepoints take programs.
+    /// Whether programs can be attached to the slab allocator's tracepoints.
     pub slab_tracepoints: Answer,
-    /// The perf subsystem has uprobes.
+    /// Whether the perf subsystem has uprobes.
     pub has_uprobe: bool,
-    /// One link for many uprobes, for all threads of a process.
+    /// Whether one link can hold many uprobes, for all threads of a process.
     pub uprobe_multi: Answer,
-    /// One link for entries and returns.
+    /// Whether one link can hold entries and returns.
     pub session: Answer,
-    /// Programs at kernel functions' entries.
+    /// Whether programs can be attached to the entries of kernel functions.
     pub fentry: Answer,
-    /// The perf subsystem has kprobes.
+    /// Whether the perf subsystem has kprobes.
     pub has_kprobe: bool,
-    /// The kernel records what processes map.
+    /// Whether the kernel records what processes map.
     pub records: Answer,
     /// Whether /proc/slabinfo can be read.
     pub has_slabinfo: bool,
     /// The kernel's file with debug information, where packages put it.
     pub vmlinux: Option<PathBuf>,
-    /// Our effective capabilities.
+    /// leaktrace's effective capabilities.
     pub capabilities: Capabilities,
-    /// The lockdown mode; none where the kernel has no lockdown.
+    /// The lockdown mode; `None` where the kernel has no lockdown.
     pub lockdown: Option<String>,
     /// `kernel.kptr_restrict`.
     pub kptr_restrict: Option<i32>,
     /// `kernel.perf_event_paranoid`.
     pub perf_event_paranoid: Option<i32>,
-    /// The libc of this host; none where no process that may be read maps one.
+    /// The libc of this host; `None` where no process that leaktrace may read maps one.
     pub libc: Option<String>,
 }
 
-/// What takes longer to try, and is for `doctor` alone.
+/// Trials that take longer, for `doctor` alone.
 #[derive(Clone, Debug)]
 pub struct Trials {
-    /// Whether the kernel loads the programs, all of them as they are, of `leaktrace kernel`.
+    /// Whether the kernel loads all programs of `leaktrace kernel`, as they are.
     pub kernel: Answer,
-    /// The same of `leaktrace user` and `leaktrace run`.
+    /// Whether the kernel loads all programs of `leaktrace user` and `leaktrace run`.
     pub user: Answer,
     /// Whether processes under a seccomp filter survive return probes.
     pub return_probes: Answer,
@@ -115,7 +115,7 @@ impl HostFacts {
     }
 }
 
-/// Probes this host; leaves nothing attached.
+/// Tries the features of this host; leaves nothing attached.
 pub fn probe() -> HostFacts {
     let read = |path: &str| fs::read_to_string(path).ok();
     let number = |path: &str| read(path)?.trim().parse().ok();
@@ -159,8 +159,8 @@ fn lockdown_mode(text: &str) -> Option<String> {
     Some(mode.to_owned())
 }
 
-/// The libc that leaktrace itself maps, or else, as its static binary maps none, the first one that
-/// a process maps which sees the same files: not a container's.
+/// The libc that leaktrace itself maps. A static leaktrace maps none: then the libc of the first
+/// process that sees the same files, as one in a container does not.
 fn host_libc() -> Option<String> {
     libc_of("self").or_else(libc_of_another)
 }
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(libc_in("0-1 rw-p 0 00:00 0 [heap]\n0-1 r-xp 0 0:0 5 /lib/libcap.so.2"), None);
     }
 
-    /// As for the static binary, which maps none itself.
+    /// The static binary maps no libc itself.
     #[test]
     fn the_libc_of_the_host_is_found_in_other_processes() {
         let mut child = std::process::Command::new("cat")

@@ -6,8 +6,8 @@ use std::{
     io::{BufRead as _, BufReader},
 };
 
-/// The addresses of functions of the kernel proper, in the order of `names`; nothing where one
-/// is not there, is not unique, or is hidden (kernel.kptr_restrict).
+/// The addresses of functions of the kernel proper, in the order of `names`. An address is `None`
+/// where the function is not there, is not unique, or is hidden (kernel.kptr_restrict).
 pub fn addresses(names: &[&str]) -> Vec<Option<u64>> {
     let mut found: Vec<Vec<u64>> = vec![Vec::new(); names.len()];
     let Ok(file) = File::open("/proc/kallsyms") else { return vec![None; names.len()] };
@@ -35,8 +35,8 @@ pub fn addresses(names: &[&str]) -> Vec<Option<u64>> {
         .collect()
 }
 
-/// The addresses of functions of the kernel and its modules, in the order of `names`: each address that
-/// a name has, 0 where the kernel hides it (kernel.kptr_restrict).
+/// The addresses of functions of the kernel and its modules, in the order of `names`: every address
+/// that a name has, 0 where the kernel hides it (kernel.kptr_restrict).
 pub fn functions(names: &[&str]) -> Vec<Vec<u64>> {
     let mut found: Vec<Vec<u64>> = vec![Vec::new(); names.len()];
     for_each_function(|address, name| {
@@ -49,8 +49,8 @@ pub fn functions(names: &[&str]) -> Vec<Vec<u64>> {
     found
 }
 
-/// Names of functions of the kernel and its modules that are about as long as one, and of what the
-/// compiler has made of it (`f.isra.0`).
+/// Names of functions of the kernel and its modules that are about as long as `like`, or that the
+/// compiler has derived from it (`f.isra.0`).
 pub fn names(like: &str) -> BTreeSet<String> {
     let clone = format!("{like}.");
     let mut names = BTreeSet::new();
@@ -75,8 +75,8 @@ fn for_each_function(mut visit: impl FnMut(u64, &str)) {
     }
 }
 
-/// Where functions of the kernel proper lie, from and to, by the beginning of their names up to a
-/// dot: the compiler makes `f.constprop.0` and `f.isra.0` of `f`. One that is not there has none.
+/// Start and end of functions of the kernel proper, whose names up to a dot are given: the compiler
+/// makes `f.constprop.0` and `f.isra.0` of `f`. A function that is not there has no range.
 pub fn ranges(names: &[&str]) -> Vec<(u64, u64)> {
     let Ok(file) = File::open("/proc/kallsyms") else { return Vec::new() };
     ranges_in(BufReader::new(file).lines().map_while(Result::ok), names)

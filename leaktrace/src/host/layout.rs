@@ -1,5 +1,5 @@
-//! Where the running kernel keeps what the BPF programs read: argument positions of
-//! tracepoints and member offsets, from its BTF. No kernel version is ever assumed.
+//! The layout of what the BPF programs read in the running kernel: the positions of tracepoint
+//! arguments and the offsets of members, from its BTF. leaktrace never assumes a kernel version.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use super::{
 };
 use crate::error::Error;
 
-/// The kernel's own types.
+/// The BTF of the kernel proper.
 pub(super) const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Layouts of the running kernel.
+/// The layout of the running kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelLayout {
-    /// Arguments of the slab tracepoints.
+    /// Positions of the arguments of the slab tracepoints.
     pub slab: SlabArguments,
     /// Offset of `name` in `struct kmem_cache`.
     pub cache_name_offset: u32,
@@ -29,98 +29,100 @@ pub struct KernelLayout {
     pub gfp_reclaimable: u32,
     /// `__GFP_ACCOUNT`
     pub gfp_account: u32,
-    /// Where `kfree_rcu` keeps what it gathers, if this kernel does it in a way we know.
+    /// Where `kfree_rcu` keeps the objects that it gathers, if this kernel does so in a known way.
     pub rcu: Option<RcuLayout>,
-    /// Whether the second argument of `kvfree_call_rcu` is an offset: up to 6.3.
+    /// Whether the second argument of `kvfree_call_rcu` is an offset, as up to 6.3.
     pub rcu_call_offset: bool,
-    /// percpu_alloc_percpu: `size`, if the tracepoint has a known shape.
+    /// Position of `size` in percpu_alloc_percpu, if the tracepoint has a known shape.
     pub percpu_size: Option<u32>,
-    /// Text of the entries of interrupts and of soft interrupts, from and to; 0 if unknown.
+    /// Start and end of the text of interrupt entries, then of soft interrupt entries; 0 if
+    /// unknown.
     pub interrupts: [u64; 4],
     /// `__GFP_MOVABLE`
     pub gfp_movable: u32,
     /// log2 of the bytes of `struct page`, if the tracepoints of pages have a known shape.
     pub page_struct_shift: Option<u32>,
-    /// The function that every vmalloc comes to, if its arguments are known.
+    /// The function that every vmalloc calls, if its arguments are known.
     pub vmalloc: Option<&'static str>,
-    /// What tells the name of a process.
+    /// Where the name of a process lies.
     pub names: Option<NameLayout>,
     /// The kernel's own text, if it is known.
     pub text: Option<TextRange>,
-    /// Where `struct module` says what is followed of modules.
+    /// Where `struct module` has what leaktrace follows.
     pub module: Modules,
     /// The function that allocates slab objects in bulk, if its arguments are known.
     pub alloc_bulk: Option<&'static str>,
-    /// The cache of packets' heads, if this kernel has it in a way we know.
+    /// The cache of packet buffer heads, if this kernel has it in a known way.
     pub skb_cache: Option<SkbCache>,
 }
 
-/// What is known of modules that come and go.
+/// Whether and how leaktrace can follow modules that come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Modules {
-    /// This kernel has none: no code can come.
+    /// This kernel has no modules: no code can come.
     None,
-    /// They are laid out in a way that leaktrace does not know.
+    /// The kernel lays modules out in a way that leaktrace does not know.
     Unknown,
-    /// Where `struct module` has its members.
+    /// The offsets in `struct module`.
     Known(ModuleLayout),
 }
 
-/// Where the kernel keeps the name of a process, and what says when it begins and ends.
+/// Where the kernel keeps the name of a process, and what shows its start and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameLayout {
     /// Offset of `group_leader` in `struct task_struct`.
     pub leader_offset: u32,
-    /// Offset of `comm` there.
+    /// Offset of `comm` in `struct task_struct`.
     pub comm_offset: u32,
-    /// Offset of `start_time` there.
+    /// Offset of `start_time` in `struct task_struct`.
     pub start_offset: u32,
-    /// Offset of `signal` there.
+    /// Offset of `signal` in `struct task_struct`.
     pub signal_offset: u32,
     /// Offset of `live` in `struct signal_struct`.
     pub live_offset: u32,
 }
 
-/// The heads of packets' buffers that each CPU keeps: see leaktrace-ebpf's `bulk_alloc` module.
+/// The packet buffer heads that each CPU caches: see leaktrace-ebpf's `bulk_alloc` module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SkbCache {
-    /// Where the address of their slab cache lies.
+    /// Address of the pointer to the slab cache of the heads.
     pub cache_at: u64,
-    /// Whether many can be taken at once.
+    /// Whether the kernel has a function that takes many heads at once.
     pub has_bulk: bool,
-    /// Whether what is put back passes a function of its own: the compiler may have inlined it.
+    /// Whether a function of its own puts a head back; the compiler may have inlined it.
     pub has_put: bool,
 }
 
-/// Positions of arguments, counted as a raw tracepoint program counts them.
+/// Positions of arguments, as a raw tracepoint program counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlabArguments {
-    /// kmalloc: `bytes_req`; `bytes_alloc` and `gfp_flags` follow it.
+    /// Position of `bytes_req` in kmalloc; `bytes_alloc` and `gfp_flags` follow it.
     pub kmalloc_size: u32,
-    /// kmem_cache_alloc: `struct kmem_cache *`, if it is passed.
+    /// Position of `struct kmem_cache *` in kmem_cache_alloc, if it is passed.
     pub cache: Option<u32>,
-    /// kmem_cache_alloc: `bytes_req`, if it is passed.
+    /// Position of `bytes_req` in kmem_cache_alloc, if it is passed.
     pub cache_size: Option<u32>,
     /// Whether the `*_node` variants exist (up to 6.0).
     pub node_variants: bool,
 }
 
-/// Where `struct task_struct` keeps what says whose child a process is.
+/// The offsets by which the programs follow processes: who is whose child, and who ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskLayout {
-    /// Offset of `tgid`.
+    /// Offset of `tgid` in `struct task_struct`.
     pub tgid_offset: u32,
-    /// Offset of `mm`.
+    /// Offset of `mm` in `struct task_struct`.
     pub mm_offset: u32,
-    /// Offset of `signal`.
+    /// Offset of `signal` in `struct task_struct`.
     pub signal_offset: u32,
-    /// Offset of `live` in `struct signal_struct`, behind that.
+    /// Offset of `live` in `struct signal_struct`, to which `signal` points.
     pub live_offset: u32,
-    /// Offset of `flags` there.
+    /// Offset of `flags` in `struct signal_struct`.
     pub flags_offset: u32,
-    /// Offset of `group_exec_task` there: from 5.17.
+    /// Offset of `group_exec_task` in `struct signal_struct`: from 5.17.
     pub exec_offset: Option<u32>,
-    /// What `bpf_find_vma` finds, where the kernel has it: from 5.17.
+    /// Offsets in the mapping that `bpf_find_vma` finds, where the kernel has that helper: from
+    /// 5.17.
     pub areas: Option<AreaLayout>,
 }
 
@@ -147,7 +149,7 @@ impl TaskLayout {
     }
 }
 
-/// Where to read what a mapping is, if the kernel has the helper that finds one.
+/// The offsets in a mapping, if the kernel has the helper that finds one.
 fn area_layout(btf: &Btf) -> Option<AreaLayout> {
     btf.enumerator("BPF_FUNC_find_vma")?;
     let of_area = |member| btf.member_offset("vm_area_struct", member);
@@ -168,7 +170,7 @@ fn area_layout(btf: &Btf) -> Option<AreaLayout> {
     })
 }
 
-/// The kernel's types, for something that cannot do without.
+/// The kernel's BTF, for something that cannot do without.
 fn read_btf(what: &str) -> Result<Btf, Error> {
     Btf::read(Path::new(VMLINUX_BTF)).map_err(|error| {
         Error::Host(format!(
@@ -185,8 +187,9 @@ fn unknown(what: &str) -> Error {
     ))
 }
 
-/// Values of GFP flags on the running kernel, each given by its name without `__GFP_` and by its
-/// value before there were enumerators; nothing for one that the kernel does not tell.
+/// Values of GFP flags on the running kernel. Each flag is given by its name without `__GFP_` and
+/// by the value that it had before the kernel had enumerators; a value is `None` if the kernel does
+/// not tell.
 ///
 /// # Errors
 ///
@@ -206,11 +209,11 @@ pub fn gfp_values(flags: &[(&str, u32)]) -> Result<Vec<Option<u32>>, Error> {
 }
 
 impl KernelLayout {
-    /// Reads the running kernel's layouts.
+    /// Reads the layout of the running kernel.
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] when the kernel has no BTF, or its types are not what leaktrace knows.
+    /// [`Error::Host`] when the kernel has no BTF, or its types are not those that leaktrace knows.
     pub fn of_running_kernel() -> Result<Self, Error> {
         let btf = read_btf("kernel mode")?;
         let slab = slab_arguments(
@@ -259,7 +262,7 @@ impl KernelLayout {
 }
 
 impl KernelLayout {
-    /// Where modules that come and go are read; all zero if they cannot be followed.
+    /// The offsets in `struct module`; all zero if modules cannot be followed.
     pub fn followed_modules(&self) -> ModuleLayout {
         match (self.module, self.text) {
             (Modules::Known(layout), Some(_)) => layout,
@@ -268,7 +271,7 @@ impl KernelLayout {
     }
 }
 
-/// Positions by type: see the table in leaktrace-ebpf's slab module for the shapes.
+/// Finds positions by type: the table in leaktrace-ebpf's slab module shows the shapes.
 fn slab_arguments(
     kmalloc: &[Param],
     kmem_cache_alloc: &[Param],
@@ -326,8 +329,8 @@ fn kernel_text() -> Option<TextRange> {
     }
 }
 
-/// Where `struct module` has its name and its code (include/linux/module.h): up to 6.3 in two
-/// layouts, whose code comes first, from 6.4 on in seven parts.
+/// The offsets in `struct module` of name and code (include/linux/module.h). Up to 6.3 the kernel
+/// has two layouts, each with its code first; from 6.4 on it has seven parts.
 fn module_layout(btf: &Btf) -> Modules {
     if btf.tracepoint("module_load").is_none() || btf.tracepoint("module_free").is_none() {
         return Modules::None;
@@ -357,14 +360,14 @@ fn module_layout(btf: &Btf) -> Modules {
     known().map_or(Modules::Unknown, Modules::Known)
 }
 
-/// Position of `size`: see the table in leaktrace-ebpf's percpu module for the shapes.
+/// Position of `size`: the table in leaktrace-ebpf's percpu module shows the shapes.
 fn percpu_size(params: &[Param]) -> Option<u32> {
     let size = params.iter().position(|param| *param == Param::Typedef("size_t".into()))?;
     matches!((size, params.len()), (2, 7) | (3, 10)).then_some(size as u32)
 }
 
-/// Shift from a page's number to its `struct page`: see the table in leaktrace-ebpf's pages module
-/// for the shapes.
+/// log2 of the bytes of a `struct page`, if the tracepoints of pages have the shapes that the table
+/// in leaktrace-ebpf's pages module shows.
 fn page_struct_shift(
     alloc: Option<&[Param]>,
     free: Option<&[Param]>,
@@ -377,14 +380,14 @@ fn page_struct_shift(
     known.then(|| bytes.ilog2())
 }
 
-/// Whether the second of the arguments of `kvfree_call_rcu` is an offset in the place of a function
-/// (to 6.3), and no pointer.
+/// Whether the second argument of `kvfree_call_rcu` is an offset that is passed as a function
+/// pointer's type (up to 6.3), and no plain pointer.
 fn rcu_call_offset(params: &[Param]) -> bool {
     params.get(1) == Some(&Param::Typedef("rcu_callback_t".into()))
 }
 
-/// The function that every vmalloc comes to: from 6.10 on those that allocate have another name.
-/// The caller is the last of nine arguments.
+/// The function that every vmalloc calls; from 6.10 on allocating functions have another name. The
+/// caller is the last of its nine arguments.
 fn vmalloc_function(params_of: impl Fn(&str) -> Option<Vec<Param>>) -> Option<&'static str> {
     ["__vmalloc_node_range_noprof", "__vmalloc_node_range"]
         .into_iter()
@@ -402,15 +405,16 @@ fn name_layout(btf: &Btf) -> Option<NameLayout> {
     })
 }
 
-/// The function that allocates slab objects in bulk: s, flags, size, p (mm/slub.c, 5.15 to 6.18).
+/// The function that allocates slab objects in bulk; arguments s, flags, size, p (mm/slub.c, 5.15
+/// to 6.18).
 fn alloc_bulk_function(params_of: impl Fn(&str) -> Option<Vec<Param>>) -> Option<&'static str> {
     ["kmem_cache_alloc_bulk_noprof", "kmem_cache_alloc_bulk"]
         .into_iter()
         .find(|name| params_of(name).is_some_and(|params| params.len() == 4))
 }
 
-/// Where the cache of packets' heads is: net/core/skbuff.c, 5.15 to 6.18; from 6.9 on its address
-/// lies among others (include/net/hotdata.h).
+/// The cache of packet buffer heads: net/core/skbuff.c, 5.15 to 6.18. From 6.9 on the pointer to it
+/// is a member of a struct (include/net/hotdata.h).
 fn skb_cache(btf: &Btf) -> Option<SkbCache> {
     btf.function("napi_skb_cache_get")?;
     let names = ["net_hotdata", "skbuff_head_cache", "skbuff_cache"];

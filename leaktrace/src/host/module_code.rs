@@ -1,5 +1,5 @@
-//! What the kernel tells of its modules while they are there: their functions, where their sections
-//! lie, and their build IDs. Once a module has gone nobody tells any of it.
+//! What the kernel shows of its modules while they are loaded: their functions, the addresses of
+//! their sections, and their build IDs. Once a module is gone nobody shows any of it.
 
 use std::{
     collections::HashMap,
@@ -16,21 +16,21 @@ pub const SYSFS: &str = "/sys/module";
 /// A module that is loaded now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Its name.
+    /// The module's name.
     pub name: String,
-    /// Where its code begins.
+    /// Address at which the module's code begins.
     pub base: u64,
-    /// Bytes of its code and data, which bound those of the code.
+    /// Bytes of the module's code and data, an upper bound for its code.
     pub bytes: u64,
 }
 
-/// The modules of /proc/modules; none where the kernel has none.
+/// The modules in /proc/modules; empty where the kernel has none.
 pub fn listed() -> Vec<Listed> {
     // A kernel without loadable modules has no such file.
     parse_list(&fs::read_to_string("/proc/modules").unwrap_or_default())
 }
 
-/// `name bytes users used-by state address`; one whose address is hidden is left out.
+/// Parses `name bytes users used-by state address`; a module whose address is hidden is left out.
 fn parse_list(text: &str) -> Vec<Listed> {
     let parse = |line: &str| {
         let mut parts = line.split(' ');
@@ -44,16 +44,16 @@ fn parse_list(text: &str) -> Vec<Listed> {
 /// The symbols of one module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Symbols {
-    /// Functions, by address, one name for each address.
+    /// The functions by address, with one name for each address.
     pub functions: Vec<(u64, String)>,
-    /// Addresses of anything else, in order.
+    /// The addresses of all other symbols, in order.
     pub others: Vec<u64>,
 }
 
-/// Functions, with the rank of their names, and the addresses of anything else.
+/// Functions, with the rank of their names, and the addresses of all other symbols.
 type Unsorted = (Vec<(u64, u8, String)>, Vec<u64>);
 
-/// The symbols of the modules that `wanted` accepts by name; what cannot be read has none.
+/// The symbols of the modules whose names `wanted` accepts; a module that cannot be read has none.
 pub fn symbols(wanted: impl Fn(&str) -> bool) -> HashMap<String, Symbols> {
     match File::open("/proc/kallsyms") {
         Ok(file) => parse_symbols(BufReader::with_capacity(1 << 16, file), wanted),
@@ -105,13 +105,13 @@ fn parse_symbols(
         .collect()
 }
 
-/// What a module does now: `coming` while its init runs, `live`, `going`; nothing if it has gone.
+/// A module's state: `coming` while its init runs, `live`, or `going`; `None` if it is gone.
 pub fn state(name: &str) -> Option<String> {
     fs::read_to_string(Path::new(SYSFS).join(name).join("initstate")).ok()
 }
 
-/// Where the code of a loaded module lies, by section, and its build ID; of a folder like
-/// [`SYSFS`].
+/// Addresses of the code sections of a loaded module, by section, and the module's build ID.
+/// `sysfs` is a directory like [`SYSFS`].
 pub fn sections(sysfs: &Path, name: &str) -> (HashMap<String, u64>, Option<Vec<u8>>) {
     let folder = sysfs.join(name);
     let build_id = fs::read(folder.join("notes/.note.gnu.build-id"));

@@ -10,22 +10,22 @@ use leaktrace_common::MODULE_NAME_BYTES;
 
 use crate::error::Error;
 
-/// kallsyms tells where functions begin and not where they end: the last one of a module ends
-/// within this many bytes.
+/// Most bytes of the last function of a module: kallsyms tells where functions begin and not where
+/// they end.
 const LAST_FUNCTION_BYTES: u64 = 64 << 10;
 
-/// Whether a module is loaded now, by the kernel's name.
+/// Whether a module is loaded now; `name` is the kernel's spelling.
 pub fn is_loaded(name: &str) -> bool {
     // A kernel without loadable modules has no such file.
     let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
     loaded.lines().any(|line| line.split(' ').next() == Some(name))
 }
 
-/// Refuses a name that no module can have, or that of code which is always there.
+/// Refuses a name that no module can have, or that of code that is always there.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] with the mend.
+/// [`Error::Usage`], with how to mend it.
 pub fn check_name(name: &str) -> Result<(), Error> {
     let is_name = !name.is_empty()
         && name.len() < MODULE_NAME_BYTES
@@ -44,11 +44,12 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the functions of these modules lie, by the kernel's names: start, and end.
+/// Start and end of the ranges in which the functions of these modules lie; names in the kernel's
+/// spelling.
 ///
 /// # Errors
 ///
-/// [`Error::Host`] when the kernel does not tell.
+/// [`Error::Host`] when the kernel hides the addresses.
 pub fn text(names: &[String]) -> Result<Vec<(u64, u64)>, Error> {
     if names.is_empty() {
         return Ok(Vec::new());
@@ -66,7 +67,7 @@ pub fn text(names: &[String]) -> Result<Vec<(u64, u64)>, Error> {
     Ok(ranges)
 }
 
-/// Runs of functions that lie next to each other and belong to one of the modules.
+/// Runs of adjacent functions that belong to one of the modules.
 fn ranges(kallsyms: impl Iterator<Item = String>, names: &[String]) -> Vec<(u64, u64)> {
     let mut functions: Vec<(u64, bool)> = kallsyms
         .filter_map(|line| {

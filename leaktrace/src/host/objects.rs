@@ -1,7 +1,7 @@
-//! The files that traced processes map, each held open once.
+//! The files that traced processes map; each is held open once.
 //!
-//! A held descriptor keeps working after the file was deleted or replaced, in other mount
-//! namespaces, and after the process has gone. Objects are told apart by device and inode.
+//! A held descriptor still works after the file was deleted or replaced, in other mount namespaces,
+//! and after the process is gone. Device and inode tell objects apart.
 
 use std::{
     collections::HashMap,
@@ -25,15 +25,15 @@ pub struct ObjectId(pub u32);
 /// A held file.
 #[derive(Clone, Debug)]
 pub struct HeldObject {
-    /// Its path as the process that was seen first mapped it.
+    /// The file's path, as the first process that was seen to map it sees the path.
     pub path: String,
-    /// The file, if it could be opened.
+    /// The open file, or why it could not be opened.
     pub file: Result<Arc<File>, String>,
 }
 
 impl HeldObject {
-    /// A path under which the contents can be read while the descriptor is held; empty if the
-    /// file could not be opened.
+    /// A path at which the contents can be read while the descriptor is held; empty if the file
+    /// could not be opened.
     pub fn readable_at(&self) -> String {
         match &self.file {
             Ok(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
@@ -48,13 +48,13 @@ pub struct ObjectTable {
     objects: Vec<HeldObject>,
     by_inode: HashMap<(u64, u64), ObjectId>,
     by_name: HashMap<String, ObjectId>,
-    /// By device and inode as the kernel shows them with mappings.
+    /// Objects by the device and inode that the kernel shows with mappings.
     by_mapping: HashMap<((u32, u32), u64), ObjectId>,
 }
 
 impl ObjectTable {
-    /// The object behind a mapping of process `pid`, opened if it is new; nothing for memory
-    /// that no file backs. `[vdso]` is an object without a file.
+    /// The object behind a mapping of process `pid`, opened if it is new; `None` for memory that no
+    /// file backs. `[vdso]` is an object without a file.
     pub fn intern(&mut self, pid: u32, mapping: &Mapping) -> Option<ObjectId> {
         let path = mapping.path.as_deref()?;
         if path == "[vdso]" {
@@ -76,8 +76,8 @@ impl ObjectTable {
         Some(id)
     }
 
-    /// The object behind a mapping of a process that has ended: one that another process has
-    /// mapped, or what lies under its path if that is the same file.
+    /// The object behind a mapping of a process that has ended: an object that another process has
+    /// mapped, or the file at the mapping's path if it is the same file.
     pub fn intern_gone(&mut self, mapping: &Mapping) -> Option<ObjectId> {
         let path = mapping.path.as_deref()?;
         if path == "[vdso]" {
@@ -97,9 +97,9 @@ impl ObjectTable {
         Some(self.intern_opened(path, mapping, opened))
     }
 
-    /// The held file of another process' mapping with the same numbers. It keeps them to itself
-    /// while it is held; but the subvolumes of a btrfs have one device and numbers of their own, so
-    /// the path has to be the same as well.
+    /// The held file with the same device and inode numbers as this mapping. No other file can have
+    /// the numbers while the file is held. But the subvolumes of a btrfs share one device and
+    /// number their inodes separately, so the path has to be the same as well.
     fn held(&self, mapping: &Mapping, path: &str) -> Option<ObjectId> {
         let known = *self.by_mapping.get(&(mapping.device, mapping.inode))?;
         let object = self.get(known)?;
@@ -158,7 +158,7 @@ impl ObjectTable {
     }
 }
 
-/// Opens the very file that is mapped; with its device and inode.
+/// Opens the very file that is mapped; returns it with its device and inode.
 fn open(pid: u32, mapping: &Mapping, path: &str) -> io::Result<(File, (u64, u64))> {
     let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
     let file = match open_regular(&exact) {
@@ -176,8 +176,8 @@ fn open(pid: u32, mapping: &Mapping, path: &str) -> io::Result<(File, (u64, u64)
     Ok((file, (metadata.dev(), metadata.ino())))
 }
 
-/// Opens a regular file; anything else is only looked at. To open a pipe is to wait for somebody
-/// who writes, and what the opening of a device does, only its driver knows.
+/// Opens a regular file; anything else is only looked at. Opening a pipe waits for a writer, and
+/// only a device's driver knows what opening the device does.
 fn open_regular(path: &str) -> io::Result<File> {
     let seen = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
     if !seen.metadata()?.is_file() {
@@ -193,7 +193,7 @@ mod tests {
 
     use super::{super::proc, *};
 
-    /// A process may end while its files are being opened, and its number is no file's any more.
+    /// A process may end while its files are being opened, and its process ID is no longer valid.
     #[test]
     fn what_is_held_is_known_without_its_process() {
         let mappings = proc::mappings(std::process::id()).unwrap();
@@ -212,7 +212,7 @@ mod tests {
         assert!(fresh.get(found).unwrap().file.is_ok());
     }
 
-    /// Opening it would wait for somebody who writes.
+    /// Opening the pipe would wait for a writer.
     #[test]
     fn a_pipe_in_the_place_of_a_library_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,12 +1,12 @@
-//! The kernel's allocators that take their memory from the page allocator: their pages are not
-//! counted a second time.
+//! The kernel's allocators that take memory from the page allocator. leaktrace does not count their
+//! pages a second time.
 
 use leaktrace_common::{PAGE_OWNERS, TRACED_TWICE, TextRange};
 
 use super::kallsyms;
 
-/// Functions one of which is in the stack of such an allocation, and of none other; whichever of
-/// them a kernel has, as the compiler inlines some.
+/// The functions of those allocators. One of them is in the stack of each such allocation, and in
+/// no other stack. Kernels have different ones, as the compiler inlines some.
 const FUNCTIONS: [&str; 24] = [
     // Slabs: mm/slub.c (5.15 to 6.18), mm/slab.c (to 6.7).
     "alloc_slab_page",
@@ -39,8 +39,9 @@ const FUNCTIONS: [&str; 24] = [
     "vma_alloc_folio_noprof",
 ];
 
-/// Functions of kmalloc that tell a large block as their own before it is told as the caller's,
-/// as the compiler inlines `__do_kmalloc_node` and what calls it: mm/slub.c, 6.11 to 7.2.
+/// Functions of kmalloc that report a large block as their own before kmalloc reports it as the
+/// caller's; several, as the compiler inlines `__do_kmalloc_node` and its callers: mm/slub.c, 6.11
+/// to 7.2.
 const TRACED_TWICE_FUNCTIONS: [&str; TRACED_TWICE / 2] = [
     "__do_kmalloc_node",
     "__kmalloc_noprof",
@@ -52,7 +53,8 @@ const TRACED_TWICE_FUNCTIONS: [&str; TRACED_TWICE / 2] = [
     "krealloc_node_align_noprof",
 ];
 
-/// Where those functions of this kernel lie; none before 6.10, or where /proc/kallsyms hides it.
+/// Ranges of `TRACED_TWICE_FUNCTIONS` in this kernel; empty before 6.10, or where /proc/kallsyms
+/// hides addresses.
 pub fn traced_twice() -> [TextRange; TRACED_TWICE] {
     let mut ranges = [TextRange::EMPTY; TRACED_TWICE];
     for (range, (start, end)) in ranges.iter_mut().zip(kallsyms::ranges(&TRACED_TWICE_FUNCTIONS)) {
@@ -61,8 +63,8 @@ pub fn traced_twice() -> [TextRange; TRACED_TWICE] {
     ranges
 }
 
-/// Where those of this kernel lie; nothing where /proc/kallsyms hides it, and nothing if they
-/// are more than the programs look at.
+/// Ranges of `FUNCTIONS` in this kernel; `None` where /proc/kallsyms hides addresses, and where
+/// there are more ranges than the programs look at.
 pub fn ranges() -> Option<[TextRange; PAGE_OWNERS]> {
     let found = kallsyms::ranges(&FUNCTIONS);
     if found.is_empty() || found.len() > PAGE_OWNERS {

@@ -4,15 +4,16 @@ use std::fs;
 
 use super::layout::VMLINUX_BTF;
 
-/// What tells: the names of two things, of which older kernels have at most one.
+/// Two names in the kernel's BTF that tell it together; older kernels have at most one of them.
 ///
 /// From 7.0 on tracepoints are walked under SRCU in its fast form, with preemption on
 /// (include/linux/tracepoint.h and `__bpf_trace_run`, kernel/trace/bpf_trace.c, 7.2); before that,
-/// preemption was off. Their SRCU structure had been there up to 6.12, for tracepoints in idle CPUs,
-/// but not the fast form.
+/// preemption was off. The SRCU structure of tracepoints had been there up to 6.12, for tracepoints
+/// in idle CPUs, but not the fast form.
 const SIGNS: [&[u8]; 2] = [b"tracepoint_srcu_srcu_data", b"init_srcu_struct_fast"];
 
-/// Whether they can, on a kernel that is built with preemption. Without BTF the kernel is older.
+/// Whether raw tracepoint programs can be preempted on this kernel, if it is built with preemption.
+/// A kernel without BTF is an older one.
 pub fn has_preemptible_tracepoints() -> bool {
     fs::read(VMLINUX_BTF).is_ok_and(|btf| has_signs(&btf))
 }

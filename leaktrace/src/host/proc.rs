@@ -1,4 +1,4 @@
-//! What /proc tells of a process.
+//! Reads about processes in /proc.
 
 use std::{fs, io};
 
@@ -6,7 +6,7 @@ use crate::error::Error;
 
 /// `PF_EXITING` (include/linux/sched.h, 6.1 and 6.18).
 const PF_EXITING: u64 = 4;
-/// Open files that are enough: `fs.nr_open` allows no more by default.
+/// The number of open files that is enough: `fs.nr_open` allows no more by default.
 const FILES: u64 = 1 << 20;
 
 /// One line of /proc/PID/maps.
@@ -14,14 +14,14 @@ const FILES: u64 = 1 << 20;
 pub struct Mapping {
     /// First address.
     pub start: u64,
-    /// Address behind the last.
+    /// Address behind the last byte.
     pub end: u64,
-    /// Whether code may run there.
+    /// Whether code there may be executed.
     pub executable: bool,
-    /// Offset in the file of the first address.
+    /// Offset in the file of the mapping's first address.
     pub file_offset: u64,
-    /// Device of the file as the kernel shows it, major and minor number: not always that of
-    /// `stat` (btrfs, overlayfs).
+    /// Device of the file, major and minor number, as the kernel shows it with mappings; `stat` may
+    /// show another device (btrfs, overlayfs).
     pub device: (u32, u32),
     /// Inode of the file, 0 if there is none.
     pub inode: u64,
@@ -33,7 +33,7 @@ pub struct Mapping {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] when the process has ended, [`Error::Host`] when it may not be looked at.
+/// [`Error::Usage`] when the process has ended, [`Error::Host`] when leaktrace may not read it.
 pub fn mappings(pid: u32) -> Result<Vec<Mapping>, Error> {
     let maps = fs::read(format!("/proc/{pid}/maps")).map_err(|error| failed(pid, &error))?;
     if maps.is_empty() {
@@ -43,7 +43,7 @@ pub fn mappings(pid: u32) -> Result<Vec<Mapping>, Error> {
     Ok(parse_maps(&String::from_utf8_lossy(&maps)))
 }
 
-/// Where an address of leaktrace's own code is in its file.
+/// The offset in leaktrace's own file of an address of its code.
 pub fn own_offset(address: u64) -> Option<u64> {
     let mappings = mappings(std::process::id()).ok()?;
     let mapping =
@@ -51,11 +51,11 @@ pub fn own_offset(address: u64) -> Option<u64> {
     Some(address - mapping.start + mapping.file_offset)
 }
 
-/// Says whether a process exists.
+/// Checks that a process exists.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] when there is none.
+/// [`Error::Usage`] when there is no such process.
 pub fn check_exists(pid: u32) -> Result<(), Error> {
     match fs::metadata(format!("/proc/{pid}")) {
         Ok(_) => Ok(()),
@@ -63,11 +63,11 @@ pub fn check_exists(pid: u32) -> Result<(), Error> {
     }
 }
 
-/// Says whether a process can be traced at all.
+/// Checks that a process can be traced at all.
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] with the cause: it does not exist, has ended, or is a kernel thread.
+/// [`Error::Usage`] with the cause: the process does not exist, has ended, or is a kernel thread.
 pub fn check_traceable(pid: u32) -> Result<(), Error> {
     let stat = match fs::read_to_string(format!("/proc/{pid}/status")) {
         Ok(stat) => stat,
@@ -104,7 +104,7 @@ fn failed(pid: u32, error: &io::Error) -> Error {
     }
 }
 
-/// Whether a process has begun to end, or has ended: it runs no code of its own any more.
+/// Whether a process has begun to end or has ended, and runs no code of its own any more.
 pub fn is_ending(pid: u32) -> bool {
     let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let stat = String::from_utf8_lossy(&stat);
@@ -114,7 +114,7 @@ pub fn is_ending(pid: u32) -> bool {
     flags.and_then(|flags| flags.parse::<u64>().ok()).is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
-/// The process IDs of all processes, threads of the kernel among them.
+/// The process IDs of all processes, kernel threads included.
 ///
 /// # Errors
 ///
@@ -126,8 +126,8 @@ pub fn all() -> Result<Vec<u32>, Error> {
     Ok(names.filter_map(|name| name.parse().ok()).collect())
 }
 
-/// Raises the limit of open files as far as it goes: each file that traced processes map is held
-/// open. What cannot be opened is told where that happens.
+/// Raises the limit of open files as far as possible: leaktrace holds each file open that traced
+/// processes map. A file that cannot be opened is reported where that happens.
 pub fn raise_file_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls read or write one rlimit.
@@ -155,7 +155,7 @@ pub fn exe(pid: u32) -> Option<String> {
     Some(path.to_string_lossy().into_owned())
 }
 
-/// Control group of a process: its path in the unified hierarchy, else in the first one.
+/// Path of a process' control group, in the unified hierarchy or else in the first one.
 pub fn cgroup(pid: u32) -> Option<String> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let unified = groups.lines().find(|line| line.starts_with("0::"));
@@ -166,9 +166,9 @@ pub fn cgroup(pid: u32) -> Option<String> {
 /// Memory of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// In use, and of no file.
+    /// Resident bytes that no file backs.
     pub anonymous_bytes: u64,
-    /// Addresses that are mapped, used or not.
+    /// Bytes of mapped addresses, resident or not.
     pub mapped_bytes: u64,
 }
 
@@ -184,14 +184,14 @@ pub fn memory(pid: u32) -> Option<Memory> {
     })
 }
 
-/// Of x86_64.
+/// Bytes of a page on x86_64.
 const PAGE_BYTES: u64 = 4096;
 
 fn parse_maps(maps: &str) -> Vec<Mapping> {
     maps.lines().filter_map(parse_mapping).collect()
 }
 
-/// `start-end perms offset dev inode    path` (man 5 proc_pid_maps).
+/// Parses `start-end perms offset dev inode    path` (man 5 proc_pid_maps).
 fn parse_mapping(line: &str) -> Option<Mapping> {
     let hex = |text| u64::from_str_radix(text, 16).ok();
     let mut parts = line.splitn(6, ' ');

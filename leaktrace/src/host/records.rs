@@ -1,10 +1,10 @@
-//! What processes execute and map, as the kernel records it: /proc tells nothing of a process that
-//! has ended, and many end within a millisecond.
+//! The kernel's records of what processes execute and map. /proc shows nothing of a process that
+//! has ended, and many processes end within a millisecond.
 //!
-//! A perf event that counts nothing gives a record of each fork, exec, executable mapping and exit,
-//! stamped with `CLOCK_MONOTONIC`, the clock of the BPF programs: of one process and its
-//! descendants, or of the whole host. While there is such an event, programs start some 10 to 20
-//! microseconds later (docs/performance.md).
+//! A perf event that counts nothing writes a record of each fork, exec, executable mapping and
+//! exit, of one process and its descendants or of the whole host. Each record has the time of
+//! `CLOCK_MONOTONIC`, the clock of the BPF programs. While there is such an event, programs start
+//! some 10 to 20 microseconds later (docs/performance.md).
 
 use std::{
     collections::HashMap,
@@ -16,37 +16,38 @@ use perf_event::{Builder, Clock, SampleFlag, Sampler, data, events::Software};
 
 use super::proc::Mapping;
 
-/// Each CPU's buffer: room for some 3,000 records, which are those of 400 programs.
+/// Bytes of each CPU's buffer: room for some 3,000 records, which 400 programs write.
 const BUFFER_BYTES: usize = 256 << 10;
-/// `PERF_RECORD_MISC_COMM_EXEC` (include/uapi/linux/perf_event.h): the name is that of an exec.
+/// `PERF_RECORD_MISC_COMM_EXEC` (include/uapi/linux/perf_event.h): marks a name that an exec has
+/// set.
 const MISC_COMM_EXEC: u16 = 1 << 13;
 /// `PROT_EXEC`.
 const PROT_EXEC: u32 = 4;
-/// How long what an ended process mapped is kept, in nanoseconds: what the BPF programs tell of
-/// its end comes within milliseconds.
+/// Nanoseconds for which the mappings of an ended process are kept: the BPF programs report its end
+/// within milliseconds.
 const KEPT_NS: u64 = 10_000_000_000;
-/// Processes of which records are kept, ended or not, before the ended ones are left out.
+/// Number of processes, running or ended, from which on the records of ended ones are dropped.
 const FIRST_MANY: usize = 1024;
-/// Records kept of one process, the latest: one that maps and unmaps libraries for ever has lived
-/// long enough to be looked at in /proc.
+/// Most records that are kept of one process, the latest ones. A process that maps and unmaps
+/// libraries for ever has lived long enough to be read in /proc.
 const MOST_KEPT: usize = 4096;
 
-/// Whose records are wanted.
+/// Which processes are recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// Of a process that has one thread yet, and of all that it starts.
+    /// A process that has only one thread yet, and all processes that it starts.
     Family(u32),
-    /// Of all processes.
+    /// All processes.
     All,
 }
 
-/// The records since they were opened.
+/// The records since the events were opened.
 pub struct Records {
     samplers: Vec<Sampler>,
     processes: HashMap<u32, Vec<Record>>,
-    /// The time of the last one.
+    /// The time of the latest record, in nanoseconds.
     last_ns: u64,
-    /// Processes at which those that ended long ago are looked for.
+    /// Number of processes from which on the records of those that ended long ago are dropped.
     many: usize,
 }
 
@@ -67,9 +68,9 @@ enum What {
 /// A process between two execs, as far as it was recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    /// Its command name; none if the records do not begin with its exec.
+    /// The command name; `None` if the records do not begin with the exec.
     pub comm: Option<String>,
-    /// What it has mapped and may execute, the latest last.
+    /// The executable mappings, the latest last.
     pub mappings: Vec<Mapping>,
 }
 
@@ -78,7 +79,7 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// What the kernel says, such as `EACCES` without `CAP_PERFMON`.
+    /// The kernel's error, such as `EACCES` without `CAP_PERFMON`.
     pub fn open(whose: Whose) -> io::Result<Self> {
         let cpus = aya::util::online_cpus().map_err(|(_, error)| error)?;
         let samplers: io::Result<Vec<Sampler>> =
@@ -86,11 +87,12 @@ impl Records {
         Ok(Self { samplers: samplers?, processes: HashMap::new(), last_ns: 0, many: FIRST_MANY })
     }
 
-    /// Descriptors that are readable once a buffer is half full: [`Records::read`] then.
+    /// Descriptors that are readable once a buffer is half full; then the caller must call
+    /// [`Records::read`].
     ///
     /// # Errors
     ///
-    /// When there are too many open files.
+    /// Fails when there are too many open files.
     pub fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
         let own = |sampler: &Sampler| {
             // SAFETY: the sampler holds its descriptor open while it is borrowed here.
@@ -99,7 +101,7 @@ impl Records {
         self.samplers.iter().map(own).collect()
     }
 
-    /// Takes what is in the buffers.
+    /// Takes the records out of the buffers.
     pub fn read(&mut self) {
         for sampler in &mut self.samplers {
             while let Some(raw) = sampler.next_record() {
@@ -129,8 +131,8 @@ impl Records {
         self.many = FIRST_MANY + 2 * self.processes.len();
     }
 
-    /// What process `pid` was at a time of `CLOCK_MONOTONIC`, and what it mapped from then on until
-    /// its next exec or its end.
+    /// What process `pid` was at `at_ns` of `CLOCK_MONOTONIC`, and what it mapped from then on
+    /// until its next exec or its end.
     pub fn image(&mut self, pid: u32, at_ns: u64) -> Image {
         self.read();
         self.processes.get(&pid).map(|records| image(records, at_ns)).unwrap_or_default()
@@ -159,8 +161,8 @@ fn sampler(whose: Whose, cpu: u32) -> io::Result<Sampler> {
     Ok(sampler)
 }
 
-/// What a record tells, and of which process; nothing if it tells of a thread, or of memory that no
-/// file backs.
+/// What a record reports, and of which process; `None` for a record of a thread, or of memory that
+/// no file backs.
 fn what(record: &data::Record<'_>, is_exec: bool) -> Option<(u32, What)> {
     let text = |bytes: &[u8]| {
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -189,7 +191,7 @@ fn what(record: &data::Record<'_>, is_exec: bool) -> Option<(u32, What)> {
     }
 }
 
-/// Adds a record in the order of time: those of two CPUs are read one after the other.
+/// Adds a record in the order of time: the buffers of the CPUs are read one after the other.
 fn add(records: &mut Vec<Record>, record: Record) {
     if records.len() >= MOST_KEPT {
         records.remove(0);

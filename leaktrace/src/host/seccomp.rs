@@ -1,9 +1,10 @@
-//! Whether return probes kill processes under a seccomp filter: tried on a child of our own.
+//! Whether return probes kill processes under a seccomp filter: leaktrace tries it on a child of
+//! its own.
 //!
 //! From 6.11 on the kernel's return trampoline makes a system call, `uretprobe` (335 on x86_64).
-//! A filter that does not know it kills the process there, or has the call fail, on which the
-//! process crashes, until kernels with `seccomp: passthrough uretprobe systemcall without
-//! filtering` (6.14 and stable kernels after it).
+//! A filter that does not know this call kills the process there, or makes the call fail, after
+//! which the process crashes. Kernels with `seccomp: passthrough uretprobe systemcall without
+//! filtering` (6.14 and stable kernels after it) let the call pass.
 
 use std::{
     fs::{self, File},
@@ -24,7 +25,8 @@ use nix::{
 
 use super::{answer::Answer, proc};
 
-/// The child takes less than a millisecond; a busy emulated machine some hundred.
+/// Longest time for the child, which takes less than a millisecond; a busy emulated machine takes
+/// some hundred.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 // The function with the return probe; global, as the compiler may put it into another object file
@@ -45,8 +47,8 @@ unsafe extern "C" {
     fn leaktrace_returning();
 }
 
-/// Whether processes under a seccomp filter survive a return probe: no where the kernel kills
-/// them. The probe is for a child that does nothing else, and gone when this returns.
+/// Whether processes under a seccomp filter survive a return probe; the answer is no where the
+/// kernel kills them. Only the child meets the probe, which is gone when this function returns.
 pub fn return_probes() -> Answer {
     // SAFETY: it takes nothing, changes nothing and returns.
     let (counter, end) = match filtered(count_returns, || unsafe { leaktrace_returning() }) {
@@ -60,10 +62,11 @@ pub fn return_probes() -> Answer {
     })
 }
 
-/// Has the kernel count the returns of the function in a process (perf_event_open(2); the library
-/// that we have for it cannot open uprobes).
+/// Has the kernel count the returns of the function in a process, by perf_event_open(2): the
+/// library that leaktrace uses for perf events cannot open uprobes.
 fn count_returns(child: Pid) -> io::Result<File> {
-    /// Up to `config2`: what `uprobe` events need of `perf_event_attr` (PERF_ATTR_SIZE_VER1).
+    /// Words of `perf_event_attr` up to `config2`, which `uprobe` events need
+    /// (PERF_ATTR_SIZE_VER1).
     const WORDS: usize = 9;
     /// include/uapi/linux/perf_event.h
     const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
@@ -112,7 +115,7 @@ fn judge(end: WaitStatus, hits: impl FnOnce() -> io::Result<u64>) -> Answer {
     }
 }
 
-/// Whether a thread of a process is under seccomp; no if the process has ended.
+/// Whether a thread of a process is under seccomp; false if the process has ended.
 pub fn is_filtered(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok()).any(
@@ -124,8 +127,9 @@ pub fn is_filtered(pid: u32) -> bool {
     )
 }
 
-/// Forks a child, prepares it, and has it do something under a filter that kills it at any system
-/// call but its exit; gives what preparing gave, and how it ended. It is gone on return.
+/// Forks a child, runs `prepare` on it, and has it act under a filter that kills it at any system
+/// call but its exit. Returns the result of `prepare`, and how the child ended. The child is gone
+/// on return.
 fn filtered<T>(
     prepare: impl FnOnce(Pid) -> io::Result<T>,
     act: impl FnOnce(),
@@ -148,11 +152,11 @@ fn filtered<T>(
     Ok((prepared, end))
 }
 
-/// What the child does; exits with 0 if it has survived.
+/// The child's part; it exits with 0 if it has survived.
 ///
 /// # Safety
 ///
-/// For a process that was forked to call it: it changes the whole process.
+/// Only for a process that was forked to call this function, which changes the whole process.
 unsafe fn act_and_exit(go: &PipeReader, act: impl FnOnce()) -> ! {
     // SAFETY: plain system calls on values that live here; the filter's instructions are copied.
     unsafe {
@@ -185,11 +189,11 @@ unsafe fn act_and_exit(go: &PipeReader, act: impl FnOnce()) -> ! {
     }
 }
 
-/// A child of ours; killed and reaped when dropped.
+/// A child of leaktrace; killed and reaped when dropped.
 struct Child(Pid);
 
 impl Child {
-    /// Waits for its end, not for ever.
+    /// Waits for the child's end, but not for ever.
     fn wait(self) -> io::Result<WaitStatus> {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -225,7 +229,7 @@ impl Drop for Child {
 mod tests {
     use super::*;
 
-    /// How a child ends that does this under the filter; none of our children is left.
+    /// How a child ends that does this under the filter; no child is left behind.
     fn end_of(act: impl FnOnce()) -> WaitStatus {
         let (pid, end) = filtered(Ok, act).unwrap();
         assert_eq!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Err(Errno::ECHILD));

@@ -1,32 +1,32 @@
-//! What the kernel itself counts of its slab caches: /proc/slabinfo.
+//! The kernel's own counts of its slab caches: /proc/slabinfo.
 
 use std::{collections::BTreeMap, fs};
 
-/// What it says of one cache.
+/// The kernel's counts of one slab cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Objects in use, and those that a CPU keeps for its next allocations, which count as in use
+    /// Objects in use. Those that a CPU keeps for its next allocations count as in use as well
     /// (get_slabinfo(), mm/slub.c, 5.15 to 6.18).
     pub in_use: i64,
-    /// Objects there is room for.
+    /// Objects that the cache has room for.
     room: i64,
     /// Objects in one slab.
     in_slab: i64,
 }
 
-/// Objects that a CPU may keep in partly used slabs (slub_set_cpu_partial(), mm/slub.c, 5.16 to 6.18:
-/// 120 of the smallest, in slabs that may be half full).
+/// Objects that a CPU may keep in partly used slabs: 120 of the smallest, in slabs that may be half
+/// full (slub_set_cpu_partial(), mm/slub.c, 5.16 to 6.18).
 const IN_PARTIAL_SLABS: i64 = 240;
-/// Objects in the sheaves of a CPU and its share of those in the node (mm/slub.c, from 6.18:
-/// two sheaves, one for RCU, and ten full ones a node; of up to 64 objects).
+/// Objects in the sheaves of a CPU, and its share of the node's sheaves (mm/slub.c, from 6.18): two
+/// sheaves, one for RCU, and ten full ones for each node, of up to 64 objects.
 const IN_SHEAVES: i64 = 256;
-/// What no small machine goes below.
+/// The least result of [`Usage::at_hand`], for small machines as well.
 const LEAST: i64 = 1024;
 
 impl Usage {
-    /// Objects that may be counted as in use though nobody has them. In long lists of slabs the kernel
-    /// counts some and estimates the rest (count_partial_free_approx(), mm/slub.c, from 6.10), so in
-    /// a large cache that is a share of it.
+    /// Objects that the kernel may count as in use though nobody has them. In long lists of slabs
+    /// the kernel counts some and estimates the rest (count_partial_free_approx(), mm/slub.c, from
+    /// 6.10), so in a large cache the number is a share of the cache.
     pub fn at_hand(&self) -> i64 {
         let cpus = aya::util::online_cpus().map_or(1, |cpus| cpus.len() as i64);
         let by_cpu = IN_PARTIAL_SLABS + IN_SHEAVES + 2 * self.in_slab;
@@ -34,12 +34,12 @@ impl Usage {
     }
 }
 
-/// Each slab cache; nothing where the kernel does not tell.
+/// The counts of each slab cache; `None` where the kernel does not show them.
 pub fn usage() -> Option<BTreeMap<String, Usage>> {
     Some(parse(&fs::read_to_string("/proc/slabinfo").ok()?))
 }
 
-/// `name <active_objs> <num_objs> <objsize> <objperslab> ...` after two lines of headings.
+/// Parses `name <active_objs> <num_objs> <objsize> <objperslab> ...` after two lines of headings.
 fn parse(text: &str) -> BTreeMap<String, Usage> {
     text.lines()
         .skip(2)

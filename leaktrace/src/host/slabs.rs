@@ -1,6 +1,6 @@
-//! Names of slab caches. The kernel makes caches of one size one (find_mergeable, mm/slab_common.c),
-//! which has the name of the first; /sys/kernel/slab has all names, those of one cache as links to
-//! one folder (mm/slub.c).
+//! Names of slab caches. The kernel merges caches of one size (find_mergeable, mm/slab_common.c),
+//! and the merged cache has the name of the first. /sys/kernel/slab has all names; those of one
+//! cache are links to one directory (mm/slub.c).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,20 +10,20 @@ use std::{
 
 use super::slabinfo;
 
-/// Where the kernel has a name for each cache.
+/// The directory with an entry for each name of a cache.
 const FOLDER: &str = "/sys/kernel/slab";
 
 /// The names of this kernel's slab caches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheNames {
-    /// Those by which blocks are known.
+    /// The names that blocks are counted under.
     caches: BTreeSet<String>,
-    /// Each other name, with that by which its blocks are known.
+    /// Each other name, with the name that its blocks are counted under.
     aliases: BTreeMap<String, String>,
 }
 
 impl CacheNames {
-    /// Reads them; empty where the kernel does not tell.
+    /// Reads the names; empty where the kernel does not show them.
     pub fn read() -> Self {
         let caches = slabinfo::usage().unwrap_or_default().into_keys().collect();
         Self::of(caches, links())
@@ -46,8 +46,8 @@ impl CacheNames {
         Self { caches, aliases }
     }
 
-    /// The name by which the blocks of this cache are known; nothing if there is no such cache. What
-    /// cannot be known is taken to be.
+    /// The name that the blocks of this cache are counted under; `None` if there is no such cache.
+    /// Where the kernel shows no names, every name is taken to exist.
     pub fn known_as<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         if self.caches.is_empty() || self.caches.contains(name) {
             return Some(name);
@@ -55,7 +55,7 @@ impl CacheNames {
         self.aliases.get(name).map(String::as_str)
     }
 
-    /// The other names of each cache that has some.
+    /// The other names of each cache, for caches that have some.
     pub fn others(&self) -> BTreeMap<String, Vec<String>> {
         let mut others: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (alias, cache) in &self.aliases {
@@ -64,18 +64,18 @@ impl CacheNames {
         others
     }
 
-    /// All of them.
+    /// Every name.
     pub fn all(&self) -> impl Iterator<Item = &str> {
         self.caches.iter().chain(self.aliases.keys()).map(String::as_str)
     }
 }
 
-/// The other names of each slab cache that has some.
+/// The other names of each slab cache, for caches that have some.
 pub fn aliases() -> BTreeMap<String, Vec<String>> {
     CacheNames::read().others()
 }
 
-/// Names that are links, with where they lead.
+/// Names that are links, with the targets of the links.
 fn links() -> Vec<(String, OsString)> {
     let entries = fs::read_dir(FOLDER).into_iter().flatten().flatten();
     entries

@@ -1,4 +1,4 @@
-//! The hourglass on one screen: Snapshot + names -> Report -> bytes.
+//! From a snapshot to a printed report on one screen: Snapshot + names -> Report -> bytes.
 
 pub mod sink;
 
@@ -16,7 +16,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// [`Error::Output`]: what writing to `out` says.
+/// [`Error::Output`] with the error of writing to `out`.
 pub fn show(
     snapshot: &Snapshot,
     names: &Names,

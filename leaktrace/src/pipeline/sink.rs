@@ -17,17 +17,17 @@ pub struct Sink {
 
 enum Destination {
     Stdout,
-    /// A file that does not exist under its name before the first report is whole.
+    /// A file that gets its name only when the first report is whole.
     New {
         temporary: Box<NamedTempFile>,
         path: PathBuf,
     },
-    /// A file with at least one report, or one that is no regular file.
+    /// A file that holds at least one report, or that is no regular file.
     Open(File),
 }
 
 impl Sink {
-    /// Opens the place for reports; a file that cannot be written is told now, not after an
+    /// Opens the place for reports. A file that cannot be written is refused at once, not after an
     /// hour of tracing.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl Sink {
     ///
     /// # Errors
     ///
-    /// [`Error::Output`]; a closed pipe among others.
+    /// [`Error::Output`], for a closed pipe as well.
     pub fn write(self, report: &[u8]) -> Result<Self, Error> {
         let to = match self.to {
             Destination::Stdout => {

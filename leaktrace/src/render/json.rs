@@ -1,4 +1,5 @@
-//! JSON, schema 1: one object a line. These structs are the promise; fields are only added.
+//! JSON, schema 1: one object a line. These structs are a promise to readers: fields are only
+//! added.
 //!
 //! Unknown values are absent, never zero. docs/json.md describes every field.
 

@@ -1,4 +1,4 @@
-//! Report -> bytes. Escaping and units live here and nowhere else, for standard error as well.
+//! Report -> bytes. Escaping and units live in this module alone, also for standard error.
 
 mod escape;
 mod json;
@@ -11,22 +11,22 @@ use std::io::{self, Write};
 
 use crate::{report::Report, session::spec::Format};
 
-/// How text looks.
+/// The style of text output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TextStyle {
-    /// Whether colours are welcome.
+    /// Whether the text may have colours.
     pub color: bool,
 }
 
 impl TextStyle {
-    /// An escape sequence, where colours are welcome.
+    /// An escape sequence; empty where the text may have no colours.
     fn paint(self, code: &str) -> &str {
         if self.color { code } else { "" }
     }
 }
 
-/// A line for standard error, or of a text that is no report, made safe for a terminal: names of
-/// processes, files and arguments that it quotes may hold anything.
+/// Makes a line safe for a terminal, for standard error or a text that is no report: the names of
+/// processes, files and arguments that the line quotes may hold anything.
 pub fn line(text: &str) -> String {
     escape::escape(text)
 }
@@ -35,7 +35,7 @@ pub fn line(text: &str) -> String {
 ///
 /// # Errors
 ///
-/// What writing to `out` says.
+/// The error of writing to `out`.
 pub fn render(
     report: &Report,
     format: Format,

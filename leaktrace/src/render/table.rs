@@ -10,7 +10,7 @@ use crate::{
     units::{format_bytes, format_count, format_ms},
 };
 
-/// Writes the lines with something outstanding, and says how many there are besides.
+/// Writes the lines with outstanding blocks, and says how many more there are.
 pub(super) fn write(table: &Table, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {
     let shown: Vec<&Line> = table.lines.iter().filter(|line| line.outstanding.count > 0).collect();
     if shown.is_empty() {

@@ -1,4 +1,4 @@
-//! Whole renderings of snapshots made by hand.
+//! Whole renderings of hand-made snapshots.
 
 mod apart;
 
@@ -98,7 +98,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
     }
 }
 
-/// A kernel call site of which two stacks are known, under `--stacks adaptive`.
+/// A kernel call site with two known stacks, under `--stacks adaptive`.
 fn kernel() -> (Snapshot, Names) {
     let mut snapshot = snapshot(Mode::Kernel, StackMode::Adaptive);
     let kernel = |address| frame(address, Place::Kernel);
@@ -255,7 +255,7 @@ fn user_stacks_are_whole_or_say_why_not() {
     insta::assert_snapshot!("user_json", rendered(&user(), Format::Json));
 }
 
-/// What the program maps is a call site; what others map stands apart and in no sum.
+/// The program's own mappings are a call site; other mappings stand apart and in no sum.
 #[test]
 fn mappings_of_others_stand_apart() {
     let (mut snapshot, names) = user();
@@ -282,7 +282,8 @@ fn nothing_outstanding_is_one_sentence() {
     insta::assert_snapshot!("nothing_text", rendered(&nothing, Format::Text));
 }
 
-/// Sums by module, slab cache and holder; what only a helper's call is known of has no module.
+/// Sums by module, slab cache and holder. A site of which only a helper's call is known has no
+/// module.
 #[test]
 fn sums_stand_in_a_table() {
     let (mut snapshot, mut names) = kernel();
@@ -307,8 +308,8 @@ fn sums_stand_in_a_table() {
     insta::assert_snapshot!("by_process_text", of(By::Process, Format::Text));
 }
 
-/// Sites that differ only in what cannot be seen in their names are one row; a whole stack and
-/// a cut one never are.
+/// Sites are one row if the names in their stacks are the same; a whole stack and a cut one are
+/// never one row.
 #[test]
 fn equal_stacks_merge_but_never_with_cut_ones() {
     let (mut snapshot, names) = user();
@@ -336,7 +337,7 @@ fn the_order_and_the_cut_are_as_asked() {
     assert_eq!(report.groups_total, 2);
 }
 
-/// docs/json.md promises the order; a name that only one of the merged sites knows is kept.
+/// docs/json.md promises the order; a name that only one of the merged sites has is kept.
 #[test]
 fn merged_holders_are_most_bytes_first() {
     let (mut snapshot, names) = kernel();
@@ -361,7 +362,7 @@ fn merged_holders_are_most_bytes_first() {
     );
 }
 
-/// Caches of one size are one, and processes of one command that have ended.
+/// Merged caches of one size are one, and so are ended processes of one command.
 #[test]
 fn merged_caches_and_ended_processes_are_named() {
     let (mut snapshot, names) = kernel();
@@ -381,7 +382,7 @@ fn merged_caches_and_ended_processes_are_named() {
     assert!(json.contains(r#"{"pid":7,"comm":"modprobe","exited":true,"#), "{json}");
 }
 
-/// A second program on the tracepoint, and one on a function, add frames that are nobody's.
+/// A second program on the tracepoint, or one on a function, adds frames that belong to no caller.
 #[test]
 fn frames_of_other_tracers_make_no_other_site() {
     let (mut snapshot, mut names) = kernel();
@@ -412,7 +413,7 @@ fn frames_of_other_tracers_make_no_other_site() {
     assert_eq!(owner.flatten().as_deref(), Some("clk_get"));
 }
 
-/// `malloc(0)` leaks blocks of no bytes: call sites that freed everything never push it out.
+/// `malloc(0)` leaks blocks of no bytes: call sites that have freed everything never push it out.
 #[test]
 fn nothing_outstanding_comes_behind_blocks_of_no_bytes() {
     let (mut snapshot, names) = user();
@@ -427,8 +428,8 @@ fn nothing_outstanding_comes_behind_blocks_of_no_bytes() {
     }
 }
 
-/// One line of code that was compiled to two calls is one call site, in whatever order its sites
-/// come.
+/// One line of code that the compiler turned into two calls is one call site, in whatever order its
+/// sites come.
 #[test]
 fn one_line_is_one_call_site() {
     let (mut snapshot, mut names) = kernel();
@@ -449,7 +450,7 @@ fn one_line_is_one_call_site() {
     }
 }
 
-/// The last bucket has no upper end, and text claims none.
+/// The last bucket has no upper limit, and the text claims none.
 #[test]
 fn long_lives_have_no_made_up_bound() {
     let (mut snapshot, names) = user();
@@ -459,7 +460,7 @@ fn long_lives_have_no_made_up_bound() {
     assert!(text.contains("freed: 1, half of them after more than 35 min"), "{text}");
 }
 
-/// A free is counted before its bucket is: a report in between does not invent a long life.
+/// The programs count a free before its bucket: a report in between does not invent a long life.
 #[test]
 fn a_free_without_its_bucket_yet_is_no_long_life() {
     let (mut snapshot, names) = user();
@@ -472,7 +473,7 @@ fn a_free_without_its_bucket_yet_is_no_long_life() {
     assert!(text.contains("freed: 9, half of them within 8 us"), "{text}");
 }
 
-/// A lone frame that no stack was wanted for does not pass for a whole stack.
+/// A lone frame whose stack was not wanted does not pass for a whole stack.
 #[test]
 fn a_lone_call_says_that_no_stack_was_taken() {
     let (mut snapshot, names) = kernel();
@@ -482,7 +483,8 @@ fn a_lone_call_says_that_no_stack_was_taken() {
     assert!(text.contains("clk_get+0x1c\n        (the call alone: no stack taken)\n"), "{text}");
 }
 
-/// An estimate has its error; one of nothing recorded has none, as nothing is known of it.
+/// An estimate has a standard error; one without recorded blocks has none, as nothing is known of
+/// it.
 #[test]
 fn estimates_have_their_errors() {
     let (mut snapshot, names) = user();
@@ -504,7 +506,7 @@ fn estimates_have_their_errors() {
     assert!(!json.contains(r#""sampled_count":0,"outstanding"#), "{json}");
 }
 
-/// Colours come from leaktrace alone, and only where they are welcome.
+/// Only leaktrace's own colours are in the text, and only where colours are allowed.
 #[test]
 fn colours_are_only_our_own() {
     let (snapshot, names) = user();
@@ -523,7 +525,7 @@ fn colours_are_only_our_own() {
     assert_eq!(plain, text(false));
 }
 
-/// The first line stays readable, and the processes that have left are told.
+/// The first line stays readable, and the text counts the processes that have left.
 #[test]
 fn many_processes_are_counted() {
     let mut snapshot = snapshot(Mode::User, StackMode::All);

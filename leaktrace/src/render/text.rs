@@ -1,4 +1,4 @@
-//! Text for people: what leaks first, then its stack, then how far to trust it.
+//! Text for people: first what leaks, then its stack, then how far to trust the report.
 
 use std::io::{self, Write};
 
@@ -11,18 +11,18 @@ use crate::{
     units::{format_bytes, format_count, format_ms, format_ppm},
 };
 
-/// Processes named in the first line; more are counted.
+/// Most processes that the first line names; more are counted.
 const PROCESSES_SHOWN: usize = 4;
 
-/// Stacks shown of one call site where only some allocations have one.
+/// Most stacks shown of one call site, where only some allocations have one.
 const STACKS_SHOWN: usize = 3;
-/// Other names shown of a cache.
+/// Most other names shown of a cache.
 const ALIASES_SHOWN: usize = 4;
-/// Holders named of one call site.
+/// Most holders named of one call site.
 const HOLDERS_SHOWN: usize = 3;
-/// Blocks listed of one call site.
+/// Most blocks listed of one call site.
 const BLOCKS_SHOWN: usize = 20;
-/// Column of the place behind a function's name.
+/// Column of the source location behind a function's name.
 const PLACE_COLUMN: usize = 46;
 
 /// Writes one report.
@@ -190,15 +190,15 @@ fn write_group(
     blocks(group, out)
 }
 
-/// What a module that has been unloaded has to do with all that is outstanding of a call site, if it
-/// is the same for each part of it.
+/// The part that an unloaded module had in the outstanding blocks of a call site, if it is the same
+/// for all of the site's rows.
 fn common_module(group: &Group) -> Option<&Unloaded> {
     let mut outstanding = group.rows.iter().filter(|row| row.totals.outstanding.count > 0);
     let first = outstanding.next()?.left_by()?;
     outstanding.all(|row| row.left_by() == Some(first)).then_some(first)
 }
 
-/// What a module that has been unloaded has to do with blocks, in words.
+/// The part that an unloaded module had in blocks, in words.
 fn left_by(unloaded: &Unloaded) -> String {
     let module = escape(&unloaded.module);
     match unloaded.part {
@@ -284,7 +284,7 @@ fn what(row: &Row) -> String {
     text
 }
 
-/// Other names of a cache, which its blocks may have been asked for by.
+/// The other names of a cache, under which a caller may have asked for its blocks.
 fn aliases(names: &[String]) -> String {
     if names.is_empty() {
         return String::new();
@@ -297,7 +297,7 @@ fn aliases(names: &[String]) -> String {
     format!(" (also {}{more})", shown.join(", "))
 }
 
-/// The owner, where all stacks agree on one that is not their first line anyway.
+/// The owner, where all stacks have the same one and it is not their first line anyway.
 fn owner(group: &Group) -> Option<&Owner> {
     let mut owners = group.rows.iter().filter_map(|row| row.owner.as_ref());
     let first = owners.next()?;
@@ -342,7 +342,7 @@ fn frame(view: &FrameView, row: &Row) -> String {
     if place.is_empty() { name } else { format!("{name:<PLACE_COLUMN$} {place}") }
 }
 
-/// What is less sure than the rest.
+/// The mark of a frame that is less sure than the others.
 fn mark(view: &FrameView) -> &'static str {
     if view.by_frame_pointer { " [by frame pointer]" } else { "" }
 }
@@ -351,7 +351,7 @@ fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// How the other blocks of this call site ended: a leak on an error path shows here.
+/// How old the freed blocks of this call site became: a leak on an error path shows here.
 fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     let Amount { count: freed, .. } = group.totals.freed;
     let about = about(&group.totals);
@@ -391,7 +391,7 @@ fn lifetimes(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     )
 }
 
-/// The end of a bucket, which is a power of two of microseconds: `512 us`, `1 ms` for 1,024 us.
+/// The upper limit of a bucket, a power of two of microseconds: `512 us`, `1 ms` for 1,024 us.
 fn format_us(us: u64) -> String {
     if us < 1_000 { format!("{us} us") } else { format_ms(us / 1_000) }
 }
@@ -444,7 +444,7 @@ fn blocks(group: &Group, out: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-/// What is mapped and no leak of its own, a line for each role.
+/// The mappings that are no leaks of their own, a line for each role.
 fn held(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let shown = report.held.iter().filter(|held| held.totals.outstanding.count > 0);
     for (index, held) in shown.enumerate() {
@@ -467,7 +467,7 @@ fn held(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// What allocators and libraries keep for themselves, a line for each.
+/// The memory that allocators and libraries keep for themselves, a line for each.
 fn kept(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let shown = report.kept.iter().filter(|kept| kept.totals.outstanding.count > 0);
     for (index, kept) in shown.enumerate() {
@@ -511,7 +511,7 @@ fn trust(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<
     writeln!(out)
 }
 
-/// A part of some totals.
+/// One amount of some totals, in words.
 fn figure(totals: &Totals, amount: Amount) -> String {
     let (blocks, about) = (if amount.count == 1 { "block" } else { "blocks" }, about(totals));
     let Amount { count, bytes } = amount;
@@ -523,7 +523,7 @@ fn figure(totals: &Totals, amount: Amount) -> String {
     format!("{about}{} in {about}{} {blocks}", format_bytes(bytes), format_count(count))
 }
 
-/// What stands before an estimate.
+/// The mark before an estimate; empty before an exact figure.
 fn about(totals: &Totals) -> &'static str {
     if totals.sampled.is_some() { "~" } else { "" }
 }

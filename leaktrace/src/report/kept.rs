@@ -1,32 +1,32 @@
-//! Memory that an allocator takes for itself while it serves a caller, or keeps until later: no
-//! caller's, and never a leak of whoever happened to be served.
+//! Memory that an allocator takes for itself while it serves a caller, or keeps until later. It
+//! belongs to no caller, and is never a leak of the caller that happened to be served.
 //!
-//! Known by the innermost function outside the allocators' ways in ([`super::owner`]), or, where that
-//! is the way in itself, by the call.
+//! The innermost function outside the allocators' entry functions ([`super::owner`]) identifies
+//! such memory; where that function is an entry function itself, the call does.
 
 use leaktrace_common::Kind;
 
 use super::{FrameView, Owner, Totals};
 
-/// What an allocator keeps.
+/// Who keeps memory, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Keeper {
-    /// Vectors that say which control group each object of a slab is charged to; they stay as long as
-    /// the slab does.
+    /// Vectors that say which control group each object of a slab is charged to; they live as long
+    /// as the slab.
     SlabMetadata,
-    /// Arrays for the lists of a control group's inodes, dentries and shadow nodes; they stay as long
-    /// as the group does.
+    /// Arrays for the lists of a control group's inodes, dentries and shadow nodes; they live as
+    /// long as the group.
     ListLru,
-    /// Records of address areas, which vmalloc frees in batches after the areas (purge_vmap_area_lazy),
-    /// and arrays of pages that it gets from itself.
+    /// Records of address areas, which vmalloc frees in batches after the areas
+    /// (purge_vmap_area_lazy), and the arrays of page pointers that vmalloc allocates from itself.
     Vmalloc,
-    /// Heads of packets that each CPU keeps for the next ones.
+    /// Packet buffer heads that each CPU caches for the next packets.
     SkbCache,
-    /// Maps of percpu memory's chunks.
+    /// Maps of the chunks of percpu memory.
     Percpu,
-    /// glibc or its dynamic loader: see [`super::libraries`].
+    /// glibc or its dynamic loader, see [`super::libraries`].
     CLibrary,
-    /// libstdc++, by its constructors: the pool for exceptions.
+    /// libstdc++ in its constructors: the pool for exceptions.
     CplusplusLibrary,
 }
 
@@ -56,7 +56,7 @@ const FUNCTIONS: [(&str, Keeper); 20] = [
 ];
 
 impl Keeper {
-    /// Every one, in the order of a report.
+    /// Every keeper, in the order of a report.
     pub const ALL: [Self; 7] = [
         Self::SlabMetadata,
         Self::ListLru,
@@ -67,7 +67,7 @@ impl Keeper {
         Self::CplusplusLibrary,
     ];
 
-    /// Its name in JSON.
+    /// The keeper's name in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SlabMetadata => "slab_metadata",
@@ -81,17 +81,17 @@ impl Keeper {
     }
 }
 
-/// What an allocator keeps, over all call sites.
+/// The memory that one keeper keeps, over all call sites.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Kept {
-    /// Which, and what for.
+    /// Who keeps it, and what for.
     pub keeper: Keeper,
-    /// Its figures.
+    /// The figures of that memory.
     pub totals: Totals,
 }
 
-/// Whether an allocator took this memory for itself. `has_skb_cache`: who takes a head out of the
-/// cache of a CPU is seen, so that those in it are nobody's.
+/// The keeper of memory that an allocator took for itself. `has_skb_cache` says that the probes see
+/// who takes a head out of a CPU's cache, so that the heads in the cache belong to nobody.
 pub(super) fn keeper(
     kind: Kind,
     is_page_array: bool,
@@ -124,7 +124,7 @@ pub(super) fn keeper(
     }
 }
 
-/// A function's name without what the compiler and the profile of allocations (from 6.10) add.
+/// A function's name without the suffixes of the compiler and of allocation profiling (from 6.10).
 fn plain(symbol: &str) -> &str {
     let name = symbol.split('.').next().unwrap_or(symbol);
     name.strip_suffix("_noprof").unwrap_or(name)

@@ -1,7 +1,9 @@
-//! Which blocks the C and C++ libraries keep for themselves: a program has no way to free them.
+//! Which blocks the C and C++ libraries keep for themselves, so that a program has no way to free
+//! them.
 //!
-//! Decided by names, and only where they leave no doubt: a library without debug information has
-//! those of exported functions alone, and what it keeps under no such name is not told apart.
+//! Names decide it, and only where they leave no doubt. A library without debug information has
+//! only the names of its exported functions; blocks that it keeps under no such name are not told
+//! apart.
 
 use std::collections::HashSet;
 
@@ -10,9 +12,9 @@ use leaktrace_common::Kind;
 use super::{FrameView, Keeper, Row};
 use crate::snapshot::{Mode, Snapshot};
 
-/// Functions that keep all that they allocate, as the program called them, without leading
-/// underscores; what they give back belongs to the library. glibc 2.36 frees it in
-/// `__libc_freeres` (malloc/set-freeres.c), which no program calls.
+/// Functions of the C library that keep everything they allocate, by the name that the program
+/// calls, without leading underscores. What they return belongs to the library. glibc 2.36 frees it
+/// in `__libc_freeres` (malloc/set-freeres.c), which no program calls.
 const KEEPING: &[&str] = &[
     // locale/, intl/
     "setlocale",
@@ -86,7 +88,7 @@ const KEEPING: &[&str] = &[
     "add_to_environ",
 ];
 
-/// Functions within the library under which everything is kept, whatever called them.
+/// Functions inside the library under which everything is kept, whatever function called them.
 const KEEPING_WITHIN: &[&str] = &[
     "nl_find_locale",
     "nl_load_locale",
@@ -107,12 +109,12 @@ const KEEPING_WITHIN: &[&str] = &[
     "tls_get_addr",
 ];
 
-/// Functions whose caller frees what is under them (freelocale).
+/// Functions whose caller frees what is allocated under them (freelocale).
 const FREED: &[&str] = &["newlocale", "duplocale"];
 
 /// Functions that give a buffer to a stream at its first use.
 const BUFFERS: &[&str] = &["IO_file_doallocate", "IO_wfile_doallocate"];
-/// Functions of standard input and output alone.
+/// Functions that use standard input and output alone.
 const STANDARD: &[&str] = &[
     "printf",
     "printf_chk",
@@ -151,13 +153,14 @@ const OPENING: &[&str] = &[
     "open_wmemstream",
 ];
 
-/// Gives a thread its vector of thread-local storage, which its stack keeps for the next thread.
+/// The function that gives a thread its vector of thread-local storage, which the thread's stack
+/// keeps for the next thread.
 const TLS: &str = "dl_allocate_tls";
-/// Stacks of the usual 8 MiB that glibc keeps for the next threads (40 MiB,
-/// nptl/nptl-stack.c): more cannot be kept.
+/// Most stacks of the usual 8 MiB that glibc keeps for the next threads: its limit is 40 MiB
+/// (nptl/nptl-stack.c).
 const KEPT_STACKS: u64 = 5;
 
-/// Says of each row that a library keeps.
+/// Sets the keeper of each row that a library keeps.
 pub(super) fn find(rows: &mut [Row], snapshot: &Snapshot) {
     for (row, keeper) in keepers(rows, snapshot).into_iter().enumerate() {
         if let (Some(row), Some(keeper)) = (rows.get_mut(row), keeper) {
@@ -166,7 +169,7 @@ pub(super) fn find(rows: &mut [Row], snapshot: &Snapshot) {
     }
 }
 
-/// Who keeps the blocks of each row.
+/// The keeper of the blocks of each row.
 fn keepers(rows: &[Row], snapshot: &Snapshot) -> Vec<Option<Keeper>> {
     let outstanding = || rows.iter().filter(|row| row.totals.outstanding.count > 0);
     // A stream that is open may be what a buffer belongs to; it shows, unless it was opened before,
@@ -217,12 +220,12 @@ fn pid(row: &Row) -> Option<u32> {
     row.process.as_ref().map(|process| process.pid)
 }
 
-/// What of the C library is called by code outside of it.
+/// The function of the C library that code outside of it has called.
 enum Entry<'a> {
     Called(&'a str),
-    /// A function without a name, or the stack does not tell.
+    /// The function has no name, or the stack does not show it.
     Unknown,
-    /// The C library has not allocated it.
+    /// The C library has not allocated the block.
     None,
 }
 
@@ -237,7 +240,7 @@ fn entry(row: &Row) -> Entry<'_> {
     }
 }
 
-/// The innermost frames, as far as they are the C library's.
+/// The innermost frames that are all the C library's.
 fn library(row: &Row) -> &[FrameView] {
     let length = row.stack.iter().take_while(|frame| is_of(frame, is_c_library)).count();
     row.stack.get(..length).unwrap_or_default()
@@ -248,13 +251,13 @@ fn is_within(row: &Row, names: &[&str]) -> bool {
     symbols.any(|symbol| names.contains(&plain(symbol)))
 }
 
-/// Whether it is the buffer of a stream.
+/// Whether the row is the buffer of a stream.
 fn gives_buffer(row: &Row) -> bool {
     let innermost = library(row).first().and_then(|frame| frame.symbol.as_deref());
     innermost.is_some_and(|symbol| BUFFERS.contains(&plain(symbol)))
 }
 
-/// Whether the C++ library has allocated it as the loader started it.
+/// Whether the C++ library has allocated the row's blocks while the dynamic loader started it.
 fn is_constructed(row: &Row) -> bool {
     let is_cplusplus = |name: &str| name.starts_with("libstdc++.so.");
     let length = row.stack.iter().take_while(|frame| is_of(frame, is_cplusplus)).count();

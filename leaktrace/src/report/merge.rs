@@ -1,4 +1,4 @@
-//! Sites with equal symbolized stacks are one row.
+//! Makes one row of all sites with equal symbolized stacks.
 
 use std::collections::HashMap;
 
@@ -13,36 +13,36 @@ use crate::snapshot::{
 /// One call site with one stack.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// The smallest id of the sites merged.
+    /// The smallest ID of the merged sites.
     pub id: u64,
-    /// What was allocated.
+    /// The kind of allocation.
     pub kind: Kind,
-    /// Slab cache, if known.
+    /// The slab cache, if known.
     pub cache: Option<String>,
-    /// Other names of that cache.
+    /// The other names of that slab cache.
     pub cache_aliases: Vec<String>,
-    /// The module of the innermost frame that lies in one.
+    /// The module of the innermost frame that lies in a module.
     pub module: Option<String>,
-    /// Whom kernel memory is for, if known.
+    /// The owner of kernel memory, if known.
     pub owner: Option<Owner>,
-    /// What a module that has been unloaded has to do with it.
+    /// The unloaded module that had a part in these blocks, if there is one.
     pub unloaded: Option<Unloaded>,
-    /// The allocator that took it for itself, if one did.
+    /// The allocator or library that keeps the memory for itself, if one does.
     pub keeper: Option<Keeper>,
-    /// Whether some of it may have been freed unseen: its cache is one whose objects are freed in bulk,
-    /// which this kernel does not let be seen.
+    /// Whether some blocks may have been freed unseen: the slab cache is one whose objects are
+    /// freed in bulk, and this kernel does not let leaktrace see that.
     pub is_upper_bound: bool,
-    /// Set where its slab cache did not grow as its blocks did.
+    /// Set where the slab cache has grown by less than its outstanding blocks.
     pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
     pub function: Option<AllocFunction>,
-    /// The pair of functions that it is of, for [`Kind::Pair`].
+    /// The pair of functions, for [`Kind::Pair`].
     pub pair: Option<Pair>,
     /// How the memory was mapped and what for, for [`Kind::Mmap`].
     pub mapping: Option<Mapping>,
     /// The process, for user memory.
     pub process: Option<Process>,
-    /// Counted since the start.
+    /// The figures since the start.
     pub totals: Totals,
     /// Age of the oldest outstanding block, if known.
     pub oldest_ms: Option<u64>,
@@ -50,37 +50,38 @@ pub struct Row {
     pub largest_bytes: u64,
     /// Freed blocks by age, see [`crate::snapshot::Site::lifetimes`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
-    /// Innermost first, inlined functions as frames of their own; never empty.
+    /// The frames, innermost first, with inlined functions as frames of their own; never empty.
     pub stack: Vec<FrameView>,
     /// Why the stack is cut short.
     pub truncated: Option<&'static str>,
-    /// False where no stack was taken on purpose: `stack` is the call alone.
+    /// False where leaktrace took no stack on purpose: `stack` is the call alone.
     pub stack_taken: bool,
     /// Outstanding kernel memory by process.
     pub holders: Vec<Holder>,
-    /// The outstanding blocks, if asked for.
+    /// The outstanding blocks, if the user asked for them.
     pub blocks: Vec<Block>,
     space: u32,
     call_site: Vec<FrameIdentity>,
 }
 
-/// A module that has been unloaded, and what it had to do with blocks that are outstanding.
+/// A module that has been unloaded, and the part that it had in outstanding blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unloaded {
-    /// Its name.
+    /// The module's name.
     pub module: String,
-    /// What it had to do with them.
+    /// The module's part.
     pub part: Part,
 }
 
-/// What a module had to do with blocks.
+/// The part that a module had in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// It has made their slab cache: nobody else knows what lies there.
+    /// The module has made the blocks' slab cache: nobody else knows what lies there.
     MadeTheirCache,
-    /// Its own code has allocated them.
+    /// The module's own code has allocated the blocks.
     AllocatedThem,
-    /// The kernel has allocated them when its code had called it: whoever has them may need them.
+    /// The kernel has allocated the blocks when the module had called it: other code may still need
+    /// them.
     CalledFor,
 }
 
@@ -94,7 +95,7 @@ pub(super) struct CallSite {
     frames: Vec<FrameIdentity>,
 }
 
-/// One frame, with what is known of it.
+/// One frame, with everything that is known of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FrameView {
     /// Return address.
@@ -103,25 +104,25 @@ pub struct FrameView {
     pub symbol: Option<String>,
     /// Offset of the call in the function.
     pub offset: u64,
-    /// `vmlinux`, `[module]` or a path, if known.
+    /// The object: `vmlinux`, `[module]` or a path; if known.
     pub object: Option<String>,
     /// Source file.
     pub file: Option<String>,
-    /// Line in it.
+    /// Line in the source file.
     pub line: Option<u32>,
-    /// Whether the compiler put the function into the next one.
+    /// Whether the compiler inlined the function into that of the next frame.
     pub inlined: bool,
-    /// Whether it was found by frame pointer: callers may be missing before it.
+    /// Whether the frame was found by frame pointer: callers may be missing before it.
     pub by_frame_pointer: bool,
-    /// Whether it is code made at run time that has no name.
+    /// Whether the frame is unnamed code made at run time.
     pub made_at_run_time: bool,
-    /// Why there is no symbol.
+    /// Why the frame has no symbol.
     pub unknown: Option<String>,
-    /// Which load of a kernel module it lies in, see [`Snapshot::modules`].
+    /// The load of the kernel module that the frame lies in, see [`Snapshot::modules`].
     pub load: Option<u32>,
 }
 
-/// What makes two sites the same row.
+/// Two sites with equal identities are the same row.
 #[derive(PartialEq, Eq, Hash)]
 struct Identity {
     kind: Kind,
@@ -136,8 +137,8 @@ struct Identity {
     keeper: Option<Keeper>,
 }
 
-/// A frame without its address where it has a name: the same line of code may be reached from
-/// several instructions.
+/// A frame, without its address where it has a name: several instructions may belong to the same
+/// line of code.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum FrameIdentity {
     Named {
@@ -149,13 +150,14 @@ enum FrameIdentity {
         load: Option<u32>,
     },
     Address(u64, Option<u32>),
-    /// Code made at run time, without a name: of no two runs, and of no two functions that do the
-    /// same, is its address the same.
+    /// Unnamed code made at run time. Its address is different in each run, and for each function
+    /// that does the same.
     MadeAtRunTime,
 }
 
 impl Row {
-    /// The call site, told apart by the same names as rows are: never by the order of sites.
+    /// The identity of the call site. It uses the same names as the identity of rows, and never the
+    /// order of sites.
     pub(super) fn call_site(&self) -> CallSite {
         CallSite {
             kind: self.kind,
@@ -166,7 +168,7 @@ impl Row {
         }
     }
 
-    /// What a module that has been unloaded has to do with what is outstanding.
+    /// The part that an unloaded module had in the outstanding blocks.
     pub fn left_by(&self) -> Option<&Unloaded> {
         self.unloaded.as_ref().filter(|_| self.totals.outstanding.count > 0)
     }
@@ -306,7 +308,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
     (row, identity)
 }
 
-/// What a module that has gone has to do with the blocks of a site.
+/// The part that an unloaded module had in the blocks of a site.
 fn unloaded(
     site: &Site,
     stack: &[FrameView],
@@ -334,15 +336,16 @@ fn unloaded(
     Some(Unloaded { module: module.name.clone(), part })
 }
 
-/// Whether a kernel frame belongs to a BPF program or to what runs it at a tracepoint: with a second
-/// program there, that is a function of the tracepoint's own (`__traceiter_*`,
-/// include/linux/tracepoint.h, 5.10 to 7.0).
+/// Whether a kernel frame belongs to a BPF program, or to the code that runs it at a tracepoint:
+/// where the tracepoint has a second program, that code is a function of the tracepoint's own
+/// (`__traceiter_*`, include/linux/tracepoint.h, 5.10 to 7.0).
 fn is_tracing(frame: &FrameView) -> bool {
     starts_with_one(frame, &["bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_"])
 }
 
-/// Whether a kernel frame stands between a function and its caller because a BPF program of whomever
-/// watches the function (kernel/bpf/trampoline.c): it allocates nothing, and comes and goes.
+/// Whether a kernel frame lies between a function and its caller because somebody's BPF program
+/// watches the function (kernel/bpf/trampoline.c). Such a frame allocates nothing, and comes and
+/// goes with the program.
 fn is_trampoline(frame: &FrameView) -> bool {
     starts_with_one(frame, &["bpf_trampoline_"])
 }
@@ -373,7 +376,7 @@ fn identify(frame: &FrameView) -> FrameIdentity {
     }
 }
 
-/// The functions at a frame: inlined ones first.
+/// The functions at a frame, inlined ones first.
 fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
     let load = match frame.place {
         Place::Module { load } => Some(load),

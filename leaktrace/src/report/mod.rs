@@ -1,6 +1,6 @@
-//! Snapshot + names -> Report: merged, sorted, cut. All that a renderer gets.
+//! Snapshot + names -> Report: merged, sorted, cut. A renderer gets nothing else.
 //!
-//! Knows no format, and makes no judgement.
+//! This module knows no format and makes no judgement.
 
 mod kept;
 mod libraries;
@@ -25,7 +25,7 @@ use crate::{
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
 
-/// What is shown.
+/// The content of a report.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Wall clock, in milliseconds since the epoch.
@@ -36,36 +36,37 @@ pub struct Report {
     pub mode: Mode,
     /// Whether it is the last report of its session.
     pub is_final: bool,
-    /// Time since the probes were on.
+    /// Time since the probes were attached.
     pub elapsed_ms: u64,
-    /// Age that blocks need to count as outstanding.
+    /// Age from which on blocks count as outstanding.
     pub older_ms: u64,
     /// Traced processes.
     pub processes: Vec<Process>,
-    /// Processes that were traced, have ended, and are in no figure any more.
+    /// Number of traced processes that have ended and are in no figure any more.
     pub processes_ended: u64,
-    /// What of a process was traced; empty in kernel mode.
+    /// The kinds of user allocations that were traced; empty in kernel mode.
     pub user_kinds: Vec<Kind>,
     /// Over all call sites, shown or not.
     pub totals: Totals,
-    /// Mappings that are no leaks of their own, by what they are for; in no other figure.
+    /// Mappings that are no leaks of their own, by role; they are in no other figure.
     pub held: Vec<Held>,
-    /// What allocators of the kernel, or the C and C++ libraries, keep for themselves; in no other
-    /// figure.
+    /// Memory that allocators of the kernel, or the C and C++ libraries, keep for themselves; it is
+    /// in no other figure.
     pub kept: Vec<Kept>,
-    /// The call sites shown, in order: those with nothing outstanding come last.
+    /// The call sites shown, in order; those with nothing outstanding come last.
     pub groups: Vec<Group>,
-    /// Call sites with outstanding blocks, shown or not.
+    /// Number of call sites with outstanding blocks, shown or not.
     pub groups_total: usize,
-    /// Sums by something else than the call site, if asked for.
+    /// Sums by another criterion than the call site, if the user asked for them.
     pub table: Option<Table>,
-    /// What was missed.
+    /// What the report could not see.
     pub trust: Trust,
-    /// Room for outstanding blocks.
+    /// Number of outstanding blocks that there is room for.
     pub max_outstanding: u64,
-    /// One allocation is recorded in every so many bytes that are asked for; 0: every one is.
+    /// Sampling interval: leaktrace records one allocation in every so many bytes; 0 if it records
+    /// every one.
     pub sample_bytes: u64,
-    /// What `--max-overhead` allows, and what was done to keep to it.
+    /// What `--max-overhead` allows, and what leaktrace did to keep to it.
     pub budget: Option<Budget>,
 }
 
@@ -76,30 +77,31 @@ pub struct Totals {
     pub outstanding: Amount,
     /// Allocated since the start.
     pub allocated: Amount,
-    /// Of these, freed.
+    /// The part of `allocated` that was freed.
     pub freed: Amount,
-    /// Set where some of this is estimated from sampled blocks: what is behind `outstanding`.
+    /// Set where figures are estimates from sampled blocks: the recorded blocks behind
+    /// `outstanding`.
     pub sampled: Option<Sampled>,
 }
 
 /// Mappings of one role, over all call sites.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Held {
-    /// What they are for.
+    /// The role of the mappings.
     pub role: Role,
-    /// Their figures.
+    /// The figures of the mappings.
     pub totals: Totals,
 }
 
-/// A call site, with its stacks where only some allocations have one.
+/// A call site; with several stacks where only some allocations have one.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// Sums over its rows.
+    /// Sums over the call site's rows.
     pub totals: Totals,
     /// Age of the oldest outstanding block, if known.
     pub oldest_ms: Option<u64>,
-    /// One for each stack, most outstanding bytes first; never empty. Under `--stacks all` just
-    /// one.
+    /// A row for each stack, most outstanding bytes first; never empty. Under `--stacks all` there
+    /// is just one.
     pub rows: Vec<Row>,
 }
 
@@ -155,8 +157,7 @@ impl Totals {
     }
 }
 
-/// Takes out the mappings that are no leaks of their own: what lies in them is counted
-/// elsewhere.
+/// Takes out the mappings that are no leaks of their own: the blocks in them are counted elsewhere.
 fn set_aside(rows: Vec<Row>) -> (Vec<Held>, Vec<Row>) {
     let mut held: std::collections::BTreeMap<Role, Totals> = std::collections::BTreeMap::new();
     let mut others = Vec::new();
@@ -169,7 +170,7 @@ fn set_aside(rows: Vec<Row>) -> (Vec<Held>, Vec<Row>) {
     (held.into_iter().map(|(role, totals)| Held { role, totals }).collect(), others)
 }
 
-/// Takes out what allocators keep for themselves.
+/// Takes out the rows that allocators and libraries keep for themselves.
 fn set_kept_aside(rows: Vec<Row>) -> (Vec<Kept>, Vec<Row>) {
     let (kept, others): (Vec<Row>, Vec<Row>) =
         rows.into_iter().partition(|row| row.keeper.is_some());

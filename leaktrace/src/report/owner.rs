@@ -1,24 +1,24 @@
-//! Who a kernel allocation is for: the innermost frame outside the allocators and outside the
+//! The owner of a kernel allocation: the innermost frame outside the allocators, and outside the
 //! helpers that allocate for whoever calls them.
 //!
-//! The list is short on purpose, and docs/json.md has it. Functions that make a thing of their
-//! own (a dentry, a bio) own what it takes, whoever asked them for it.
+//! The list of helpers is short on purpose, and docs/json.md has it. A function that makes a thing
+//! of its own (a dentry, a bio) owns the memory of it, whoever asked for the thing.
 
 use super::FrameView;
 
 /// The function and the module that an allocation is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The function; none where only its module is known, which has gone.
+    /// The function; `None` where only the module is known, which is unloaded.
     pub symbol: Option<String>,
-    /// The module it lies in; `vmlinux` for the kernel proper.
+    /// The module of the function; `vmlinux` for the kernel proper.
     pub module: String,
-    /// Which load of it.
+    /// The load of that module.
     pub(super) load: Option<u32>,
 }
 
-/// Beginnings of names, without leading underscores, of allocators and their helpers: functions of
-/// the kernel proper, as a module may give its own such names.
+/// Beginnings of the names, without leading underscores, of allocators and their helpers. Only
+/// functions of the kernel proper count, as a module may use such names for its own functions.
 const HELPERS: [&str; 75] = [
     // mm/slub.c, mm/slab_common.c, mm/util.c, include/linux/slab.h
     "kmalloc",
@@ -108,11 +108,11 @@ const HELPERS: [&str; 75] = [
     "mas_",
 ];
 
-/// The object of the kernel proper.
+/// The object name of the kernel proper.
 const VMLINUX: &str = "vmlinux";
 
-/// The owner of what was allocated with this stack, innermost frame first; nothing where only
-/// helpers are known, or where a frame before the owner has no name.
+/// The owner of an allocation with this stack, innermost frame first; `None` where only helpers are
+/// known, or where a frame before the owner has no name.
 pub(super) fn find(stack: &[FrameView]) -> Option<Owner> {
     for frame in stack {
         let object = frame.object.as_deref()?;
@@ -128,8 +128,8 @@ pub(super) fn find(stack: &[FrameView]) -> Option<Owner> {
     None
 }
 
-/// Whether a frame is one of the functions through which vmalloc is called (mm/vmalloc.c, mm/util.c,
-/// mm/slub.c).
+/// Whether a frame is one of the functions through which vmalloc is called (mm/vmalloc.c,
+/// mm/util.c, mm/slub.c).
 pub(super) fn is_allocator(frame: &FrameView) -> bool {
     const FUNCTIONS: [&str; 9] = [
         "vmalloc",
@@ -213,7 +213,7 @@ mod tests {
         }
     }
 
-    /// A lone helper does not own what it was asked for, and a frame without a name may be it.
+    /// A lone helper is not the owner, and a frame without a name may be one.
     #[test]
     fn an_unknown_owner_is_not_guessed() {
         check(&[("__alloc_skb", "vmlinux")], None);

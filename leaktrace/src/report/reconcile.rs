@@ -1,7 +1,7 @@
-//! The tracked blocks of each slab cache against the kernel's own count, both ways. Where a cache did
-//! not grow as they did, older blocks were freed in their place, or frees of them were not seen:
-//! which of the two cannot be told, and neither is a leak. Where it grew by more, objects came to be
-//! in a way that no probe sees.
+//! Compares the tracked blocks of each slab cache with the kernel's own count. If the cache has
+//! grown by less than its outstanding blocks, either older blocks were freed in their place or
+//! frees of them were not seen. Nobody can tell which, and neither is a leak. If the cache has
+//! grown by more, objects came into being in a way that no probe sees.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ pub struct Doubt {
 /// A cache that grew by more than its outstanding blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Untold {
-    /// Its name; of kmalloc's caches `kmalloc-*` with their size, as which of them a block is from
-    /// is not always told.
+    /// The cache's name; for kmalloc's caches `kmalloc-*` with their size, as the kernel does not
+    /// always tell which of them a block is from.
     pub cache: String,
     /// Objects in use now, less those at the start.
     pub growth: u64,
@@ -28,34 +28,36 @@ pub struct Untold {
     pub outstanding: u64,
 }
 
-/// Objects that a cache may hold more, or fewer, without counting them: what CPUs keep at hand.
+/// Objects that a cache may hold more, or fewer, than the kernel counts: those that CPUs keep for
+/// their next allocations.
 const AT_HAND: i64 = 256;
-/// Objects of kmalloc that may wait for RCU to free them: they count as freed when they were handed to
-/// `kfree_rcu`, and it gathers for some jiffies, and then waits for a grace period
+/// Objects of kmalloc that may wait for RCU to free them. They count as freed once they are handed
+/// to `kfree_rcu`, which gathers objects for some jiffies and then waits for a grace period
 /// (schedule_delayed_monitor_work(), kernel/rcu/tree.c, 6.4 to 6.14).
 const WAITING_FOR_RCU: u64 = 20_000;
-/// Caches that leaktrace fills itself, whose own allocations are not tracked: it reads files of each
-/// holder below /proc, and the kernel keeps their inodes. None of them is ever filled in bulk.
+/// Caches that leaktrace fills itself, whose own allocations are not tracked: it reads files of
+/// each holder in /proc, and the kernel keeps the inodes of these files. No cache of these is ever
+/// filled in bulk.
 const FILLED_BY_US: [&str; 3] = ["proc_inode_cache", "dentry", "lsm_inode_cache"];
-/// Sizes at the end of the names of kmalloc's caches.
+/// Sizes as the names of kmalloc's caches end.
 const SIZES: [&str; 13] =
     ["8", "16", "32", "64", "96", "128", "192", "256", "512", "1k", "2k", "4k", "8k"];
 
-/// What stands before it for all caches of a size.
+/// Stands before the size in the name of all of kmalloc's caches of a size.
 const KMALLOC: &str = "kmalloc-*";
 
-/// What the blocks of a cache come to.
+/// What the tracked blocks of a cache add up to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tracked {
     outstanding: u64,
     freed: u64,
 }
 
-/// Both ways of looking.
+/// The results of both comparisons.
 pub(super) struct Reconciled {
-    /// The caches that did not grow as their blocks did.
+    /// The caches that grew by less than their outstanding blocks.
     pub(super) doubts: BTreeMap<String, Doubt>,
-    /// Those that grew by more.
+    /// The caches that grew by more than their outstanding blocks.
     pub(super) untold: Vec<Untold>,
 }
 
@@ -90,7 +92,7 @@ fn compare(
         .collect()
 }
 
-/// Growth beyond what is tracked, what CPUs keep at hand, and what waits for RCU.
+/// Finds growth beyond the tracked blocks, the objects that CPUs keep, and those that wait for RCU.
 fn untold(tracked: &BTreeMap<&str, Tracked>, grown: &BTreeMap<String, CacheGrowth>) -> Vec<Untold> {
     let mut sums: BTreeMap<String, (Tracked, CacheGrowth)> = BTreeMap::new();
     for (cache, growth) in grown {
@@ -119,8 +121,8 @@ fn untold(tracked: &BTreeMap<&str, Tracked>, grown: &BTreeMap<String, CacheGrowt
         .collect()
 }
 
-/// Caches that are compared together. kmalloc has several of one size (by flags, by chance where the
-/// kernel was built so, by subsystem), of which the tracepoint does not tell.
+/// The name under which a cache is compared. kmalloc has several caches of one size (by flags, by
+/// chance where the kernel was built so, by subsystem), which the tracepoint does not tell apart.
 fn class(cache: &str) -> String {
     match cache.rsplit_once('-') {
         Some((_, size)) if SIZES.contains(&size) => format!("{KMALLOC}{size}"),

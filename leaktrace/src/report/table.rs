@@ -1,4 +1,4 @@
-//! Sums by something else than the call site: `--by module|cache|process`.
+//! Sums by another criterion than the call site: `--by module|cache|process`.
 
 use std::{cmp::Reverse, collections::HashMap};
 
@@ -10,48 +10,49 @@ use crate::{
     snapshot::Amount,
 };
 
-/// The sums asked for.
+/// The sums that the user asked for.
 #[derive(Clone, Debug)]
 pub struct Table {
-    /// What they are by; never [`By::Site`].
+    /// The criterion of the sums; never [`By::Site`].
     pub by: By,
-    /// Those shown, in order: those with nothing outstanding come last.
+    /// The lines shown, in order; those with nothing outstanding come last.
     pub lines: Vec<Line>,
-    /// Those with outstanding blocks, shown or not.
+    /// Number of lines with outstanding blocks, shown or not.
     pub lines_total: usize,
 }
 
 /// The sum of all call sites of one module, cache or process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line {
-    /// Its name, if known. Memory outside slab caches stands under its kind.
+    /// The line's name, if known. Memory outside slab caches stands under its kind.
     pub name: Option<String>,
-    /// The process; of those of one command that have ended, the highest.
+    /// The process ID; for ended processes of one command, the highest.
     pub pid: Option<u32>,
-    /// Whether it is processes that have ended.
+    /// Whether the line stands for processes that have ended.
     pub exited: bool,
     /// Allocated since the start and not freed.
     pub outstanding: Amount,
-    /// Allocated since the start, and freed of that; not known of the kernel's holders.
+    /// Allocated since the start, and the freed part of that; `None` for holders of kernel memory,
+    /// where it is not known.
     pub ended: Option<Ended>,
     /// Age of the oldest outstanding block, if known.
     pub oldest_ms: Option<u64>,
-    /// Call sites with outstanding blocks.
+    /// Number of call sites with outstanding blocks.
     pub sites: usize,
-    /// Whether the figures are estimates of what was sampled.
+    /// Whether the figures are estimates from sampled blocks.
     pub is_estimated: bool,
 }
 
-/// What was counted since the start, outstanding or not.
+/// What was counted since the start, whether it is outstanding or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// Allocated.
+    /// All allocations.
     pub allocated: Amount,
-    /// Of these, freed.
+    /// The freed part of them.
     pub freed: Amount,
 }
 
-/// What makes two rows one line.
+/// Two rows with equal keys are one line.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     name: Option<String>,
@@ -59,7 +60,7 @@ struct Key {
     exited: bool,
 }
 
-/// Sums all call sites; nothing for [`By::Site`].
+/// Sums over all call sites; `None` for [`By::Site`].
 pub(super) fn build(groups: &[Group], by: By, sort: Sort, top: usize) -> Option<Table> {
     if by == By::Site {
         return None;
@@ -96,7 +97,7 @@ pub(super) fn build(groups: &[Group], by: By, sort: Sort, top: usize) -> Option<
     Some(Table { by, lines, lines_total })
 }
 
-/// What a row gives to which lines.
+/// The lines that a row adds to, and what it adds.
 fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
     if by == By::Process && !row.kind.is_of_process() {
         return row
@@ -142,7 +143,7 @@ fn parts(row: &Row, by: By) -> Vec<(Key, Line)> {
     vec![(Key { name, pid, exited: false }, part)]
 }
 
-/// What comes from no slab cache.
+/// The name of memory that comes from no slab cache.
 fn kind_name(kind: Kind) -> Option<String> {
     match kind {
         Kind::Vmalloc => Some("vmalloc".into()),

@@ -15,13 +15,13 @@ use crate::{
 pub struct Trust {
     /// Whether every allocation and free since the start is in the figures.
     pub complete: bool,
-    /// What was missed: one sentence each; empty if complete.
+    /// What leaktrace missed, one sentence each; empty if complete.
     pub missed: Vec<String>,
-    /// What takes nothing away from the figures, but is good to know.
+    /// Facts that take nothing away from the figures, but are good to know.
     pub notes: Vec<String>,
     /// The figures behind the sentences.
     pub loss: Loss,
-    /// Slab caches that grew by more than what was seen.
+    /// Slab caches that grew by more than the probes saw.
     pub untold: Vec<Untold>,
 }
 
@@ -97,10 +97,10 @@ pub(super) fn trust(
     }
 }
 
-/// What sentences of losses count, in the plural.
+/// Nouns that sentences of losses count, in the plural.
 const COUNTED: [&str; 6] = ["allocations", "calls", "events", "frees", "releases", "returns"];
 
-/// A count and what is counted: one of them is no plural.
+/// A count and its sentence; a count of one gets no plural.
 fn counted(count: u64, sentence: &str) -> String {
     let mut words: Vec<&str> = sentence.split(' ').collect();
     if count == 1
@@ -111,7 +111,7 @@ fn counted(count: u64, sentence: &str) -> String {
     format!("{} {}", format_count(count), words.join(" "))
 }
 
-/// What estimates come from, and why.
+/// What the estimates are based on, and why.
 fn sampling(snapshot: &Snapshot, totals: &Totals) -> Vec<String> {
     let mut notes = Vec::new();
     let interval = snapshot.sample_bytes;

@@ -1,4 +1,4 @@
-//! The loop of a tracing session: one tracer, and when its reports are due.
+//! The loop of a tracing session: runs one tracer, and asks it for reports when they are due.
 
 mod signals;
 pub mod spec;
@@ -19,23 +19,23 @@ use crate::{
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Time was up, it was stopped, or every traced process ended.
+    /// The time was up, somebody stopped the session, or every traced process has ended.
     Done,
-    /// `leaktrace run`: the command ended.
+    /// The command of `leaktrace run` has ended.
     CommandEnded {
-        /// Its exit code; 128 and the signal's number if a signal ended it.
+        /// The command's exit code; 128 and the signal's number if a signal ended it.
         code: u8,
     },
 }
 
-/// Traces as `spec` says and gives each due snapshot to `sink`.
+/// Traces as `spec` says, and passes each due snapshot to `sink`.
 ///
 /// `note` takes lines for the person at the terminal.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`] for a target that cannot be traced; [`Error::Host`], [`Error::Refused`] and
-/// [`Error::Kernel`] where the host does not allow it; and whatever `sink` fails with.
+/// [`Error::Kernel`] where the host does not allow it; and any error of `sink`.
 pub fn run(
     spec: &Spec,
     facts: &HostFacts,
@@ -56,7 +56,7 @@ pub fn run(
     })
 }
 
-/// Reports until the time is up, someone stops it, or nothing is left to trace.
+/// Reports until the time is up, somebody stops the session, or nothing is left to trace.
 async fn follow(
     tracer: &mut Tracer,
     spec: &Spec,

@@ -1,4 +1,4 @@
-//! The signals that a session answers.
+//! The signals that a session reacts to.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

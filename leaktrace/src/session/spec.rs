@@ -1,4 +1,5 @@
-//! What the user wants, with every value checked and every unit resolved; no trace of clap.
+//! What the user wants, with every value checked and every unit resolved; this module knows no
+//! clap.
 
 pub mod gfp;
 pub mod pairs;
@@ -22,7 +23,7 @@ pub struct Spec {
     pub view: View,
     /// How and where it is printed.
     pub output: Output,
-    /// Folders with debug information, besides where packages put it.
+    /// Directories with debug information, besides those of packages.
     pub debug_dirs: Vec<PathBuf>,
 }
 
@@ -31,46 +32,46 @@ pub struct Spec {
 pub enum Target {
     /// Kernel allocations of the whole host, or of some processes and commands.
     Kernel {
-        /// By these allocators; empty only where pairs of functions are traced.
+        /// The allocators to trace; empty only where pairs of functions are traced.
         kinds: Vec<KernelKind>,
-        /// Also pages of processes, of files and of the other allocators.
+        /// Whether to trace the pages of processes, of files and of other allocators as well.
         all_pages: bool,
-        /// Only these allocations.
+        /// Which of the allocations to trace.
         filters: KernelFilters,
     },
-    /// Processes.
+    /// Allocations of processes.
     Processes(Wanted),
-    /// A command to start.
+    /// Allocations of a command that leaktrace starts.
     Command {
-        /// Program and arguments; never empty.
+        /// The program and its arguments; never empty.
         argv: Vec<OsString>,
-        /// Exit code to return when blocks are outstanding at its end.
+        /// Exit code to return when blocks are outstanding at the command's end.
         error_exitcode: Option<u8>,
     },
 }
 
-/// Which processes are traced: those that any of it names; never empty.
+/// Which processes are traced: those that any of the fields names; never empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// These, which are running.
+    /// Running processes, by process ID.
     pub pids: Vec<u32>,
-    /// Those of these command names, running or not yet.
+    /// Processes with these command names, running now or started later.
     pub comms: Vec<String>,
-    /// Those in or below these control groups, running or not yet; at most as many as the BPF
-    /// object tests.
+    /// Processes in or below these control groups, running now or started later; at most as many
+    /// groups as the BPF object tests.
     pub cgroups: Vec<PathBuf>,
-    /// All of them.
+    /// Whether to trace all processes.
     pub all: bool,
 }
 
 impl Wanted {
-    /// Whether processes that do not run yet are among them.
+    /// Whether processes that are started later may be traced.
     pub fn is_open(&self) -> bool {
         self.all || !self.comms.is_empty() || !self.cgroups.is_empty()
     }
 }
 
-/// Which kernel allocations are traced; what is empty leaves out none.
+/// Which kernel allocations are traced; an empty list leaves out none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelFilters {
     /// Only objects of these slab caches.
@@ -81,7 +82,7 @@ pub struct KernelFilters {
     pub gfp: Vec<gfp::GfpName>,
     /// Only allocations made while one of these processes runs.
     pub pids: Vec<u32>,
-    /// Only allocations made while a process of this command name runs.
+    /// Only allocations made while a process, or a thread, of one of these command names runs.
     pub comms: Vec<String>,
     /// Only allocations made while a process in or below one of these control groups runs; at
     /// most as many as the BPF object tests.
@@ -97,12 +98,12 @@ pub enum KernelKind {
     Vmalloc,
     /// Percpu memory.
     Percpu,
-    /// Pages that no other allocator has.
+    /// Pages that no other allocator owns.
     Pages,
 }
 
 impl KernelKind {
-    /// Its name.
+    /// The allocator's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Slab => "slab",
@@ -120,7 +121,7 @@ pub struct TraceOptions {
     pub stacks: StackMode,
     /// Most frames of a stack, 1 to 127.
     pub max_depth: u32,
-    /// Room for outstanding blocks.
+    /// Number of outstanding blocks to have room for.
     pub max_outstanding: u32,
     /// Smaller allocations are not tracked.
     pub min_size_bytes: u64,
@@ -132,39 +133,40 @@ pub struct TraceOptions {
     pub unwind: Unwind,
     /// Whether children of traced processes are traced as well.
     pub children: bool,
-    /// What of a process is traced.
+    /// The kinds of user allocations that are traced.
     pub user_kinds: UserKinds,
-    /// Record one allocation of a process in every so many bytes that are asked for; 0: every one.
+    /// Sampling interval: record one user allocation in every so many bytes; 0: record every one.
     pub sample_bytes: u32,
-    /// The share of one CPU that the probes may cost, in millionths; without it, whatever they do.
+    /// The share of one CPU that the probes may cost, in millionths; `None` for no limit.
     pub max_overhead_ppm: Option<u32>,
-    /// Objects whose allocator functions are probed whatever they are.
+    /// Objects whose allocator functions are probed, whatever the objects are.
     pub objects: Vec<PathBuf>,
-    /// Functions that are traced by their names.
+    /// The pairs of functions that the user named.
     pub pairs: Vec<NamedPair>,
-    /// Notes on the tracing itself: 0, or 1 for tables, probes and what a verifier said, or 2 for
-    /// what the BPF programs log as well.
+    /// How much to note about the tracing itself. 0: nothing; 1: tables, probes and the verifier's
+    /// words; 2: what the BPF programs log as well.
     pub verbose: u8,
 }
 
 impl TraceOptions {
-    /// Whether blocks may be left out that belong to the whole.
+    /// Whether blocks of the traced allocations may be left unrecorded, by sampling.
     pub fn is_sampled(&self) -> bool {
         self.sample_bytes != 0 || self.max_overhead_ppm.is_some()
     }
 
-    /// Whether no allocation of what is traced is left out.
+    /// Whether every allocation of what is traced is recorded: no limit of size and no sampling
+    /// leaves one out.
     pub fn takes_all(&self) -> bool {
         self.min_size_bytes == 0 && self.max_size_bytes == u64::MAX && !self.is_sampled()
     }
 }
 
-/// What of a process is traced.
+/// The kinds of user allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserKinds {
     /// Blocks of malloc and its relatives.
     pub malloc: bool,
-    /// Memory that it maps itself: costs every system call of the host.
+    /// Memory that a process maps itself; tracing it costs every system call of the host.
     pub mmap: bool,
 }
 
@@ -179,10 +181,10 @@ pub enum Unwind {
     FramePointers,
 }
 
-/// Where a uprobe is placed in its function.
+/// Where in a function a uprobe is placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeAt {
-    /// On the first instruction that costs one trap, where that is safe.
+    /// On the first instruction that costs only one trap, where that is safe.
     Cheapest,
     /// On the function's first instruction.
     Entry,
@@ -191,30 +193,30 @@ pub enum ProbeAt {
 /// When reports are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Time between two reports; not zero. Without it there is only the final report.
+    /// Time between two reports; not zero. `None`: there is only the final report.
     pub interval: Option<Duration>,
-    /// End after this many reports.
+    /// Number of reports after which to end.
     pub count: Option<u64>,
-    /// End after this time.
+    /// Time after which to end.
     pub duration: Option<Duration>,
 }
 
 /// What a report shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Number of call sites.
+    /// Number of call sites shown.
     pub top: usize,
-    /// By what they are sorted.
+    /// The order of the call sites.
     pub sort: Sort,
-    /// Count only blocks at least this old as outstanding.
+    /// Age from which on blocks count as outstanding.
     pub older: Duration,
-    /// List the outstanding blocks of each site.
+    /// Whether to list the outstanding blocks of each site.
     pub show_allocs: bool,
-    /// What sums are shown by.
+    /// The criterion of the sums.
     pub by: By,
 }
 
-/// What sums are shown by.
+/// The criterion of the sums in a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// The call site.
@@ -228,7 +230,7 @@ pub enum By {
 }
 
 impl By {
-    /// Its name.
+    /// The criterion's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Site => "site",
@@ -253,11 +255,11 @@ pub enum Sort {
 /// How and where a report is printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// Its format.
+    /// The report's format.
     pub format: Format,
-    /// A file instead of standard output.
+    /// A file to write to instead of standard output.
     pub write: Option<PathBuf>,
-    /// No notes and progress on standard error.
+    /// Whether to print no notes and no progress on standard error.
     pub quiet: bool,
 }
 

@@ -1,41 +1,41 @@
-//! What `--max-overhead` allows, and what was done to keep to it.
+//! What `--max-overhead` allows, and what leaktrace did to keep to it.
 
 /// The budget of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// The share of one CPU's time that probes may cost, in millionths.
+    /// The share of one CPU's time that the probes may cost, in millionths.
     pub max_ppm: u32,
-    /// What they cost lately, by as many hits as were counted and the price of each; unknown in
-    /// the first moments.
+    /// The recent cost of the probes in millionths of one CPU's time, from the counted hits and the
+    /// price of each; `None` in the first moments.
     pub cost_ppm: Option<u64>,
-    /// What was done about it, oldest first.
+    /// The steps that leaktrace took, oldest first.
     pub steps: Vec<BudgetStep>,
 }
 
-/// Something that was done to keep to a budget.
+/// A step that leaktrace took to keep to the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BudgetStep {
-    /// When, from the start of tracing.
+    /// Time of the step, from the start of tracing.
     pub elapsed_ms: u64,
-    /// What the probes cost then.
+    /// Cost of the probes at that time, in millionths of one CPU's time.
     pub cost_ppm: u64,
-    /// What was done.
+    /// The action taken.
     pub action: BudgetAction,
 }
 
-/// What can be done to keep to a budget.
+/// An action to keep to a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BudgetAction {
-    /// Record one block in every so many bytes asked for.
+    /// Record one block in every so many bytes.
     SampleBy(u32),
-    /// Take the probes of allocating functions away; frees of what is outstanding are still seen.
+    /// Remove the probes of allocating functions; the probes still see frees of outstanding blocks.
     FreesOnly,
-    /// Take all probes away.
+    /// Remove all probes.
     Nothing,
 }
 
 impl BudgetAction {
-    /// Its name.
+    /// The action's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SampleBy(_) => "sample",

@@ -1,26 +1,26 @@
-//! Who holds kernel memory.
+//! The processes that hold kernel memory.
 
 use std::{cmp::Reverse, collections::HashMap};
 
 use super::Amount;
 
-/// Outstanding kernel memory by the process that was running when it was allocated; those that have
-/// ended are one by their command.
+/// Outstanding kernel memory by the process that was running when it was allocated. Ended processes
+/// with the same command name are one holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Process ID; 0 is the idle task (interrupts). Of several that have ended, the highest.
+    /// Process ID; 0 is the idle task (interrupts). For several ended processes, the highest.
     pub pid: u32,
-    /// Its command, if known.
+    /// The command name, if known.
     pub comm: Option<String>,
-    /// Whether it has ended.
+    /// Whether the process has ended.
     pub exited: bool,
-    /// What it allocated and is outstanding.
+    /// The outstanding memory that the process allocated.
     pub outstanding: Amount,
-    /// Age of the oldest block of it.
+    /// Age of the oldest block of that memory.
     pub oldest_ms: u64,
 }
 
-/// What makes two of them one.
+/// Two holders with equal identities are one.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
     Ended(String),
@@ -35,7 +35,7 @@ impl Holder {
         }
     }
 
-    /// Each one once, most bytes first.
+    /// Merges equal holders; most bytes first.
     pub fn merged(holders: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut merged: Vec<Self> = Vec::new();
         let mut index: HashMap<Identity, usize> = HashMap::new();

@@ -1,7 +1,7 @@
-//! One interval's raw state as plain data: the waist of the hourglass.
+//! The raw state of one interval as plain data, between collecting and reporting.
 //!
-//! What comes before a [`Snapshot`] needs root and BPF; what comes after it is pure. A snapshot
-//! holds no handle, makes no judgement and knows no format.
+//! The steps before a [`Snapshot`] need root and BPF; those after it are pure. A snapshot holds no
+//! handle, makes no judgement and knows no format.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +36,7 @@ pub enum Mode {
     Run,
 }
 
-/// Everything known at one moment.
+/// Everything that is known at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Wall clock, in milliseconds since the epoch.
@@ -45,13 +45,13 @@ pub struct Snapshot {
     pub host: String,
     /// What is being traced.
     pub mode: Mode,
-    /// Whether it is the last one of its session.
+    /// Whether it is the last snapshot of its session.
     pub is_final: bool,
-    /// Time since the probes were on.
+    /// Time since the probes were attached.
     pub elapsed_ms: u64,
     /// When stacks were taken.
     pub stack_mode: StackMode,
-    /// What of a process is traced; empty in kernel mode.
+    /// The kinds of user allocations that are traced; empty in kernel mode.
     pub user_kinds: Vec<Kind>,
     /// Every call site seen since the start.
     pub sites: Vec<Site>,
@@ -59,61 +59,63 @@ pub struct Snapshot {
     pub stacks: BTreeMap<u64, Stack>,
     /// Objects (executables, libraries) that frames refer to by index.
     pub objects: Vec<Object>,
-    /// Processes by space (user modes).
+    /// Traced processes by space, in user mode.
     pub processes: BTreeMap<u32, Process>,
-    /// Traced processes that have ended and left the report, with all that they held.
+    /// Number of traced processes that have ended and left the report, with everything that they
+    /// held.
     pub processes_ended: u64,
-    /// What was not seen.
+    /// What is known to be missing.
     pub loss: Loss,
-    /// Room for outstanding blocks (`--max-outstanding`).
+    /// Number of outstanding blocks that there is room for (`--max-outstanding`).
     pub max_outstanding: u64,
-    /// Allocations of processes are sampled: one in every so many bytes that are asked for; 0 if
-    /// every one is recorded.
+    /// Sampling interval: leaktrace records one user allocation in every so many bytes; 0 if it
+    /// records every one.
     pub sample_bytes: u64,
-    /// What `--max-overhead` allows, and what was done to keep to it.
+    /// What `--max-overhead` allows, and what leaktrace did to keep to it.
     pub budget: Option<Budget>,
-    /// Whether single blocks were read: without it ages, holders and blocks are unknown.
+    /// Whether single blocks were read; if not, ages, holders and blocks are unknown.
     pub blocks_read: bool,
-    /// Every load of a kernel module that was seen; frames refer to them by index.
+    /// Every load of a kernel module that was seen; frames refer to the loads by index.
     pub modules: Vec<Arc<Module>>,
-    /// Those that have been unloaded since.
+    /// Indices of the loads whose module has been unloaded since.
     pub gone_modules: BTreeSet<u32>,
-    /// Objects in use in each slab cache now, less those at the start, by the kernel's own count;
-    /// empty where it does not tell, and but in kernel mode.
+    /// The growth of each slab cache since the start, by the kernel's own count; empty where the
+    /// kernel does not show it, and in user mode.
     pub cache_growth: BTreeMap<String, CacheGrowth>,
-    /// Other names of slab caches that share one (mm/slab_common.c merges those of a size): each cache
-    /// by the name that its blocks have.
+    /// The other names of merged slab caches (mm/slab_common.c merges caches of a size), by the
+    /// name that the cache's blocks have.
     pub cache_aliases: BTreeMap<String, Vec<String>>,
-    /// With `--older`: outstanding figures count only blocks at least this old.
+    /// With `--older`: the age from which on blocks count as outstanding.
     pub older_ms: u64,
 }
 
-/// How a slab cache has changed since the start, by the kernel's own count.
+/// How a slab cache has grown since the start, by the kernel's own count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheGrowth {
     /// Objects in use now, less those at the start.
     pub objects: i64,
-    /// Objects that may be counted as in use though nobody has them: what CPUs keep at hand.
+    /// Objects that the kernel may count as in use though nobody has them: CPUs keep them for their
+    /// next allocations.
     pub at_hand: i64,
 }
 
 /// A number of blocks and the bytes asked for by them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
-    /// Blocks.
+    /// Number of blocks.
     pub count: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub bytes: u64,
 }
 
 impl Amount {
-    /// Sum of both.
+    /// The sum of both amounts.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self { count: self.count + other.count, bytes: self.bytes + other.bytes }
     }
 
-    /// What is left of `self`; never below zero, as counters are read while they change.
+    /// The difference; never below zero, as the counters change while they are read.
     #[must_use]
     pub fn minus(self, other: Self) -> Self {
         Self {
@@ -123,49 +125,50 @@ impl Amount {
     }
 }
 
-/// Where a call site's stack is.
+/// The stack of a call site, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StackRef {
     /// Key into [`Snapshot::stacks`].
     Known(u64),
-    /// None was taken, on purpose (`--stacks adaptive|site`): the call site alone is known.
+    /// leaktrace took no stack on purpose (`--stacks adaptive|site`): only the call site is known.
     NotTaken,
-    /// One was wanted but could not be had: the call site alone is known.
+    /// A stack was wanted, but taking it failed: only the call site is known.
     Lost,
 }
 
-/// A call site: a kind of allocation, a cache or process, and a stack.
+/// A call site: a kind of allocation, a slab cache or process, and a stack.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// Stable within a session.
+    /// The site's ID, which is stable within a session.
     pub id: u64,
-    /// What was allocated.
+    /// The kind of allocation.
     pub kind: Kind,
     /// Key into [`Snapshot::processes`]; 0 for the kernel.
     pub space: u32,
-    /// Slab cache, if known.
+    /// The slab cache, if known.
     pub cache: Option<String>,
-    /// The stack by which that cache was made, if that was seen.
+    /// The stack of the call that made that slab cache, if it was seen.
     pub cache_made: Option<StackRef>,
-    /// Memory that vmalloc got for arrays of its own pages: no caller's.
+    /// Whether the memory is an array of page pointers that vmalloc allocated from itself: no
+    /// caller's.
     pub is_page_array: bool,
     /// The allocator function that was called, for [`Kind::Malloc`].
     pub function: Option<AllocFunction>,
-    /// The pair of functions that it is of, for [`Kind::Pair`].
+    /// The pair of functions, for [`Kind::Pair`].
     pub pair: Option<Pair>,
     /// How the memory was mapped and what for, for [`Kind::Mmap`].
     pub mapping: Option<Mapping>,
     /// The call itself: the innermost frame, known even when there is no stack.
     pub call_site: Frame,
-    /// Its stack.
+    /// The site's stack.
     pub stack: StackRef,
     /// Allocated since the start.
     pub allocated: Amount,
-    /// Of these, freed.
+    /// The freed part of `allocated`.
     pub freed: Amount,
-    /// Allocated and not freed, now (with `--older`: those old enough).
+    /// Allocated and not freed now (with `--older`: the blocks that are old enough).
     pub outstanding: Amount,
-    /// What was recorded of `outstanding`, where the figures are estimates of what was sampled.
+    /// The recorded blocks behind `outstanding`, where the figures are estimates.
     pub sampled: Option<Sampled>,
     /// Age of the oldest outstanding block; unknown unless blocks were read.
     pub oldest_ms: Option<u64>,
@@ -175,29 +178,30 @@ pub struct Site {
     pub last_ms: u64,
     /// Freed blocks by age: bucket n holds those that lived 2^n to 2^(n+1) microseconds.
     pub lifetimes: [u64; LIFETIME_BUCKETS],
-    /// Kernel modes: outstanding by the process that allocated; empty unless blocks were read.
+    /// In kernel mode, the outstanding memory by the process that allocated it; empty unless blocks
+    /// were read.
     pub holders: Vec<Holder>,
     /// The outstanding blocks themselves (`--show-allocs`), oldest first.
     pub blocks: Vec<Block>,
 }
 
-/// A pair of functions that was named.
+/// A pair of functions that the user named.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pair {
-    /// Its name, as `fopen,fdopen:fclose`.
+    /// The pair's name, as `fopen,fdopen:fclose`.
     pub name: String,
     /// The function that was called, as `fopen`.
     pub function: String,
 }
 
 impl Site {
-    /// Whether it is a process', and not the kernel's.
+    /// Whether the site's memory is that of a process, and not of the kernel.
     pub fn is_of_process(&self) -> bool {
         self.kind.is_of_process() || self.space != KERNEL_SPACE
     }
 }
 
-/// How a process mapped memory, and what for.
+/// How a process mapped memory, and for whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mapping {
     /// The system call.
@@ -209,22 +213,22 @@ pub struct Mapping {
 /// Whose memory a mapping is. Only [`Role::Program`] can be a leak of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// The program's own.
+    /// The program's own memory.
     Program,
-    /// An allocator's, which gives it out as blocks that are counted themselves.
+    /// Memory of an allocator, which gives it out in blocks that are counted themselves.
     Allocator,
     /// A thread's stack.
     Stack,
-    /// The dynamic loader's.
+    /// Memory of the dynamic loader.
     Loader,
-    /// Addresses that were reserved without access to them.
+    /// Reserved addresses, which nobody may access.
     Reserved,
-    /// Not known: what the process had mapped could not be read before it ended.
+    /// Unknown: the process ended before its mappings could be read.
     Unknown,
 }
 
 impl Role {
-    /// Its name.
+    /// The role's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Program => "program",
@@ -240,36 +244,36 @@ impl Role {
 /// One outstanding block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// Its address.
+    /// The block's address.
     pub address: u64,
-    /// Bytes asked for.
+    /// Bytes that the caller asked for.
     pub size_bytes: u64,
-    /// Time since its allocation.
+    /// Time since the block was allocated.
     pub age_ms: u64,
 }
 
 /// The frames of one stack, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// Return addresses; the call is at the instruction before each.
+    /// The return addresses; each call is at the instruction before its return address.
     pub frames: Vec<Frame>,
     /// Why there is no further frame.
     pub end: StackEnd,
 }
 
-/// A return address, with what is needed to name it after its process has gone.
+/// A return address, with everything that is needed to name it after its process is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Frame {
     /// The return address itself.
     pub address: u64,
-    /// Where it lies.
+    /// Where the address lies.
     pub place: Place,
-    /// How it was found.
+    /// How the frame was found.
     pub found: Found,
 }
 
 impl Frame {
-    /// A return address as the tables, or the kernel, have it.
+    /// A return address that unwind tables or the kernel have given.
     pub fn new(address: u64, place: Place) -> Self {
         Self { address, place, found: Found::Return }
     }
@@ -278,19 +282,20 @@ impl Frame {
 /// How a frame was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Found {
-    /// By call frame information, or by the kernel.
+    /// The frame was found by call frame information, or by the kernel.
     Return,
-    /// By frame pointer, as nothing better was there: callers may be missing before it.
+    /// The frame was found by frame pointer, for lack of anything better: callers may be missing
+    /// before it.
     FramePointer,
-    /// In a signal's frame: no call, and the address is the one behind the interrupted
-    /// instruction's first byte.
+    /// A signal interrupted the frame. It has made no call, and the address is that behind the
+    /// first byte of the interrupted instruction.
     Interrupted,
 }
 
-/// Where a frame lies.
+/// Where an address lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Place {
-    /// Kernel text, or code made at run time there.
+    /// In the kernel's text, or in code that the kernel made at run time.
     Kernel,
     /// In a kernel module.
     Module {
@@ -304,9 +309,9 @@ pub enum Place {
         /// Offset of the return address in the file.
         file_offset: u64,
     },
-    /// In memory that no file backs (code made at run time), of the process with this PID.
+    /// In memory that no file backs (code made at run time).
     Anonymous {
-        /// Process ID.
+        /// The process that maps the memory.
         pid: u32,
     },
     /// In no mapping that was known when the frame was first seen.
@@ -316,10 +321,10 @@ pub enum Place {
 /// An executable or a library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
-    /// Its path as the process saw it.
+    /// The file's path, as the process saw it.
     pub path: String,
-    /// Where its contents can be read now: a descriptor held open by this leaktrace, as
-    /// `/proc/self/fd/N`, which works for deleted files and in other mount namespaces.
+    /// A path at which the contents can be read now: a descriptor that this leaktrace holds open,
+    /// as `/proc/self/fd/N`. It works for deleted files and in other mount namespaces.
     pub readable_at: String,
 }
 
@@ -343,11 +348,11 @@ pub struct Process {
 /// Probes that this kernel does not permit, and without which figures mean less.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Blind {
-    /// Objects that `kmem_cache_alloc_bulk` gives.
+    /// No probe sees the objects that `kmem_cache_alloc_bulk` allocates.
     pub bulk_allocations: bool,
-    /// Objects that `kmem_cache_free_bulk` takes.
+    /// No probe sees the objects that `kmem_cache_free_bulk` frees.
     pub bulk_frees: bool,
-    /// Who takes heads of packets out of the cache that a CPU keeps.
+    /// No probe sees who takes packet buffer heads out of a CPU's cache.
     pub skb_cache: bool,
 }
 
@@ -356,27 +361,27 @@ pub struct Blind {
 pub struct Loss {
     /// Reasons with their counts; zero counts are left out.
     pub reasons: BTreeMap<LossReason, u64>,
-    /// Runs of each BPF program that the kernel refused because the program was already running
-    /// on that CPU, by program name; zero counts are left out.
+    /// Number of runs of each BPF program that the kernel refused because the program was already
+    /// running on that CPU, by program name; zero counts are left out.
     pub recursion_misses: BTreeMap<String, u64>,
-    /// Stacks in this snapshot that are cut short.
+    /// Number of stacks in this snapshot that are cut short.
     pub stacks_truncated: u64,
-    /// What could not be hooked, each with its reason.
+    /// What leaktrace could not hook, each with its reason.
     pub unseen: Vec<String>,
-    /// Of that, what changes the meaning of figures.
+    /// The part of `unseen` that changes the meaning of figures.
     pub blind: Blind,
-    /// Whether a filter leaves out allocations: frees of unknown blocks then mean nothing and
-    /// are not among the reasons.
+    /// Whether a filter leaves out allocations: then frees of unknown blocks mean nothing and are
+    /// not among the reasons.
     pub filtered: bool,
 }
 
 impl Loss {
-    /// Count of one reason.
+    /// The count of one reason.
     pub fn count(&self, reason: LossReason) -> u64 {
         self.reasons.get(&reason).copied().unwrap_or(0)
     }
 
-    /// Allocations that are missing from the figures.
+    /// Number of allocations that are missing from the figures.
     pub fn missed_allocs(&self) -> u64 {
         [
             LossReason::OutstandingFull,
@@ -392,12 +397,13 @@ impl Loss {
         .sum()
     }
 
-    /// Frees that are missing from the figures, so that freed blocks may show as outstanding.
+    /// Number of frees that are missing from the figures, so that freed blocks may show as
+    /// outstanding.
     pub fn missed_frees(&self) -> u64 {
         self.count(LossReason::MissedFree) + self.count(LossReason::DeleteRefused)
     }
 
-    /// Allocations whose stack could not be had.
+    /// Number of allocations whose stack was wanted and could not be taken.
     pub fn stacks_lost(&self) -> u64 {
         [LossReason::StacksFull, LossReason::StackUnreadable, LossReason::ScratchBusy]
             .into_iter()
@@ -406,10 +412,10 @@ impl Loss {
     }
 
     /// Whether every allocation and free since the start is in the figures, each with its stack
-    /// where one was wanted.
+    /// where a stack was wanted.
     ///
-    /// Frees of older blocks, and stacks that are marked as truncated, take nothing away from
-    /// the figures. What could not be hooked does.
+    /// Frees of older blocks, and stacks that are marked as truncated, take nothing away from the
+    /// figures. Probes that could not be attached do.
     pub fn is_complete(&self) -> bool {
         self.missed_allocs() == 0
             && self.missed_frees() == 0

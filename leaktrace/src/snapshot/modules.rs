@@ -1,30 +1,31 @@
-//! The kernel modules that frames lie in, each load of them by itself.
+//! The kernel modules that frames lie in; each load is one entry.
 
 use std::collections::HashMap;
 
-/// One load of a kernel module, with what the kernel tells only while it is there.
+/// One load of a kernel module, with what the kernel shows only while the module is loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Module {
-    /// Its name.
+    /// The module's name.
     pub name: String,
-    /// Where its code lies, from and to; that of its init, which is freed early, as well.
+    /// Start and end of the module's code, and of its init code, which the kernel frees early.
     pub text: Vec<(u64, u64)>,
-    /// Its functions by address; none where it had gone before they could be read.
+    /// The module's functions by address; empty where the module was gone before they could be
+    /// read.
     pub functions: Vec<(u64, String)>,
-    /// Its build ID, if it has one.
+    /// The module's build ID, if it has one.
     pub build_id: Option<Vec<u8>>,
-    /// Where the sections of its code lie.
+    /// Addresses of the sections of the module's code.
     pub sections: HashMap<String, u64>,
 }
 
 impl Module {
-    /// Whether an address lies in its code.
+    /// Whether an address lies in the module's code.
     pub fn has(&self, address: u64) -> bool {
         self.text.iter().any(|(start, end)| (*start..*end).contains(&address))
     }
 
-    /// The function at an address, and the address it begins at: never beyond the code that it lies
-    /// in.
+    /// The function at an address, and the address at which it begins; a function never reaches
+    /// beyond the range of code that it lies in.
     pub fn function(&self, address: u64) -> Option<(u64, &str)> {
         let (start, _) = self.text.iter().find(|(start, end)| (*start..*end).contains(&address))?;
         let next = self.functions.partition_point(|(begins, _)| *begins <= address);

@@ -1,4 +1,4 @@
-//! Names of frames: filled by the symbolizer, read by everything after it.
+//! Names of frames; the symbolizer fills them in, and everything after it reads them.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Frame;
 
-/// What is known of each frame, learnt once.
+/// The names of frames, each learnt once.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
-    /// By frame; a frame that is not here was never asked for.
+    /// The answer for each frame; a frame that is not here was never looked up.
     pub frames: HashMap<Frame, Resolved>,
 }
 
@@ -18,7 +18,7 @@ pub struct Names {
 pub enum Resolved {
     /// The functions at that address: inlined ones first, the real one last; never empty.
     Known(Vec<Symbol>),
-    /// No name, and why.
+    /// There is no name, for this reason.
     Unknown(Unknown),
 }
 
@@ -29,40 +29,40 @@ pub struct Symbol {
     pub name: String,
     /// Offset of the call from the start of the function, in bytes.
     pub offset: u64,
-    /// `vmlinux`, a module as `[name]`, or the path of a mapped file.
+    /// The object: `vmlinux`, a module as `[name]`, or the path of a mapped file.
     pub object: String,
-    /// Source file, if debug information tells.
+    /// Source file, if debug information shows it.
     pub file: Option<String>,
-    /// Line in it.
+    /// Line in the source file.
     pub line: Option<u32>,
-    /// Whether the compiler put this function into the next one.
+    /// Whether the compiler inlined this function into the next one.
     pub inlined: bool,
 }
 
 /// Why a frame has no name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unknown {
-    /// The object has no symbol there (stripped); its path.
+    /// The object has no symbol there (stripped); the object's path.
     NoSymbol(String),
-    /// Code made at run time.
+    /// The code was made at run time.
     Anonymous {
-        /// Whether its process has a perf map, which does not name it.
+        /// Whether the process has a perf map, which does not name the code.
         has_map: bool,
-        /// What makes a perf map, if that is known.
+        /// How to make the runtime write a perf map, if that is known.
         way: Option<String>,
     },
-    /// In no known mapping.
+    /// The frame is in no known mapping.
     Unmapped,
-    /// In the kernel, in code that has been unloaded; the module, if it is known.
+    /// The frame is in kernel code that has been unloaded; the module, if it is known.
     Unloaded(Option<String>),
     /// The kernel hides its addresses (`kernel.kptr_restrict`).
     KernelHidden,
-    /// The object could not be read: path and cause.
+    /// The object could not be read: its path and the cause.
     Unreadable(String, String),
 }
 
 impl Unknown {
-    /// The object, where it is known.
+    /// The object that the frame lies in, where it is known.
     pub fn object(&self) -> Option<&str> {
         match self {
             Self::NoSymbol(path) | Self::Unreadable(path, _) => Some(path),

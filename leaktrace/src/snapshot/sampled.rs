@@ -1,9 +1,9 @@
-//! What an estimate rests on, and how far it may be off.
+//! The recorded blocks behind an estimate, and its standard error.
 
 /// The recorded blocks behind an estimate of what is outstanding.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sampled {
-    /// How many were recorded.
+    /// Number of recorded blocks.
     pub count: u64,
     /// Variance of the estimated number of blocks, in blocks squared.
     pub count_variance: f64,
@@ -12,7 +12,7 @@ pub struct Sampled {
 }
 
 impl Sampled {
-    /// Of two estimates together: blocks are recorded independently of each other.
+    /// The sum of two estimates: blocks are recorded independently of each other.
     pub fn plus(self, other: Self) -> Self {
         Self {
             count: self.count + other.count,
@@ -21,8 +21,8 @@ impl Sampled {
         }
     }
 
-    /// Standard error of the number of blocks; unknown where none was recorded that stands for
-    /// others, as nothing can be said then of how many of these there are.
+    /// Standard error of the number of blocks; `None` where no block was recorded that stands for
+    /// others, as nothing can be said then of how many others there are.
     pub fn count_error(self) -> Option<u64> {
         (self.count_variance > 0.0).then(|| self.count_variance.sqrt().round() as u64)
     }

@@ -1,5 +1,5 @@
-//! What an object's own symbol tables say of its functions: where each begins, and the names
-//! under which it offers them to others.
+//! The functions in an object's own symbol tables: where each begins, and the names under which the
+//! object exports them.
 
 use std::{collections::BTreeMap, fs::File};
 
@@ -10,11 +10,11 @@ use object::{
 
 use crate::host::debug_files;
 
-/// One object's functions, each table read when it is first asked.
+/// The functions of one object; each table is read when it is first needed.
 #[derive(Debug)]
 pub(super) struct Functions {
     readable_at: String,
-    /// First address, and the one behind the last; by address.
+    /// Start and end of each function, by address.
     ranges: Option<Vec<(u64, u64)>>,
     exports: Option<BTreeMap<u64, Vec<String>>>,
 }
@@ -25,7 +25,7 @@ impl Functions {
         Self { readable_at: readable_at.to_owned(), ranges: None, exports: None }
     }
 
-    /// The address at which the function, or the part of it, begins that an address lies in.
+    /// The address at which the function, or the part of it, begins that this address lies in.
     pub(super) fn start(&mut self, address: u64) -> Option<u64> {
         let ranges =
             self.ranges.get_or_insert_with(|| read_ranges(&self.readable_at).unwrap_or_default());
@@ -34,8 +34,9 @@ impl Functions {
         (address < *end).then_some(*start)
     }
 
-    /// The name by which others call the function at `start`: libraries' own names for what they
-    /// export (`__GI___libc_malloc`, `__libc_start_main_impl`) become that of the export.
+    /// The name by which other objects call the function at `start`. A library's internal name for
+    /// an exported function (`__GI___libc_malloc`, `__libc_start_main_impl`) becomes the exported
+    /// name.
     pub(super) fn plain_name(&mut self, start: u64, name: &str) -> Option<&str> {
         if !name.starts_with('_') {
             return None;

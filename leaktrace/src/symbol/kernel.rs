@@ -1,9 +1,10 @@
-//! Names of kernel functions: those of the kernel proper and of code made at run time from
-//! /proc/kallsyms, those of modules from the snapshot, which has them from the time of their load.
+//! Names of kernel functions. Those of the kernel proper, and of code made at run time, come from
+//! /proc/kallsyms. Those of modules come from the snapshot, which has them from the time of the
+//! load.
 //!
-//! blazesym reads kallsyms as well, but once for its whole life, with data symbols among the
-//! functions, without their modules and without an end to the last one (0.2.7): code that has gone
-//! would get its neighbour's names, and an address behind everything a name at all.
+//! blazesym reads kallsyms as well, but only once; it mixes data symbols with functions, and knows
+//! neither the modules of functions nor the end of the last one (0.2.7). So code that is gone would
+//! get its neighbour's name, and any address behind all functions would get a name at all.
 
 use std::{
     fs::File,
@@ -19,26 +20,26 @@ use crate::{
     snapshot::{Frame, Place, Resolved, Snapshot, Symbol, Unknown},
 };
 
-/// What lies in the kernel proper.
+/// The object name of the kernel proper.
 const VMLINUX: &str = "vmlinux";
 
-/// What kallsyms gives as a module and is none: code made at run time (kernel/kallsyms.c, 6.1 and
-/// 6.18).
+/// Names that kallsyms shows as modules and that are none: code made at run time
+/// (kernel/kallsyms.c, 6.1 and 6.18).
 const MADE: [&str; 3] = ["[bpf]", "[__builtin__ftrace]", "[__builtin__kprobes]"];
 
-/// Trampolines and copied instructions take a page at most (arch/x86/net/bpf_jit_comp.c,
-/// kernel/kprobes.c, 6.1 and 6.18). BPF programs may be longer, and tell how long.
+/// Most bytes of a trampoline or of a copied instruction: a page (arch/x86/net/bpf_jit_comp.c,
+/// kernel/kprobes.c, 6.1 and 6.18). BPF programs may be longer; the kernel shows their lengths.
 const MADE_BYTES: u64 = 4096;
 
-/// The running kernel's functions; read when first needed, and again for code made since.
+/// The running kernel's functions; read when first needed, and again for code made since then.
 #[derive(Debug)]
 pub(super) struct Kernel {
     kallsyms: PathBuf,
-    /// Where BPF programs lie.
+    /// Reads where BPF programs lie.
     programs: fn() -> Vec<(u64, u64)>,
     functions: Option<io::Result<Functions>>,
     lines: KernelLines,
-    /// Address of [`LANDMARK`].
+    /// The address of [`LANDMARK`] in the running kernel.
     landmark: Option<u64>,
 }
 
@@ -46,28 +47,28 @@ pub(super) struct Kernel {
 #[derive(Debug, Default)]
 struct Functions {
     entries: Vec<Entry>,
-    /// The names, one behind the other.
+    /// The functions' names, one behind the other.
     names: String,
-    /// BPF programs, from and to, by address.
+    /// Start and end of BPF programs, by address.
     programs: Vec<(u64, u64)>,
-    /// Whether there are functions, but all of them at address 0.
+    /// Whether there are functions, but the kernel shows address 0 for all of them.
     are_hidden: bool,
 }
 
-/// One function: 24 bytes, as there are a hundred thousand.
+/// One function, in 24 bytes, as there are a hundred thousand functions.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     address: u64,
-    /// Among names of one address the lowest is the one to show.
+    /// The rank of the name; of the names of one address, the one with the lowest rank is shown.
     rank: u8,
-    /// 0: the kernel proper; else one of [`MADE`], from 1 on.
+    /// 0 for the kernel proper; else the number of an entry of [`MADE`], counted from 1.
     object: u8,
     name_bytes: u16,
     name_start: u32,
 }
 
 impl Kernel {
-    /// The running kernel; `folders` hold debug information besides where packages put it.
+    /// The running kernel; `folders` hold debug information, besides the directories of packages.
     pub(super) fn running(folders: &[PathBuf]) -> Self {
         Self::new("/proc/kallsyms".into(), bpf_code::ranges, KernelLines::new(folders))
     }
@@ -157,7 +158,7 @@ impl Kernel {
     }
 }
 
-/// The call lies before its return address.
+/// The address of the call, which lies before its return address.
 fn call_of(frame: &Frame) -> u64 {
     frame.address.wrapping_sub(1)
 }
@@ -181,7 +182,7 @@ impl Functions {
         Ok(functions)
     }
 
-    /// Takes `address type name [module]`; data, modules, and what is no such line, is passed over.
+    /// Adds a line `address type name [module]`; passes over data, modules, and any other line.
     fn add(&mut self, line: &str) {
         let mut parts = line.split_ascii_whitespace();
         let (Some(address), Some(kind), Some(name)) = (parts.next(), parts.next(), parts.next())
@@ -220,14 +221,14 @@ impl Functions {
         self.names.get(start..start + usize::from(entry.name_bytes))
     }
 
-    /// Where the kernel's own function of this name lies.
+    /// The address of the kernel's own function of this name.
     fn address(&self, name: &str) -> Option<u64> {
         let is_it = |entry: &&Entry| entry.object == 0 && self.name(entry) == Some(name);
         self.entries.iter().find(is_it).map(|entry| entry.address)
     }
 
-    /// Whether an address lies behind all functions of the kernel proper: where modules lie, and
-    /// code made at run time.
+    /// Whether an address lies behind all functions of the kernel proper, where modules and code
+    /// made at run time lie.
     fn is_behind_kernel(&self, address: u64) -> bool {
         let last = self.entries.iter().rev().find(|entry| entry.object == 0);
         // A call that nobody told comes back to 0.
@@ -267,7 +268,8 @@ impl Functions {
     }
 }
 
-/// Names that the kernel's linker script gives to places (include/asm-generic/vmlinux.lds.h).
+/// Whether the kernel's linker script gives this name to a place
+/// (include/asm-generic/vmlinux.lds.h).
 fn is_of_linker(name: &str) -> bool {
     matches!(name, "_text" | "_stext" | "_etext" | "_sinittext" | "_einittext")
         || name.starts_with("__") && (name.ends_with("_start") || name.ends_with("_end"))
@@ -319,7 +321,7 @@ ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
             fs::write(self.directory.path().join("kallsyms"), text).unwrap();
         }
 
-        /// The name of what calls and comes back to `address`, as a person reads it.
+        /// The name of the function whose call returns to `address`, as a person reads it.
         fn ask(&mut self, address: u64) -> String {
             self.ask_in(address, Place::Kernel)
         }
@@ -358,7 +360,7 @@ ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
         assert_eq!(host.ask(0xffff_ffff_c018_0000), GONE);
     }
 
-    /// Nothing there has the name of what lies before it.
+    /// An address behind run-time code does not get the name of what lies before it.
     #[test]
     fn code_made_at_run_time_has_its_bounds() {
         let mut host = Host::new(KALLSYMS);
@@ -378,7 +380,7 @@ ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
         assert_eq!(host.ask(0xffff_ffff_c040_0011), "bpf_trampoline_2+16 [bpf]");
     }
 
-    /// By the load that a frame lies in, whatever lies there now.
+    /// The load that a frame lies in decides its name, whatever lies there now.
     #[test]
     fn each_load_of_a_module_has_its_own_names() {
         let mut host = Host::new(KALLSYMS);
@@ -400,7 +402,7 @@ ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
         assert_eq!(ask(base + 0x1011, 1), GONE);
     }
 
-    /// With kernel.kptr_restrict every address reads as 0.
+    /// With kernel.kptr_restrict, every address in kallsyms is 0.
     #[test]
     fn hidden_addresses_are_said_to_be_hidden() {
         let mut host = Host::new("0000000000000000 T first\n0000000000000000 t second\n");
@@ -416,7 +418,7 @@ ffffffffc0300000 t ftrace_trampoline\t[__builtin__ftrace]
         assert_eq!(reason, "the file cannot be read: No such file or directory (os error 2)");
     }
 
-    /// Functions of the running kernel whose names nobody shares are found by their addresses.
+    /// Finds functions of the running kernel with unique names by their addresses.
     #[test]
     fn the_running_kernel_is_read() {
         let text = fs::read_to_string("/proc/kallsyms").unwrap();

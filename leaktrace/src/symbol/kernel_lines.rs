@@ -1,5 +1,5 @@
-//! File, line and inlined functions of kernel frames, where debug information of the running kernel
-//! and of the loaded modules is at hand.
+//! File, line and inlined functions of kernel frames, where the debug information of the running
+//! kernel or of the loaded modules is at hand.
 
 use std::{collections::HashMap, fs::File, path::PathBuf, sync::Arc};
 
@@ -18,34 +18,35 @@ use crate::{
     snapshot::{Module, Resolved, Symbol},
 };
 
-/// A function that every kernel exports, and none has twice: it tells how far the kernel was moved
-/// when it started (`CONFIG_RANDOMIZE_BASE`).
+/// A function that every kernel exports exactly once. Its address shows by how much the kernel was
+/// moved when it started (`CONFIG_RANDOMIZE_BASE`).
 pub(super) const LANDMARK: &str = "kfree";
 
 /// Looks up lines; files are read when first needed.
 #[derive(Debug)]
 pub(super) struct KernelLines {
     sysfs: PathBuf,
-    /// Folders with modules and kernels, besides those that packages use.
+    /// Directories with files of modules and kernels, besides those of packages.
     folders: Vec<PathBuf>,
     release: String,
     vmlinux: Option<Option<Vmlinux>>,
-    /// Of each load of a module that was asked for: its lines, if there are any.
+    /// The lines of each load of a module that was looked up, if there are any.
     modules: Vec<(Arc<Module>, Option<ModuleLines>)>,
-    /// Files of modules, by the modules' names; and how many loads there were when they were listed.
+    /// The files of modules, by the modules' names, and how many loads there were when the files
+    /// were listed.
     files: Option<(usize, HashMap<String, Vec<PathBuf>>)>,
 }
 
-/// The kernel's file.
+/// The file of the kernel proper.
 #[derive(Debug)]
 struct Vmlinux {
     path: PathBuf,
-    /// Address of [`LANDMARK`] in it.
+    /// The address of [`LANDMARK`] in the file.
     landmark: u64,
 }
 
 impl KernelLines {
-    /// Of the running kernel; `folders` hold more files, anywhere below them.
+    /// Looks up lines of the running kernel; `folders` hold more files, anywhere below them.
     pub(super) fn new(folders: &[PathBuf]) -> Self {
         let release = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
@@ -60,8 +61,8 @@ impl KernelLines {
         }
     }
 
-    /// The functions at an address of a module, inlined ones first; `symbol` is what is known
-    /// without debug information, and `loads` how many loads of modules have been seen.
+    /// The functions at an address of a module, inlined ones first. `symbol` is what is known
+    /// without debug information, and `loads` is how many loads of modules have been seen.
     pub(super) fn in_module(
         &mut self,
         symbol: Symbol,
@@ -92,8 +93,8 @@ impl KernelLines {
         if found.is_empty() { vec![symbol] } else { with_lines(symbol, found) }
     }
 
-    /// The functions at an address of the kernel proper; `landmark` is where [`LANDMARK`] lies in
-    /// the running kernel.
+    /// The functions at an address of the kernel proper. `landmark` is the address of [`LANDMARK`]
+    /// in the running kernel.
     pub(super) fn in_vmlinux(
         &mut self,
         blazesym: &Blazesym,
@@ -119,7 +120,7 @@ impl KernelLines {
     }
 }
 
-/// `symbol` with its line, and before it what was inlined into it; the kernel's own name stays.
+/// `symbol` with its line, and before it the functions inlined into it. The name in `symbol` stays.
 fn with_lines(symbol: Symbol, mut lines: Vec<Line>) -> Vec<Symbol> {
     let Some(outermost) = lines.pop() else { return vec![symbol] };
     let mut symbols: Vec<Symbol> = lines
@@ -137,7 +138,7 @@ fn with_lines(symbol: Symbol, mut lines: Vec<Line>) -> Vec<Symbol> {
     symbols
 }
 
-/// Finds the landmark in the kernel's file.
+/// Opens the kernel's file and finds the landmark in it.
 fn read_vmlinux(path: PathBuf) -> Option<Vmlinux> {
     let cache = ReadCache::new(File::open(&path).ok()?);
     let file = object::File::parse(&cache).ok()?;
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
     use crate::host::module_code;
 
-    /// `helper` is put into `caller`, on line 5 of which it is called.
+    /// The compiler inlines `helper` into `caller`, which calls it on line 5.
     const SOURCE: &str = "\
 void kfree(void *block) { (void)block; }
 __attribute__((noinline)) void *allocate(int size) { __asm__ volatile(\"\"); return (void *)(long)size; }
@@ -166,11 +167,11 @@ __attribute__((noinline, section(\".text.unlikely\"))) void *caller(int size) {
 void _start(void) { kfree(caller(1)); }
 ";
 
-    /// A host with one object, which is its kernel or its module.
+    /// A host with one object, which is either its kernel or its module.
     struct Host {
         directory: tempfile::TempDir,
         build_id: Vec<u8>,
-        /// Address of `caller` as linked, and of what comes behind its call.
+        /// Linked address of `caller`, and of the code behind its call.
         caller: u64,
         landmark: u64,
     }
@@ -231,7 +232,7 @@ void _start(void) { kfree(caller(1)); }
         }
     }
 
-    /// Symbols in short, with the names of the files without their folders.
+    /// Symbols in short form; files stand without their directories.
     fn shown(symbols: &[Symbol]) -> Vec<String> {
         let show = |symbol: &Symbol| {
             let file = symbol.file.as_ref().map(|file| file.rsplit('/').next().unwrap().to_owned());
@@ -247,7 +248,7 @@ void _start(void) { kfree(caller(1)); }
     ];
     const NOT_FOUND: [&str; 1] = ["caller.isra.0 None:None real"];
 
-    /// An address in the call, by the bytes of the code (`e8`).
+    /// An address inside the call, found by the bytes of the code (`e8`).
     fn call_in(host: &Host, file: &str, section: &str) -> u64 {
         let data = fs::read(host.directory.path().join("files").join(file)).unwrap();
         let object = object::File::parse(data.as_slice()).unwrap();
@@ -301,7 +302,7 @@ void _start(void) { kfree(caller(1)); }
         assert_eq!(ask(address, None), NOT_FOUND);
     }
 
-    /// Lines of another build would lead a person to the wrong place.
+    /// Lines of another build would point to the wrong place.
     #[test]
     fn a_file_of_another_build_is_not_used() {
         let host = Host::new("drv.ko", &["-r"]);

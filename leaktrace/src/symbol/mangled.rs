@@ -1,12 +1,12 @@
-//! Names that a compiler has mangled, as people write them.
+//! Turns names that a compiler has mangled into names as people write them.
 //!
-//! Only a name with the prefix of a mangling scheme is decoded. A demangler takes any text: the C
-//! functions `w`, `i` and `St` are the types `wchar_t`, `int` and `std` to it, by the Itanium
-//! C++ ABI's table of types.
+//! Only a name with the prefix of a mangling scheme is decoded, as a demangler takes any text: it
+//! turns the C functions `w`, `i` and `St` into `wchar_t`, `int` and `std`, by the table of types
+//! of the Itanium C++ ABI.
 
 use std::borrow::Cow;
 
-/// The name as it was written in the source; a name that is not mangled stays what it is.
+/// The name as the source has it; a name that is not mangled stays as it is.
 pub(super) fn demangle(name: &str) -> Cow<'_, str> {
     // Rust first: its older scheme has the prefix of C++, and a hash at its end.
     if let Ok(rust) = rustc_demangle::try_demangle(name) {
@@ -19,8 +19,8 @@ pub(super) fn demangle(name: &str) -> Cow<'_, str> {
     decoded.map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
-/// Whether a name begins as mangled C++ does: `_Z`, or with up to three underscores more where an
-/// object format or a block of code adds them.
+/// Whether a name begins as mangled C++ does: with `_Z`, or with up to three more underscores where
+/// an object format or a block of code adds them.
 fn is_cpp(name: &str) -> bool {
     let rest = name.trim_start_matches('_');
     (1..=4).contains(&(name.len() - rest.len())) && rest.starts_with('Z')
@@ -36,7 +36,7 @@ mod tests {
         }
     }
 
-    /// Each of these is a type, or a name of the standard library, to a demangler.
+    /// To a demangler, each of these names is a type or a name of the standard library.
     #[test]
     fn names_of_c_stay_what_they_are() {
         let names = [

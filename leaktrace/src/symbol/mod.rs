@@ -1,6 +1,7 @@
 //! Fills in the names of frames, each once.
 //!
-//! Knows nothing of sorting or verdicts. A frame without a name gets the reason instead.
+//! This module knows nothing of sorting or verdicts. A frame without a name gets the reason
+//! instead.
 
 mod functions;
 mod kernel;
@@ -23,7 +24,7 @@ use crate::{
     snapshot::{Frame, Names, Place, Resolved, Snapshot, Symbol, Unknown},
 };
 
-/// Finds names, with caches that last as long as it does. Not `Send`: keep it on one thread.
+/// Finds names, with caches that live as long as the symbolizer. Not `Send`: keep it on one thread.
 pub struct Symbolizer {
     blazesym: Blazesym,
     kernel: kernel::Kernel,
@@ -32,8 +33,8 @@ pub struct Symbolizer {
 }
 
 impl Symbolizer {
-    /// A symbolizer that has read nothing yet; `folders` hold debug information besides where
-    /// packages put it.
+    /// A symbolizer that has read nothing yet; `folders` hold debug information, besides the
+    /// directories of packages.
     pub fn new(folders: &[PathBuf]) -> Self {
         let usual = [debug_files::DEBUG, "/lib/debug"].map(PathBuf::from);
         let blazesym = Blazesym::builder()
@@ -98,7 +99,7 @@ impl Symbolizer {
         }
     }
 
-    /// Code made at run time: by the map that its maker may have left for perf.
+    /// Names code made at run time by the map that its maker may have written for perf.
     fn anonymous(
         &mut self,
         snapshot: &Snapshot,
@@ -127,7 +128,8 @@ impl Symbolizer {
     }
 }
 
-/// One answer of blazesym as our frames: inlined functions first, innermost leading.
+/// Turns one answer of blazesym into frames: inlined functions first, the innermost of them
+/// leading.
 fn convert(sym: &blazesym::symbolize::Sym<'_>, object: &str) -> Resolved {
     use blazesym::symbolize::CodeInfo;
 

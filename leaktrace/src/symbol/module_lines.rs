@@ -1,8 +1,9 @@
-//! File, line and inlined functions of a loaded module, from the debug information of its file.
+//! File, line and inlined functions of a loaded module, from the debug information in its file.
 //!
 //! A module's file is not linked to an address: each section begins at 0, and the debug information
-//! has gaps that its relocations fill (ELF64 `ET_REL`). Filled with where the kernel put the
-//! sections, it speaks of the addresses that stacks hold.
+//! has gaps that relocations fill (ELF64 `ET_REL`). This module fills the gaps with the addresses
+//! at which the kernel put the sections, so that debug information and stacks use the same
+//! addresses.
 
 use std::{collections::HashMap, fs::File, io, path::Path, sync::Arc};
 
@@ -14,7 +15,7 @@ use object::{
 use super::mangled::demangle;
 use crate::host::elf::ElfBytes;
 
-/// What lines and inlined functions are read from.
+/// The sections from which lines and inlined functions are read.
 const NEEDED: [SectionId; 10] = [
     SectionId::DebugAbbrev,
     SectionId::DebugAddr,
@@ -28,16 +29,16 @@ const NEEDED: [SectionId; 10] = [
     SectionId::DebugStrOffsets,
 ];
 
-/// A function at an address, and the place in it.
+/// A function at an address, and the source line of the address in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// Its name, demangled; empty if debug information does not tell.
+    /// The function's name, demangled; empty if the debug information has none.
     pub(super) function: String,
     pub(super) file: Option<String>,
     pub(super) line: Option<u32>,
 }
 
-/// The debug information of one module, as it was loaded.
+/// The debug information of one module, relocated to where the kernel loaded it.
 pub(super) struct ModuleLines {
     context: addr2line::Context<EndianArcSlice<LittleEndian>>,
 }
@@ -49,12 +50,12 @@ impl std::fmt::Debug for ModuleLines {
 }
 
 impl ModuleLines {
-    /// Reads the file of the module whose sections lie at these addresses; nothing if the file is
-    /// of another build, or without debug information.
+    /// Reads the file of a module whose sections lie at these addresses; `None` if the file is of
+    /// another build, or has no debug information.
     ///
     /// # Errors
     ///
-    /// What reading the file says.
+    /// The error of reading the file.
     pub(super) fn read(
         path: &Path,
         build_id: &[u8],
@@ -77,8 +78,8 @@ impl ModuleLines {
         Ok(Some(Self { context }))
     }
 
-    /// The functions at an address, inlined ones first, innermost leading; empty where none is
-    /// known.
+    /// The functions at an address, inlined ones first, the innermost of them leading; empty where
+    /// none is known.
     pub(super) fn find(&self, address: u64) -> Vec<Line> {
         let mut lines = Vec::new();
         let Ok(mut frames) = self.context.find_frames(address).skip_all_loads() else {
@@ -103,7 +104,8 @@ impl ModuleLines {
     }
 }
 
-/// The bytes of a section, with the addresses in it that the kernel's loader gave.
+/// The contents of a section, with its relocations filled in by the addresses of the loaded
+/// sections.
 fn relocated<'data, R: object::ReadRef<'data>>(
     file: &object::File<'data, R>,
     section: &object::Section<'data, '_, R>,

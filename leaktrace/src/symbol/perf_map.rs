@@ -1,19 +1,19 @@
-//! Names of code made at run time, from the maps that JIT compilers write for perf.
+//! Names of code made at run time, from the map files that JIT compilers write for perf.
 
 use std::{fs, time::SystemTime};
 
-/// The map of one process. Compilers append to it as they go, so it is read again when it has
-/// grown; what was read stays when the process has gone.
+/// The map of one process. Compilers append to the file, so it is read again when it has grown;
+/// names that were read stay after the process is gone.
 #[derive(Debug, Default)]
 pub(super) struct PerfMap {
-    /// Size of the file when it was read, and when it was written.
+    /// Size and modification time of the file when it was read.
     version: Option<(u64, SystemTime)>,
-    /// First address, address behind the last, name; by address.
+    /// Each function's first address, the address behind its last byte, and its name; by address.
     functions: Vec<(u64, u64, String)>,
 }
 
 impl PerfMap {
-    /// Reads the map of process `pid` if it has come or changed.
+    /// Reads the map of process `pid` if the file is new or has changed.
     pub(super) fn refresh(&mut self, pid: u32) {
         if let Some(path) = path(pid)
             && let Ok(metadata) = fs::metadata(&path)
@@ -28,12 +28,12 @@ impl PerfMap {
         }
     }
 
-    /// Whether there has been one.
+    /// Whether a map was ever read.
     pub(super) fn was_read(&self) -> bool {
         self.version.is_some()
     }
 
-    /// The function at an address, and the offset in it.
+    /// The function at an address, and the offset of the address in it.
     pub(super) fn find(&self, address: u64) -> Option<(&str, u64)> {
         let at = self.functions.partition_point(|(start, _, _)| *start <= address);
         let (start, end, name) = self.functions.get(at.checked_sub(1)?)?;
@@ -41,7 +41,7 @@ impl PerfMap {
     }
 }
 
-/// What has the runtime of a program write its map, if it is one that is known.
+/// How to make the runtime of a program write its map, if the runtime is a known one.
 pub(super) fn way(exe: &str, pid: u32) -> Option<String> {
     let name = exe.rsplit('/').next().unwrap_or_default();
     match name {
@@ -54,7 +54,8 @@ pub(super) fn way(exe: &str, pid: u32) -> Option<String> {
     }
 }
 
-/// Where a process writes its map: in its own /tmp, under its own idea of its process ID.
+/// Path of the map that a process writes: in its own /tmp, under the process ID that it sees
+/// itself.
 fn path(pid: u32) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
@@ -62,7 +63,7 @@ fn path(pid: u32) -> Option<String> {
     Some(format!("/proc/{pid}/root/tmp/perf-{inner}.map"))
 }
 
-/// `start size name`, numbers in hexadecimal (tools/perf/Documentation/jit-interface.txt).
+/// Parses `start size name`, with hexadecimal numbers (tools/perf/Documentation/jit-interface.txt).
 fn parse(map: &str) -> Vec<(u64, u64, String)> {
     let mut functions: Vec<(u64, u64, String)> = map
         .lines()
@@ -103,7 +104,7 @@ mod tests {
         assert_eq!(way("/usr/bin/qemu-system-x86_64", 7), None);
     }
 
-    /// The map of this very process, which is written while it is being asked for.
+    /// Reads the map of this test process, which writes it meanwhile.
     #[test]
     fn functions_that_are_made_later_are_found() {
         let pid = std::process::id();

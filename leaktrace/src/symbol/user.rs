@@ -1,5 +1,5 @@
-//! Names of functions in mapped files, by offset in the file: right for deleted files, in other
-//! mount namespaces and after the process has gone.
+//! Names of functions in mapped files, by offset in the file: this works for deleted files, in
+//! other mount namespaces, and after the process is gone.
 
 use std::{borrow::Cow, collections::HashMap, fs::File, os::unix::fs::FileExt as _};
 
@@ -70,7 +70,7 @@ pub(super) fn resolve(
         .collect()
 }
 
-/// The return addresses that are behind no call, by index and file offset.
+/// The return addresses that no call precedes, by index and file offset.
 fn uncalled(object: &Object, frames: &[(Frame, u64)]) -> Vec<(usize, u64)> {
     let Ok(file) = File::open(&object.readable_at) else { return Vec::new() };
     let is_called = |offset: u64| {
@@ -89,8 +89,8 @@ fn uncalled(object: &Object, frames: &[(Frame, u64)]) -> Vec<(usize, u64)> {
     wanted.map(|(index, (_, offset))| (index, *offset)).collect()
 }
 
-/// Puts right what blazesym (0.2.7) says of functions that debug information describes: where
-/// one begins that the compiler split in two, and the name of one that has several.
+/// Corrects blazesym (0.2.7) on functions with debug information: where a function begins that the
+/// compiler split in two, and which name a function has that has several.
 fn corrected<'a>(mut sym: Sym<'a>, functions: &mut Functions) -> Sym<'a> {
     let address = sym.addr.wrapping_add(sym.offset as u64);
     if sym.size.is_none_or(|size| sym.offset >= size) {
@@ -118,7 +118,7 @@ mod tests {
         line[line.find('/').unwrap()..].to_owned()
     }
 
-    /// Offset in the file of an exported function.
+    /// The offset in the file of an exported function.
     fn file_offset(data: &[u8], name: &str) -> u64 {
         let file = object::File::parse(data).unwrap();
         let is_wanted = |symbol: &object::Symbol<'_, '_>| {
@@ -136,7 +136,7 @@ mod tests {
         resolve(&blazesym, &mut HashMap::new(), object, &[(frame, file_offset)]).pop().unwrap().1
     }
 
-    /// Whether the library's debug information is installed or not.
+    /// The names are the same whether the library's debug information is installed or not.
     #[test]
     fn functions_of_the_c_library_have_the_names_that_people_call() {
         let path = libc();
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// Also those that the compiler split into a hot and a cold part.
+    /// The functions include those that the compiler split into a hot and a cold part.
     #[test]
     fn every_function_of_the_c_library_begins_at_its_beginning() {
         let path = libc();
@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    /// A return address that is a function's first byte, and behind no call.
+    /// A return address that is the first byte of a function, and that no call precedes.
     #[test]
     fn a_function_that_nobody_has_called_is_named() {
         let path = libc();

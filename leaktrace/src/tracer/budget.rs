@@ -1,9 +1,10 @@
-//! The governor of `--max-overhead`: what the probes cost, and what to do when that is too much.
+//! The governor of `--max-overhead`: decides what to do when the probes cost too much.
 //!
-//! Pure: it is told how much was spent, and says what is to be done. Sampling comes first, and is
-//! lowered as far as it goes; where the traps alone cost too much, which sampling does not save,
-//! the probes of allocations go, and then those of frees. What is gone does not come back, as
-//! frees that were not seen cannot be made up for; sampling gets finer again when it is quiet.
+//! The governor is pure: its caller tells it the cost, and it answers with an action. First it
+//! samples, and makes sampling coarser as far as that goes. Sampling does not save the cost of
+//! traps: where the traps alone cost too much, the governor removes the probes of allocations, and
+//! then those of frees. Removed probes do not come back, as nothing makes up for frees that were
+//! not seen. Sampling becomes finer again when the traced processes are quiet.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,32 +14,33 @@ use crate::snapshot::{Budget, BudgetAction, BudgetStep};
 
 /// Time between two looks.
 pub(super) const PERIOD: Duration = Duration::from_millis(250);
-/// Over how long a cost is looked at before probes are taken away.
+/// Time over which a cost is looked at before probes are removed.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Probes that cost this many times the budget are taken away without waiting for that.
+/// Probes that cost this many times the budget are removed without waiting for [`WINDOW`].
 const AT_ONCE: u64 = 5;
-/// How long it has to be quiet before sampling gets finer.
+/// How long the processes have to be quiet before sampling becomes finer.
 const CALM: Duration = Duration::from_secs(10);
-/// The first sampling interval, and the finest that the governor goes back to, in bytes.
+/// The first sampling interval, and the finest one that the governor goes back to, in bytes.
 const FINEST_BYTES: u32 = 4096;
-/// By how much the interval changes at a time.
+/// The factor by which the governor changes the interval.
 const FACTOR: u32 = 4;
-/// What the programs take of an allocation that is not recorded and of a free of one, in
-/// nanoseconds: about what an early exit costs; less if that is what was seen.
+/// Nanoseconds that the programs take at most for an allocation that is not recorded, or for a free
+/// of such a block: about the cost of an early exit. A lower measured figure takes its place.
 const LEAST_PROGRAM_NS: u64 = 150;
 
-/// What the probes have cost since they went on, in nanoseconds; hits are counts.
+/// What the probes have cost since they were attached, in nanoseconds, and the counts of their
+/// hits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
-    /// Traps at the entries of allocating functions.
+    /// Cost of traps at the entries of allocating functions.
     pub(super) entries_ns: u64,
-    /// Their number.
+    /// Number of traps at the entries of allocating functions.
     pub(super) entries: u64,
-    /// Traps at their returns.
+    /// Cost of traps at the returns of allocating functions.
     pub(super) returns_ns: u64,
-    /// Traps of frees.
+    /// Cost of traps at freeing functions.
     pub(super) frees_ns: u64,
-    /// Their number.
+    /// Number of traps at freeing functions.
     pub(super) frees: u64,
     /// The run time of the programs.
     pub(super) programs_ns: u64,
@@ -60,40 +62,40 @@ impl Usage {
         self.entries_ns + self.returns_ns + self.frees_ns + self.programs_ns
     }
 
-    /// What the programs take of a hit of which nothing is recorded.
+    /// Run time of the programs for a hit that leads to no record.
     fn bare_program_ns(self) -> u64 {
         let hits = (self.entries + self.frees).max(1);
         (self.programs_ns / hits).min(LEAST_PROGRAM_NS)
     }
 
-    /// What is left when nothing is recorded.
+    /// The cost that is left when nothing is recorded.
     fn floor_ns(self) -> u64 {
         self.entries_ns + self.frees_ns + (self.entries + self.frees) * self.bare_program_ns()
     }
 
-    /// What is left when only frees have probes.
+    /// The cost that is left when only frees have probes.
     fn frees_only_ns(self) -> u64 {
         self.frees_ns + self.frees * self.bare_program_ns()
     }
 }
 
-/// What is traced.
+/// What the probes still see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Allocations and frees, with this sampling interval; 0 for all.
+    /// Allocations and frees, with this sampling interval; 0 means that every block is recorded.
     All(u32),
     FreesOnly,
     Nothing,
 }
 
-/// The governor.
+/// Decides when to sample and when to remove probes.
 #[derive(Debug)]
 pub(super) struct Governor {
     max_ppm: u32,
-    /// The interval that was asked for; 0 if none was.
+    /// The sampling interval that the user asked for; 0 if none.
     asked_bytes: u32,
     state: State,
-    /// Looks since the last step, oldest first, not older than a window.
+    /// The looks since the last step, oldest first, none older than [`WINDOW`].
     looks: VecDeque<(Duration, Usage)>,
     quiet_since: Option<Duration>,
     cost_ppm: Option<u64>,
@@ -113,12 +115,12 @@ impl Governor {
         }
     }
 
-    /// What was done so far, for the report.
+    /// What the governor did so far, for the report.
     pub(super) fn budget(&self) -> Budget {
         Budget { max_ppm: self.max_ppm, cost_ppm: self.cost_ppm, steps: self.steps.clone() }
     }
 
-    /// Takes in what the probes have cost by `elapsed`; gives what is to be done.
+    /// Takes in the cost of the probes up to `elapsed`; returns the action to take, if any.
     pub(super) fn look(&mut self, elapsed: Duration, usage: Usage) -> Option<BudgetAction> {
         let previous = self.looks.back().copied();
         self.looks.push_back((elapsed, usage));
@@ -197,9 +199,8 @@ impl Governor {
         }
     }
 
-    /// Whether the step to coarser sampling that was made last has lowered the cost; true of one
-    /// that was made long ago, nothing where it is too early to say: a single look may come at a
-    /// bad moment.
+    /// Whether the last step to coarser sampling has lowered the cost. A step long ago counts as
+    /// one that has. `None` where it is too early to say: a single look may come at a bad moment.
     fn helped(&self, elapsed: Duration, usage: Usage, cost_ppm: u64) -> Option<bool> {
         let Some(last) = self.steps.last() else { return Some(true) };
         let since = elapsed.saturating_sub(Duration::from_millis(last.elapsed_ms));
@@ -232,7 +233,7 @@ impl Governor {
             .then(|| BudgetAction::SampleBy((interval / FACTOR).max(finest)))
     }
 
-    /// Whether a part of the cost is too much over a whole window, or far too much right now.
+    /// Whether a part of the cost was too high over a whole window, or is far too high right now.
     fn is_lasting(
         &self,
         elapsed: Duration,
@@ -251,7 +252,7 @@ impl Governor {
     }
 }
 
-/// A time as a share of another, in millionths.
+/// The time `part_ns` as a share of `whole`, in millionths.
 fn share_ppm(part_ns: u64, whole: Duration) -> Option<u64> {
     let ppm = u128::from(part_ns) * 1_000_000 / whole.as_nanos().max(1);
     (!whole.is_zero()).then(|| u64::try_from(ppm).unwrap_or(u64::MAX))

@@ -1,4 +1,4 @@
-//! The options of tracing as constants of the BPF object.
+//! Turns the options of tracing into constants of the BPF object.
 
 use leaktrace_common::Config;
 
@@ -21,7 +21,7 @@ pub(super) fn constants(trace: &TraceOptions) -> Config {
     }
 }
 
-/// What the pairs of functions are called.
+/// The names of the pairs and of their functions.
 pub(super) fn pair_names(trace: &TraceOptions) -> Vec<PairNames> {
     let names = trace.pairs.iter().map(|pair| {
         let functions = pair.acquire.iter().map(|function| function.name.clone());

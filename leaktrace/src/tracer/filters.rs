@@ -1,4 +1,5 @@
-//! What the filters of kernel allocations mean on this kernel, as constants of the BPF object.
+//! Turns the filters of kernel allocations into what they mean on this kernel: constants and map
+//! entries.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ use crate::{
     session::spec::{KernelFilters, gfp},
 };
 
-/// The constants with what is filtered for.
+/// The constants, with the filters added.
 pub(super) fn constants(filters: &KernelFilters, config: Config) -> Result<Config, Error> {
     Ok(Config {
         filter_tgids: u32::from(!filters.pids.is_empty()),
@@ -59,8 +60,8 @@ pub(super) fn cgroup_tests(paths: &[PathBuf]) -> Result<[CgroupTest; CGROUPS], E
     Ok(tests)
 }
 
-/// Has the slab caches asked for looked for, by the names that their blocks have; gives those that
-/// are not there yet.
+/// Tells the programs which slab caches the user asked for, by the names that their blocks have;
+/// returns the caches that are not there yet.
 pub(super) fn watch_caches(
     filters: &KernelFilters,
     maps: &mut Maps,
@@ -112,8 +113,8 @@ fn no_cache(cache: &str, names: &CacheNames) -> Error {
     ))
 }
 
-/// Of the caches that were not there at the start, those whose blocks are not seen, as they have been
-/// made one with another cache.
+/// Sentences about awaited caches whose blocks are not seen, as the kernel has merged the cache
+/// with another one.
 pub(super) fn merged_since(awaited: &[String]) -> Vec<String> {
     if awaited.is_empty() {
         return Vec::new();
@@ -128,8 +129,8 @@ pub(super) fn merged_since(awaited: &[String]) -> Vec<String> {
     others.collect()
 }
 
-/// Has the modules asked for looked for, those that are loaded and those that will be; gives what
-/// cannot be seen of them. `follows` says why modules that come cannot be seen.
+/// Tells the programs which modules the user asked for, whether loaded or not; returns what cannot
+/// be seen of them. `follows` says why modules that are loaded later cannot be seen.
 pub(super) fn watch_modules(
     filters: &KernelFilters,
     maps: &mut Maps,
@@ -161,7 +162,7 @@ pub(super) fn watch_modules(
     }
 }
 
-/// Where these modules have their text.
+/// The ranges of text of these modules.
 fn text_ranges(names: &[String]) -> Result<[TextRange; TEXT_RANGES], Error> {
     let mut ranges = [TextRange::EMPTY; TEXT_RANGES];
     let found = modules::text(names)?;

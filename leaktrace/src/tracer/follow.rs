@@ -1,7 +1,7 @@
-//! Which processes are traced: those that are named, and those that a rule takes in.
+//! Which processes are traced: those that the user names, and those that a rule takes in.
 //!
-//! The programs of fork, exec and exit follow processes from their start to their end; /proc tells
-//! of those that were there before, and of what the programs could not tell.
+//! The programs of fork, exec and exit follow processes from their start to their end. /proc shows
+//! the processes that were there before, and those that the programs could not report.
 
 use std::path::{Path, PathBuf};
 
@@ -18,14 +18,14 @@ use crate::{
     unwind::tables,
 };
 
-/// Passes over /proc at the start: a process may begin behind the back of one.
+/// Most passes over /proc at the start: a process may begin while a pass has gone past it.
 const PASSES: u32 = 10;
 
-/// Rules by which processes are traced that are not named.
+/// Rules by which processes are traced that the user does not name.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     comms: Vec<String>,
-    /// As /proc/PID/cgroup has them.
+    /// The control groups, as paths in /proc/PID/cgroup.
     groups: Vec<PathBuf>,
     all: bool,
 }
@@ -37,7 +37,7 @@ impl Rules {
         Ok(Self { comms: wanted.comms.clone(), groups: groups?, all: wanted.all })
     }
 
-    /// Whether processes may come under a rule that are not there yet.
+    /// Whether processes that start later may come under a rule.
     pub(super) fn is_open(&self) -> bool {
         self.all || !self.comms.is_empty() || !self.groups.is_empty()
     }
@@ -59,7 +59,7 @@ impl Rules {
         self.groups.iter().any(|wanted| Path::new(group).starts_with(wanted))
     }
 
-    /// What matches none of these processes, for the person at the terminal.
+    /// Rules that no process matches yet, for the person at the terminal.
     pub(super) fn waiting<'a>(
         &self,
         processes: impl Iterator<Item = &'a Process> + Clone,
@@ -124,11 +124,11 @@ pub(super) fn constants(
 }
 
 impl Processes {
-    /// Starts tracing all processes that are there and come under a rule.
+    /// Starts tracing all present processes that come under a rule.
     ///
     /// # Errors
     ///
-    /// When /proc cannot be read, or the kernel refuses a map update.
+    /// Fails when /proc cannot be read, or the kernel refuses a map update.
     pub(super) fn add_present(
         &mut self,
         rules: &Rules,
@@ -143,8 +143,8 @@ impl Processes {
         Ok(())
     }
 
-    /// Puts right what the programs could not tell: processes that have been given another name or
-    /// group, and ends that found no room in the ring.
+    /// Corrects what the programs could not report: processes that got another command name or
+    /// control group, and ends of processes that found no room in the ring.
     ///
     /// # Errors
     ///
@@ -196,7 +196,7 @@ impl Processes {
         Ok(added)
     }
 
-    /// Takes in what the programs tell of a process.
+    /// Takes in an event of a process that the programs have reported.
     pub(super) fn take_in(
         &mut self,
         event: &Event,

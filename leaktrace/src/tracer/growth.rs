@@ -1,4 +1,5 @@
-//! Finds processes that grow while no probe fires: leaktrace does not know their allocator.
+//! Finds processes that grow while no probe fires: leaktrace does not know the allocator of such a
+//! process.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,23 +12,23 @@ use crate::{
     units::format_bytes,
 };
 
-/// Time between two checks: so long no probe fires in a process that is found.
+/// Time between two checks. In a process that the check finds, no probe fires for this time.
 const PERIOD: Duration = Duration::from_secs(5);
-/// What a process may grow by in this time.
+/// Bytes that a process may grow by in this time.
 const GROWTH_BYTES: u64 = 1 << 20;
 
 /// Watches for growth that no probe sees.
 pub(super) struct GrowthWatch {
     /// When the next check is due.
     due: Instant,
-    /// Each process as of the last check.
+    /// State of each process at the last check.
     seen: BTreeMap<u32, Seen>,
-    /// What was found, by process.
+    /// A sentence for each process that was found.
     found: BTreeMap<u32, String>,
 }
 
 struct Seen {
-    /// Allocations and frees of its image.
+    /// Allocations and frees of the process image.
     calls: u64,
     memory: Memory,
 }
@@ -42,7 +43,8 @@ impl GrowthWatch {
         self.due
     }
 
-    /// Checks traced processes, given with their spaces; returns a sentence for each that is new.
+    /// Checks traced processes, given with their spaces; returns a sentence for each newly found
+    /// one.
     pub(super) fn check(
         &mut self,
         processes: impl Iterator<Item = (u32, u32)>,
@@ -80,7 +82,7 @@ impl GrowthWatch {
         new
     }
 
-    /// What was found, for the report.
+    /// The sentences for all processes that were found, for the report.
     pub(super) fn found(&self) -> impl Iterator<Item = &String> {
         self.found.values()
     }
@@ -88,8 +90,8 @@ impl GrowthWatch {
 
 impl Seen {
     /// Bytes that a process has grown by since `before`, if it called no probed function meanwhile.
-    /// It may write to blocks long after it got them: where it has called before, only new addresses
-    /// show that it has allocated.
+    /// A process may write to blocks long after it got them: where it has called a probed function
+    /// before, only new addresses show that it has allocated.
     fn unseen_growth(&self, before: &Self) -> Option<u64> {
         let resident = self.memory.anonymous_bytes.checked_sub(before.memory.anonymous_bytes)?;
         let mapped = self.memory.mapped_bytes.saturating_sub(before.memory.mapped_bytes);

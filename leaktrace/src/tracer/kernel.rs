@@ -30,7 +30,8 @@ use crate::{
     snapshot::{Mode, Snapshot},
 };
 
-/// The kernel side keeps the last 16,384 ends of processes: some 3,000 a second.
+/// Time between two readings of process ends. The kernel side keeps the last 16,384 ends, which is
+/// enough for some 3,000 ends a second.
 const ENDS_READ: Duration = Duration::from_secs(5);
 
 /// Traces kernel allocations.
@@ -40,15 +41,15 @@ pub struct KernelTracer {
     log: ProgramLog,
     /// Readable once a kernel module comes or goes.
     modules: Option<AsyncFd<OwnedFd>>,
-    /// When the ends of processes are read.
+    /// Ticks at which the ends of processes are read.
     ends: Interval,
-    /// Slab caches that are asked for, and were not there at the start.
+    /// Slab caches that the user asked for and that were not there at the start.
     awaited_caches: Vec<String>,
     unseen: Vec<String>,
 }
 
 impl KernelTracer {
-    /// Starts to trace. Needs the event loop.
+    /// Starts tracing. The caller must be in the event loop.
     ///
     /// # Errors
     ///

@@ -1,9 +1,10 @@
-//! Starts a command and holds it before any of its code has run until the probes are attached.
+//! Starts a command, and holds it before it runs any of its code until the probes are attached.
 //!
-//! A command that is linked with libraries is held where its dynamic loader tells debuggers that
-//! all of them are mapped, and has called none of their constructors. A static command, or one
-//! whose loader does not tell, is held at its entry point. All calls up to [`Suspended::resume`]
-//! must come from one thread: ptrace(2) answers only the thread that started the command.
+//! A command with libraries is held where its dynamic loader tells debuggers that all of them are
+//! mapped; the loader has not called any of their constructors then. A static command, or one whose
+//! loader does not tell debuggers, is held at its entry point. All calls up to
+//! [`Suspended::resume`] must come from one thread: ptrace(2) answers only the thread that started
+//! the command.
 
 use std::{
     ffi::OsString,
@@ -38,7 +39,7 @@ const INT3: libc::c_long = 0xcc;
 /// A command that is held at its start; killed when dropped.
 #[derive(Debug)]
 pub(super) struct Suspended {
-    /// Taken by [`Suspended::resume`].
+    /// The held process; `None` once [`Suspended::resume`] has taken it.
     process: Option<Process>,
     pid: Pid,
     name: String,
@@ -56,11 +57,11 @@ pub(super) struct Child {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ended(ExitStatus);
 
-/// The breakpoints of a command on its way to where it is held.
+/// The breakpoints in a command on its way to the place where it is held.
 struct Breakpoints {
     entry: Option<Breakpoint>,
     loader: Option<(Breakpoint, Loader)>,
-    /// The path of a loader that does not tell when libraries are mapped.
+    /// The path of a loader that does not tell debuggers when libraries are mapped.
     silent: Option<String>,
 }
 
@@ -68,27 +69,27 @@ struct Breakpoints {
 #[derive(Clone, Copy)]
 struct Breakpoint {
     address: u64,
-    /// The word that was there.
+    /// The word that the breakpoint replaced.
     original: libc::c_long,
 }
 
-/// What stopped a command on its way there.
+/// Why a command stopped on its way to that place.
 enum Stop {
-    /// It executed a program (again).
+    /// The command executed a program (again).
     Exec,
-    /// A SIGTRAP that no exec explains.
+    /// The command got a SIGTRAP that no exec explains.
     Trap,
-    /// A signal that is to be delivered.
+    /// The command got a signal that must be delivered.
     Signal(Signal),
 }
 
 impl Suspended {
-    /// Starts `argv` and lets it run up to where all of its libraries are mapped.
+    /// Starts `argv` and lets it run to the place where all of its libraries are mapped.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when the command cannot be run or ends before that,
-    /// [`Error::Kernel`] when the kernel refuses to trace it.
+    /// [`Error::Usage`] when the command cannot be run or ends before that place, [`Error::Kernel`]
+    /// when the kernel refuses to trace it.
     pub(super) fn start(argv: &[OsString]) -> Result<Self, Error> {
         let Some((program, arguments)) = argv.split_first() else {
             return Err(Error::Usage("no command to run".to_owned()));
@@ -115,7 +116,7 @@ impl Suspended {
         Ok(suspended)
     }
 
-    /// What may have run of it before it was held, for the report.
+    /// A sentence on code of the command that may have run before it was held, for the report.
     pub(super) fn unseen(&self) -> Option<&str> {
         self.unseen.as_deref()
     }
@@ -125,7 +126,7 @@ impl Suspended {
         self.pid.as_raw() as u32
     }
 
-    /// Lets the command run. Needs the event loop.
+    /// Lets the command run. The caller must be in the event loop.
     ///
     /// # Errors
     ///
@@ -140,7 +141,7 @@ impl Suspended {
         }
     }
 
-    /// Gives what may have been allocated before it is held.
+    /// Runs the command to where it is held; returns what may have been allocated before.
     fn run_to_start(&self) -> Result<Option<String>, Error> {
         // The stop that the exec itself causes; what comes before it is delivered.
         loop {
@@ -183,7 +184,7 @@ impl Suspended {
         }
     }
 
-    /// Leaves the command as if it had never met a breakpoint; gives what may have run before.
+    /// Removes every trace of breakpoints from the command; returns what may have run before.
     fn hold_at(&self, address: u64, breakpoints: &Breakpoints) -> Result<Option<String>, Error> {
         let Breakpoints { entry, loader, silent } = breakpoints;
         for point in entry.iter().chain(loader.iter().map(|(point, _)| point)) {
@@ -205,7 +206,7 @@ impl Suspended {
         })
     }
 
-    /// Puts breakpoints where the command may be held.
+    /// Sets breakpoints where the command may be held.
     fn plant(&self) -> Result<Breakpoints, Error> {
         let auxiliary = Auxiliary::of(self.pid()).map_err(|error| {
             Error::kernel(format!("cannot find the entry point of `{}`", self.name), error)
@@ -233,7 +234,7 @@ impl Suspended {
         Ok(Breakpoint { address, original })
     }
 
-    /// Lets the command run on from a breakpoint that stays.
+    /// Lets the command run on from a breakpoint that stays set.
     fn step_over(&self, point: Breakpoint) -> Result<(), Error> {
         self.poke(point.address, point.original)?;
         self.move_to(point.address)?;
@@ -320,7 +321,7 @@ impl Child {
         self.process.id()
     }
 
-    /// Sends it a signal; nothing if it has ended.
+    /// Sends the command a signal; does nothing if the command has ended.
     pub(super) fn forward(&self, signal: i32) {
         if let Ok(signal) = Signal::try_from(signal) {
             // It is not waited for yet, so the ID cannot be another's; root may signal anyone.
@@ -328,11 +329,11 @@ impl Child {
         }
     }
 
-    /// Waits for its end; may be dropped and called again.
+    /// Waits for the command's end; the caller may drop the future and call again.
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`] when waiting fails.
+    /// [`Error::Kernel`] when the wait fails.
     pub(super) async fn ended(&mut self) -> Result<Ended, Error> {
         let failed = |error: io::Error| Error::kernel("cannot wait for the command", error);
         loop {
@@ -344,7 +345,7 @@ impl Child {
     }
 }
 
-/// Waits for the end of the command; for ever if there is none.
+/// Waits for the end of the command; for ever if there is no command.
 ///
 /// # Errors
 ///
@@ -357,7 +358,7 @@ pub(super) async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, E
 }
 
 impl Ended {
-    /// Its exit code; 128 and the signal's number if a signal ended it.
+    /// The command's exit code; 128 and the signal's number if a signal ended it.
     pub(super) fn exit_code(&self) -> u8 {
         let code = match self.0.signal() {
             Some(signal) => 128 + signal,

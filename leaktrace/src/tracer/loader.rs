@@ -1,9 +1,10 @@
-//! Where a dynamic loader tells debuggers what it has mapped.
+//! Finds where a dynamic loader tells debuggers what it has mapped.
 //!
 //! A loader calls an empty function, and keeps what it is doing in `r_debug.r_state` (<link.h>).
-//! glibc and musl call it once more when all libraries of a command are mapped and relocated, and
-//! none of their code has run: glibc before it calls their constructors (`dl_main`, elf/rtld.c),
-//! musl before it enters the program, whose start calls them (`__dls3`, ldso/dynlink.c).
+//! glibc and musl call the function once more when all libraries of a command are mapped and
+//! relocated, and none of their code has run: glibc before it calls their constructors (`dl_main`,
+//! elf/rtld.c), musl before it enters the program, whose start calls them (`__dls3`,
+//! ldso/dynlink.c).
 
 use std::{fs, fs::File, io, io::Read as _, os::unix::fs::FileExt as _};
 
@@ -15,23 +16,24 @@ use crate::host::{elf::ElfBytes, proc};
 const AT_BASE: u64 = 7;
 const AT_ENTRY: u64 = 9;
 
-/// The empty function.
+/// The symbol of the empty function.
 const BREAK: &str = "_dl_debug_state";
-/// glibc's `r_debug` of the command's own libraries; those of audit libraries have others.
+/// The symbol of glibc's `r_debug` for the command's own libraries; audit libraries have other
+/// ones.
 const DEBUG: &str = "_r_debug";
-/// musl's pointer to its only one, which it fills in once.
+/// The symbol of musl's pointer to its only `r_debug`, which the loader sets once.
 const DEBUG_POINTER: &str = "_dl_debug_addr";
-/// Offset of `r_state`, in 64-bit processes.
+/// Offset of `r_state` in `r_debug`, in 64-bit processes.
 const STATE_OFFSET: u64 = 24;
 const RT_CONSISTENT: u32 = 0;
 const RT_ADD: u32 = 1;
 
-/// What of a command's auxiliary vector matters.
+/// The needed entries of a command's auxiliary vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Auxiliary {
-    /// The entry point of what was executed, where it is mapped.
+    /// Address of the entry point of the executed file.
     pub(super) entry: u64,
-    /// Where its interpreter is mapped; 0 if it has none.
+    /// Address at which the command's interpreter is mapped; 0 if it has none.
     base: u64,
     /// Whether the process has 64-bit words.
     is_wide: bool,
@@ -40,41 +42,41 @@ pub(super) struct Auxiliary {
 /// A loader in a process.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Loader {
-    /// The empty function.
+    /// Address of the empty function.
     pub(super) break_address: u64,
-    /// Whether the loader itself was executed: the entry point is its own.
+    /// Whether the loader itself was executed, so that the entry point is its own.
     pub(super) is_program: bool,
     debug: Debug,
-    /// What it was doing at its earlier calls.
+    /// Whether the loader was adding libraries at its last call.
     is_adding: bool,
     had_others: bool,
 }
 
-/// Where a loader's `r_debug` is.
+/// Where the `r_debug` of a loader is.
 #[derive(Debug, PartialEq, Eq)]
 enum Debug {
     At(u64),
-    /// Where the pointer to it is.
+    /// Address of the pointer to `r_debug`.
     Behind(u64),
 }
 
-/// Who maps a command's libraries.
+/// The program that maps a command's libraries.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Interpreter {
-    /// Nobody: it is static.
+    /// There is none: the command is static.
     None,
-    /// A loader that tells.
+    /// A loader that tells debuggers.
     Known(Loader),
-    /// One that does not; its path.
+    /// A loader that does not tell debuggers; its path.
     Silent(String),
 }
 
 impl Auxiliary {
-    /// Reads that of a process.
+    /// Reads the auxiliary vector of a process.
     ///
     /// # Errors
     ///
-    /// What reading /proc says, or that there is no entry point in it.
+    /// The error of reading /proc, or that the auxiliary vector has no entry point.
     pub(super) fn of(pid: u32) -> io::Result<Self> {
         let mut identification = [0; 5];
         File::open(format!("/proc/{pid}/exe"))?.read_exact(&mut identification)?;
@@ -97,7 +99,7 @@ impl Auxiliary {
 }
 
 impl Interpreter {
-    /// That of a process which has just executed something.
+    /// The interpreter of a process that has just executed a file.
     pub(super) fn of(pid: u32, auxiliary: &Auxiliary) -> Self {
         let Auxiliary { entry, base, is_wide } = *auxiliary;
         if base == 0 {
@@ -150,11 +152,11 @@ impl Loader {
         Some(Self { break_address, is_program, debug, is_adding: false, had_others: false })
     }
 
-    /// At a call of the empty function: whether all libraries of the command are mapped.
+    /// Whether all libraries of the command are mapped, at a call of the empty function.
     ///
     /// # Errors
     ///
-    /// What reading the memory of the process says.
+    /// The error of reading the memory of the process.
     pub(super) fn is_done(&mut self, pid: u32) -> io::Result<bool> {
         let memory = File::open(format!("/proc/{pid}/mem"))?;
         let debug = match self.debug {
@@ -170,7 +172,7 @@ impl Loader {
         Ok(self.take(u32::from_le_bytes(state)))
     }
 
-    /// Takes in what the loader is doing at a call; tells whether all libraries are mapped.
+    /// Takes in the loader's state at a call; returns whether all libraries are mapped.
     fn take(&mut self, state: u32) -> bool {
         match state {
             RT_CONSISTENT if self.is_adding || matches!(self.debug, Debug::Behind(_)) => true,
@@ -186,7 +188,7 @@ impl Loader {
         }
     }
 
-    /// Whether libraries of other namespaces have run before: those of `LD_AUDIT`.
+    /// Whether libraries of other namespaces, those of `LD_AUDIT`, have run before.
     pub(super) fn had_others(&self) -> bool {
         self.had_others
     }
@@ -229,7 +231,7 @@ mod tests {
         assert_eq!(Auxiliary::parse(&[], true), None);
     }
 
-    /// Whichever C library this test has.
+    /// The loader of whichever C library this test has.
     #[test]
     fn the_loader_of_this_test_tells() {
         let pid = std::process::id();

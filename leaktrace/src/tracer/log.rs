@@ -18,11 +18,11 @@ pub(super) fn is_on(trace: &TraceOptions) -> bool {
 }
 
 impl ProgramLog {
-    /// Opens the log, if it is on. Needs the event loop.
+    /// Opens the log, if it is on. The caller must be in the event loop.
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`] when it cannot be mapped or waited for.
+    /// [`Error::Kernel`] when the log cannot be mapped or waited for.
     pub(super) fn open(trace: &TraceOptions, loaded: &mut Loaded) -> Result<Self, Error> {
         if !is_on(trace) {
             return Ok(Self(None));
@@ -33,12 +33,12 @@ impl ProgramLog {
             .map_err(|error| Error::kernel("cannot watch the programs' log", error.into_parts().1))
     }
 
-    /// Waits until something has been logged.
+    /// Waits until the programs have logged something.
     pub(super) async fn wait(&self) {
         wait_for_ring(self.0.as_ref()).await;
     }
 
-    /// Takes out what has been logged since it was last asked.
+    /// Takes the lines that were logged since the last call.
     pub(super) fn lines(&mut self) -> Vec<String> {
         self.0.as_mut().map(|log| log.get_mut().lines().collect()).unwrap_or_default()
     }

@@ -1,5 +1,5 @@
-//! What a traced process maps: read while it runs, or taken from the kernel's records once it has
-//! ended; and its allocators, which get their probes.
+//! The mappings of a traced process: read while the process runs, or taken from the kernel's
+//! records once it has ended. Attaches probes to the allocators in the mappings.
 
 use std::{
     collections::hash_map::Entry,
@@ -28,8 +28,8 @@ use crate::{
 };
 
 impl Processes {
-    /// Reads a process' mappings, compiles what is new and publishes it; tells whether anything
-    /// changed.
+    /// Reads a process' mappings, compiles the unwind tables of new objects, and publishes them;
+    /// returns whether anything changed.
     pub(super) fn read_mappings(
         &mut self,
         pid: u32,
@@ -61,7 +61,7 @@ impl Processes {
         Ok(true)
     }
 
-    /// Compiles the unwind tables that a process needs and that are not there yet.
+    /// Compiles the missing unwind tables that a process needs.
     fn compile(&mut self, pid: u32, collector: &Collector) {
         let Some(traced) = self.traced.get(&pid) else { return };
         let files: Vec<(FileKey, ObjectId)> = traced
@@ -118,8 +118,8 @@ impl Processes {
         }
     }
 
-    /// Takes what a process that has ended had mapped from the kernel's records, as far as it is
-    /// not known, so that what it left can be named. Nothing of it can be probed any more.
+    /// Takes the unknown mappings of a process that has ended from the kernel's records, so that
+    /// the stacks it left can be named. Nothing in that process can be probed any more.
     pub(super) fn take_recorded(&mut self, pid: u32, collector: &mut Collector) {
         let Some(space) = self.traced.get(&pid).map(|traced| traced.space) else { return };
         // A child of vfork has its parent's image, which lives on.
@@ -163,7 +163,7 @@ impl Processes {
         }
     }
 
-    /// Whether any of these allocators got its probes after the process had become what it is.
+    /// Whether any of these allocators got its probes after the present image of the process began.
     fn are_late(&self, pid: u32, allocators: &[ObjectId]) -> bool {
         let owner = self.owner(pid);
         let Some(traced) = self.traced.get(&pid) else { return false };
@@ -173,8 +173,8 @@ impl Processes {
         self.traces_malloc && allocators.iter().any(is_late)
     }
 
-    /// Attaches to the allocators of a process that have no probes yet; tells whether any of those
-    /// that were not known of it may have been called before it had them.
+    /// Attaches to the allocators of a process that have no probes yet. Returns whether the process
+    /// may have called any newly found allocator before it had its probes.
     pub(super) fn attach_new(
         &mut self,
         pid: u32,
@@ -207,7 +207,7 @@ impl Processes {
         Ok(self.are_late(pid, &new) || are_pairs_late)
     }
 
-    /// A process as what it may have of pairs asks for it; nothing where none are traced.
+    /// A process in the form in which its pairs are looked up; `None` where no pairs are traced.
     fn mapper(&self, pid: u32) -> Option<Mapper> {
         self.pairs.as_ref()?;
         let traced = self.traced.get(&pid)?;
@@ -215,12 +215,12 @@ impl Processes {
         Some(Mapper { pid, owner: self.owner(pid), objects, since_ns: traced.since_ns })
     }
 
-    /// For whom the probes of a process are: 0 stands for all.
+    /// The process that the probes on `pid` are attached for; 0 stands for all processes.
     pub(super) fn owner(&self, pid: u32) -> u32 {
         if self.shares_probes { 0 } else { pid }
     }
 
-    /// Notes the allocators of a process; gives those that were not known of it.
+    /// Stores the allocators of a process; returns those that are new for it.
     fn find_allocators(
         &mut self,
         pid: u32,
@@ -271,7 +271,7 @@ impl Processes {
 }
 
 impl Traced {
-    /// What these lines are made of. Files are opened only for lines that were not there before.
+    /// The mappings with their objects. Files are opened only for lines that were not there before.
     fn with_objects(
         &self,
         lines: &[Mapping],
@@ -294,14 +294,14 @@ impl Traced {
         lines.iter().map(with_object).collect()
     }
 
-    /// The mapping of the code that the kernel lends, if `id` is that.
+    /// The mapping of the vdso, if `id` is the vdso.
     fn vdso(&self, id: ObjectId) -> Option<&Mapping> {
         let at = self.mappings.iter().position(|mapping| mapping.object == Some(id))?;
         self.lines.get(at).filter(|line| line.path.as_deref() == Some("[vdso]"))
     }
 }
 
-/// Whether a file has these numbers.
+/// Whether a file has this device and inode.
 fn is_file(file: &File, key: FileKey) -> bool {
     file.metadata().is_ok_and(|metadata| {
         let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
@@ -309,7 +309,7 @@ fn is_file(file: &File, key: FileKey) -> bool {
     })
 }
 
-/// Memory of a process.
+/// Reads memory of a process.
 fn read_memory(pid: u32, start: u64, end: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; end.saturating_sub(start).min(1 << 20) as usize];
     File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut bytes, start)?;

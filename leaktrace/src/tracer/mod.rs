@@ -1,8 +1,8 @@
-//! Tracers: each traces one thing, the kernel or some processes, and owns all that this takes.
+//! Tracers: each one traces the kernel or some processes, and owns everything that this takes.
 //!
-//! A tracer starts from its part of what the user wants, waits for what happens ([`Tracer::step`]),
-//! takes snapshots, and ends. It knows neither when reports are due nor what becomes of its
-//! snapshots, so that one loop can have several.
+//! A tracer starts from its part of the user's wishes, waits for events ([`Tracer::step`]), takes
+//! snapshots, and ends. It knows neither when reports are due nor what becomes of its snapshots, so
+//! that one loop can run several tracers.
 
 mod budget;
 mod constants;
@@ -36,16 +36,17 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// What traces. Its probes are gone when it is dropped.
+/// A running tracer. Its probes are gone when it is dropped.
 pub enum Tracer {
     /// Kernel allocations.
     Kernel(Box<KernelTracer>),
-    /// Allocations of processes, a command that was started for it among them.
+    /// User allocations, including those of a command that leaktrace has started.
     User(Box<UserTracer>),
 }
 
 impl Tracer {
-    /// Starts to trace. Needs the event loop. `note` takes lines for the person at the terminal.
+    /// Starts tracing. The caller must be in the event loop. `note` takes lines for the person at
+    /// the terminal.
     ///
     /// # Errors
     ///
@@ -70,12 +71,12 @@ impl Tracer {
         })
     }
 
-    /// Waits for the next thing that happens to what is traced, and takes it in. May be dropped
-    /// while it waits, and called again.
+    /// Waits for the next event of the traced target, and takes it in. The caller may drop the
+    /// future while it waits, and call again.
     ///
     /// # Errors
     ///
-    /// What the kernel says to reading the maps, or to waiting for the command.
+    /// The kernel's error on reading the maps, or on waiting for the command.
     pub async fn step(&mut self) -> Result<Step, Error> {
         match self {
             Self::Kernel(tracer) => Ok(tracer.step().await),
@@ -83,11 +84,11 @@ impl Tracer {
         }
     }
 
-    /// What is outstanding now.
+    /// Takes a snapshot of what is outstanding now.
     ///
     /// # Errors
     ///
-    /// What the kernel says to reading the maps.
+    /// The kernel's error on reading the maps.
     pub fn snapshot(&mut self, view: &View, is_final: bool) -> Result<Snapshot, Error> {
         let wants = Wants {
             is_final,
@@ -101,8 +102,8 @@ impl Tracer {
         }
     }
 
-    /// Passes a signal on to the command that was started, whose end is then the tracer's; false
-    /// if there is none.
+    /// Passes a signal on to the command that leaktrace has started; the command's end is then the
+    /// tracer's. Returns false if there is no command.
     pub fn forward(&self, signal: i32) -> bool {
         match self {
             Self::Kernel(_) => false,
@@ -110,7 +111,7 @@ impl Tracer {
         }
     }
 
-    /// Lets go of everything. `note` takes what is left to say.
+    /// Releases everything. `note` takes the last lines for the person at the terminal.
     pub fn end(self, note: &mut dyn FnMut(&str)) {
         match self {
             Self::Kernel(tracer) => tracer.end(note),

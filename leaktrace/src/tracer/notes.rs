@@ -1,4 +1,4 @@
-//! What is told to the person at the terminal when a tracer starts.
+//! What leaktrace tells the person at the terminal when a tracer starts.
 
 use super::processes::Processes;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     units::{format_bytes, format_count},
 };
 
-/// Processes named at the start; more are counted.
+/// Most processes named at the start; more are counted.
 const PROCESSES_NAMED: usize = 8;
 
 pub(super) fn note_memory(map_bytes: u64, trace: &TraceOptions, note: &mut dyn FnMut(&str)) {

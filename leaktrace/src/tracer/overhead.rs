@@ -1,4 +1,5 @@
-//! Keeps the probes within `--max-overhead`: counts what they cost, and does what the governor says.
+//! Keeps the probes within `--max-overhead`: counts their cost, and carries out the governor's
+//! actions.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -19,23 +20,23 @@ use crate::{
     units::{format_bytes, format_ms, format_ppm},
 };
 
-/// The governor of the probes, with what it needs to see.
+/// The governor, with everything that it needs to know.
 pub(super) struct Overhead {
     governor: Governor,
     prices: Prices,
     started: Instant,
-    /// When the next look is due.
+    /// Ticks at which the cost is looked at.
     pub(super) ticks: Interval,
-    /// The kernel takes the time of programs while this is there.
+    /// Keeps the kernel measuring the run time of programs while it lives.
     _timing: OwnedFd,
 }
 
 impl Overhead {
-    /// Begins to count; nothing without `--max-overhead`. Needs the event loop.
+    /// Begins to count; `None` without `--max-overhead`. The caller must be in the event loop.
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`] where the kernel does not take the time of BPF programs.
+    /// [`Error::Kernel`] where the kernel does not measure the run time of BPF programs.
     pub(super) fn start(
         trace: &TraceOptions,
         processes: &Processes,
@@ -55,16 +56,16 @@ impl Overhead {
         }))
     }
 
-    /// What was done so far, for the report.
+    /// What the governor did so far, for the report.
     pub(super) fn budget(&self) -> Budget {
         self.governor.budget()
     }
 
-    /// Looks at what the probes have cost and acts on it; gives what cannot be seen from now on.
+    /// Looks at the cost of the probes and acts on it; returns what cannot be seen from now on.
     ///
     /// # Errors
     ///
-    /// What the kernel says to a new sampling interval.
+    /// The kernel's error on setting a new sampling interval.
     pub(super) fn look(
         &mut self,
         processes: &mut Processes,
@@ -86,7 +87,7 @@ impl Overhead {
         Ok(Some(unseen(action, elapsed, &self.governor.budget())))
     }
 
-    /// What was done, as a note for the person at the terminal.
+    /// The last step, as a note for the person at the terminal.
     pub(super) fn last_step(&self) -> Option<String> {
         let budget = self.governor.budget();
         let step = budget.steps.last()?;
@@ -102,7 +103,7 @@ impl Overhead {
     }
 }
 
-/// The price of all hits.
+/// The cost of all hits.
 fn usage(hits: impl Fn(Call) -> u64, prices: Prices, programs_ns: u64) -> Usage {
     let [entries, stepped_entries] = [Call::Entry, Call::SteppedEntry].map(&hits);
     let [frees, stepped_frees] = [Call::Free, Call::SteppedFree].map(&hits);
@@ -117,7 +118,7 @@ fn usage(hits: impl Fn(Call) -> u64, prices: Prices, programs_ns: u64) -> Usage 
     }
 }
 
-/// What is not seen after the probes of an action are gone.
+/// What is not seen after an action has removed probes.
 fn unseen(action: BudgetAction, elapsed: Duration, budget: &Budget) -> String {
     let what = match action {
         BudgetAction::FreesOnly => "allocations",

@@ -1,5 +1,5 @@
-//! Pairs of functions by name, in traced processes: in which objects they are, and since when they
-//! have probes.
+//! Pairs of functions by name, in traced processes: which objects have the functions, and since
+//! when these have probes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -27,21 +27,21 @@ pub(super) struct TracedPairs {
     pub(super) probes: PairProbes,
     functions: Vec<PairFunction>,
     probe_at: ProbeAt,
-    /// What each object defines, looked up once.
+    /// The pairs' functions in each object, looked up once.
     objects: HashMap<ObjectId, PairFunctions>,
-    /// Objects with probes, and for which process (for all under 0): since when, by
-    /// `CLOCK_MONOTONIC`.
+    /// Objects with probes, each with the process that the probes are for (0 for all): the time at
+    /// which they were attached, in nanoseconds of `CLOCK_MONOTONIC`.
     attached: HashMap<(u32, ObjectId), u64>,
-    /// Names of those that are in some object.
+    /// Names of the functions that some object has.
     found: BTreeSet<String>,
-    /// What could not be probed, and why.
+    /// Functions that could not be probed, and why.
     unprobed: Vec<String>,
-    /// What each process was seen to have.
+    /// The objects with functions of pairs that each process was seen to map.
     known: BTreeMap<u32, Vec<ObjectId>>,
 }
 
 impl TracedPairs {
-    /// Loads the programs, if any pair is to be traced.
+    /// Loads the programs; `None` if no pair is to be traced.
     pub(super) fn new(
         loaded: &mut Loaded,
         way: Way,
@@ -62,8 +62,8 @@ impl TracedPairs {
         }))
     }
 
-    /// What the functions found so far are in: a path, its probes on emulated instructions, and those
-    /// that are single-stepped.
+    /// The objects with functions of pairs: each one's path, its number of probes on emulated
+    /// instructions, and its number of probes on single-stepped ones.
     pub(super) fn probe_costs<'a>(
         &'a self,
         collector: &'a Collector,
@@ -76,7 +76,7 @@ impl TracedPairs {
         })
     }
 
-    /// A process has ended, or has another image.
+    /// Forgets the objects of a process that has ended or has another image.
     pub(super) fn left(&mut self, pid: u32, has_own_links: bool) {
         self.known.remove(&pid);
         if has_own_links {
@@ -85,13 +85,13 @@ impl TracedPairs {
         }
     }
 
-    /// Functions that no object has that was looked at.
+    /// Functions that no object has, of all objects looked at.
     fn missing(&self) -> BTreeSet<&str> {
         let names = self.functions.iter().map(|function| function.name.as_str());
         names.filter(|name| !self.found.contains(*name)).collect()
     }
 
-    /// What is not in the figures, for the report.
+    /// Sentences on what is not in the figures, for the report.
     pub(super) fn unseen(&self) -> impl Iterator<Item = String> {
         let missing = self
             .missing()
@@ -100,11 +100,11 @@ impl TracedPairs {
         self.unprobed.iter().cloned().chain(missing)
     }
 
-    /// Refuses functions that no object has: none that is yet to come was asked for.
+    /// Refuses functions that no object has; only for a session that waits for no further process.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] with names that are near.
+    /// [`Error::Usage`] with similar names.
     pub(super) fn check(&self, collector: &Collector) -> Result<(), Error> {
         let missing = self.missing();
         let Some(name) = missing.first() else { return Ok(()) };
@@ -123,7 +123,7 @@ impl TracedPairs {
         )))
     }
 
-    /// Looks an object up, unless that has been done.
+    /// Looks for the functions in an object, unless that was done before.
     fn look_up(&mut self, id: ObjectId, collector: &Collector) {
         if self.objects.contains_key(&id) {
             return;
@@ -145,17 +145,17 @@ impl TracedPairs {
 /// A process that may have functions of pairs.
 pub(super) struct Mapper {
     pub(super) pid: u32,
-    /// Whose its probes are: its own, or 0 where all processes share them.
+    /// The process that its probes are for: itself, or 0 where all processes share probes.
     pub(super) owner: u32,
     /// The objects that it maps.
     pub(super) objects: Vec<ObjectId>,
-    /// Since when it has been what it is, by `CLOCK_MONOTONIC`.
+    /// Since when it has its present image, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(super) since_ns: u64,
 }
 
 impl TracedPairs {
-    /// Attaches to the functions of pairs that a process has and that have no probes yet; tells
-    /// whether any of those that were not known of it may have been called before it had them.
+    /// Attaches to the functions of pairs in a process that have no probes yet. Returns whether the
+    /// process may have called any newly found function before it had its probe.
     pub(super) fn attach(
         &mut self,
         process: &Mapper,
@@ -195,7 +195,8 @@ impl TracedPairs {
         Ok(is_late)
     }
 
-    /// Whether a process that has ended mapped functions of pairs that had no probes in time.
+    /// Whether a process that has ended mapped functions of pairs whose probes came too late, or
+    /// never.
     pub(super) fn are_late(&mut self, process: &Mapper, collector: &Collector) -> bool {
         process.objects.iter().any(|id| {
             self.look_up(*id, collector);
@@ -205,7 +206,7 @@ impl TracedPairs {
         })
     }
 
-    /// Whether an object got its probes after a process had become what it is.
+    /// Whether an object got its probes after the present image of a process began.
     fn is_late(&self, process: &Mapper, id: ObjectId) -> bool {
         let attached_at_ns = self.attached.get(&(process.owner, id));
         attached_at_ns.is_none_or(|at_ns| *at_ns > process.since_ns)

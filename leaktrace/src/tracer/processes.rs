@@ -1,4 +1,4 @@
-//! The traced processes: how each begins, what becomes of it, and when it is looked at.
+//! The traced processes: how each begins, how it ends, and when its mappings are read.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -39,50 +39,51 @@ pub(super) struct Processes {
     pub(super) probe_at: ProbeAt,
     pub(super) tables: Tables,
     pub(super) traced: BTreeMap<u32, Traced>,
-    /// What each object defines, looked up once.
+    /// The allocator of each object, looked up once.
     pub(super) allocators: HashMap<ObjectId, Option<Allocator>>,
-    /// Objects with probes, and for which process (for all under 0): since when, by
-    /// `CLOCK_MONOTONIC`.
+    /// Objects with probes, each with the process that the probes are for (0 for all): the time at
+    /// which they were attached, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(super) attached: HashMap<(u32, ObjectId), u64>,
-    /// Allocators that appeared but could not be probed, by process.
+    /// Allocators that could not be probed, by process: a sentence for each.
     pub(super) failed: BTreeMap<u32, String>,
-    /// The same of probes for all processes.
+    /// As `failed`, for probes that serve all processes.
     pub(super) unprobed: Vec<String>,
-    /// Rows of each object's unwind table, by path.
+    /// Path and number of rows of each object's unwind table.
     pub(super) rows: Vec<(String, u64)>,
     pub(super) counts: Counts,
-    /// Whether allocators get probes.
+    /// Whether leaktrace probes allocators.
     pub(super) traces_malloc: bool,
     pub(super) requested: RequestedObjects,
-    /// Functions that are traced by their names.
+    /// The pairs of functions that the user named.
     pub(super) pairs: Option<TracedPairs>,
-    /// Functions without probes, as their returns cannot be told.
+    /// Functions without probes, as their return instructions cannot be found.
     pub(super) without_return: Vec<String>,
-    /// There if every allocation is wanted.
+    /// Watches for growth that no probe sees; `None` unless every allocation is wanted.
     pub(super) growth: Option<GrowthWatch>,
-    /// Whether probes are on for all processes that map an object, so that those that begin
-    /// meanwhile meet them from their start on.
+    /// Whether probes serve all processes that map an object, so that processes that begin later
+    /// hit them from their start on.
     pub(super) shares_probes: bool,
-    /// What processes have mapped that end at once; none where the kernel refuses, or where no
-    /// process can begin.
+    /// The kernel's records of what processes map, for processes that end at once. `None` where the
+    /// kernel refuses to record, or where no process can begin.
     pub(super) records: Option<Records>,
     /// Whether what an ended process held stays in the report.
     pub(super) keeps_ended: bool,
     pub(super) seccomp: SeccompGuard,
 }
 
-/// How well processes could be followed.
+/// Counts of the processes that could not be followed well.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    /// In the report, and traced from some time after their start, or their allocator's, on.
+    /// Processes in the report that were traced only from some time after their start, or their
+    /// allocator's, on.
     pub(super) late: u64,
-    /// Ended before what they map could be read.
+    /// Processes that ended before their mappings could be read.
     pub(super) unread: u64,
-    /// Ended without an allocator that could be found.
+    /// Processes that ended and had no allocator that leaktrace could find.
     pub(super) without: u64,
-    /// More than the table of processes has room for.
+    /// Processes that found no room in the table of processes.
     pub(super) refused: HashSet<u32>,
-    /// Their image was one too many.
+    /// Processes whose image found no space.
     pub(super) images: u64,
 }
 
@@ -90,24 +91,25 @@ pub(super) struct Counts {
 #[derive(Debug, Default)]
 pub(super) struct Traced {
     pub(super) space: u32,
-    /// From when on it has been what it is, by `CLOCK_MONOTONIC`.
+    /// Since when the process has its present image, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(super) since_ns: u64,
     pub(super) mappings: Vec<ProcessMapping>,
-    /// What these are made of: files are opened only where it has changed.
+    /// The lines of /proc/PID/maps behind `mappings`: files are opened only where a line has
+    /// changed.
     pub(super) lines: Vec<proc::Mapping>,
-    /// Allocators that it maps and that are in the report.
+    /// Allocators that the process maps and that are in the report.
     pub(super) allocators: Vec<ObjectId>,
     is_late: bool,
-    /// When its mappings are to be read again.
+    /// When the process' mappings are to be read again.
     pub(super) due: Option<Instant>,
-    /// Wait before the next reading: longer while readings bring nothing new.
+    /// Wait before the next reading; it gets longer while readings bring nothing new.
     wait: Duration,
 }
 
-/// Wait between the news of a mapping and its reading: the loader maps a library's text right
-/// after it has reserved its addresses.
+/// Wait between the report of a mapping and its reading: a loader maps a library's text right after
+/// it has reserved the addresses.
 const FIRST_WAIT: Duration = Duration::from_millis(1);
-/// Longest wait, for a process that maps memory all the time, but no library.
+/// Longest wait, for a process that maps memory all the time but no library.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest wait once stacks are cut because mappings are unknown.
@@ -163,12 +165,13 @@ impl Processes {
         })
     }
 
-    /// Starts tracing a process, unless it is traced already or there is no room; tells whether it
-    /// did. One that is `named` is traced whatever it executes.
+    /// Starts tracing a process, unless it is traced already or there is no room; returns whether
+    /// it did. A process that the user has `named` is traced whatever it executes.
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when it has ended or, if it is named, has no allocator that can be found.
+    /// [`Error::Usage`] when the process has ended or, if the user named it, has no known
+    /// allocator.
     pub(super) fn add(
         &mut self,
         pid: u32,
@@ -217,8 +220,8 @@ impl Processes {
         Ok(true)
     }
 
-    /// A process has begun that is to be traced. Its programs have run since its start, and met
-    /// the probes of its parent.
+    /// Takes in a new process that is to be traced. The programs have traced it since its start,
+    /// and it has hit the probes of its parent.
     pub(super) fn forked(&mut self, event: &Event, loaded: &mut Loaded, collector: &mut Collector) {
         let Event { tgid: pid, old_space, new_space, time_ns, .. } = *event;
         if new_space == 0 {
@@ -253,7 +256,8 @@ impl Processes {
         }
     }
 
-    /// A process has ended, or is not traced any more: its number may be given to another.
+    /// Takes in that a process has ended or is not traced any more: another process may get its
+    /// process ID.
     pub(super) fn ended(&mut self, pid: u32, collector: &mut Collector) {
         if self.keeps_ended {
             self.take_recorded(pid, collector);
@@ -299,18 +303,19 @@ impl Processes {
         self.shares_probes
     }
 
-    /// Whether processes that are not traced pay for probes.
+    /// Whether processes that are not traced hit probes too, and pay for them.
     pub(super) fn shares_probes(&self) -> bool {
         self.shares_probes && (self.traces_malloc || self.pairs.is_some())
     }
 
-    /// Whether a process image is that of a traced process.
+    /// Whether a space is that of a traced process.
     fn is_in_use(&self, space: u32) -> bool {
         self.traced.values().any(|traced| traced.space == space)
     }
 
-    /// A process replaced its image: follows it until its C library is mapped, which takes the
-    /// loader some hundred microseconds, so that its first stacks find their tables.
+    /// Takes in that a process has replaced its image. Reads its mappings until its C library is
+    /// mapped, which takes the loader some hundred microseconds, so that its first stacks find
+    /// their unwind tables.
     pub(super) fn exec(&mut self, event: &Event, loaded: &mut Loaded, collector: &mut Collector) {
         const LOOKS: u32 = 25;
         const PAUSE: Duration = Duration::from_micros(100);
@@ -345,7 +350,7 @@ impl Processes {
         }
     }
 
-    /// Looks at what a process maps; a process that has ended has nothing to look at.
+    /// Reads what a process maps; a process that has ended maps nothing.
     fn look_at(&mut self, pid: u32, loaded: &mut Loaded, collector: &mut Collector) {
         if self.read_mappings(pid, collector).is_ok() {
             self.attach_or_note(pid, loaded, collector);
@@ -356,7 +361,7 @@ impl Processes {
         self.traced.get(&pid).is_some_and(|traced| !traced.allocators.is_empty())
     }
 
-    /// A process has mapped something: have a look soon.
+    /// Takes in that a process has mapped something: its mappings will be read soon.
     pub(super) fn mapped(&mut self, pid: u32) {
         if let Some(traced) = self.traced.get_mut(&pid)
             && traced.due.is_none()
@@ -366,7 +371,8 @@ impl Processes {
         }
     }
 
-    /// A walk met an address in no known mapping: have a look sooner than that.
+    /// Takes in that a walk met an address in no known mapping: the mappings will be read sooner
+    /// than for [`Self::mapped`].
     pub(super) fn met_unmapped(&mut self, pid: u32) {
         if let Some(traced) = self.traced.get_mut(&pid) {
             let soon = Instant::now() + traced.wait.min(LONGEST_BLIND);
@@ -374,13 +380,13 @@ impl Processes {
         }
     }
 
-    /// When the next process is due for a look.
+    /// When the mappings of the next process are due to be read.
     pub(super) fn next_look(&self) -> Option<Instant> {
         self.traced.values().filter_map(|traced| traced.due).min()
     }
 
-    /// Looks at the processes that are due by `now`: their mappings, and allocators that have
-    /// come (exec into another C library, dlopen).
+    /// Looks at the processes that are due by `now`: reads their mappings, and attaches to
+    /// allocators that have come (exec into another C library, dlopen).
     pub(super) fn look(&mut self, now: Instant, loaded: &mut Loaded, collector: &mut Collector) {
         let due: Vec<u32> = self
             .traced
@@ -405,8 +411,8 @@ impl Processes {
         }
     }
 
-    /// Attaches to new allocators of a process that runs; what fails, and what may have been
-    /// allocated before, stands in the report.
+    /// Attaches to new allocators of a running process. A failure is noted for the report, and so
+    /// are allocations that may have come before the probes.
     fn attach_or_note(&mut self, pid: u32, loaded: &mut Loaded, collector: &mut Collector) {
         match self.attach_new(pid, loaded, collector) {
             Ok(false) => {}
@@ -420,7 +426,7 @@ impl Processes {
         }
     }
 
-    /// Something that a process has allocated may not have been seen.
+    /// Notes that some allocations of a process may not have been seen.
     pub(super) fn came_late(&mut self, pid: u32) {
         if let Some(traced) = self.traced.get_mut(&pid) {
             self.counts.late += u64::from(!traced.is_late);
@@ -428,13 +434,13 @@ impl Processes {
         }
     }
 
-    /// Rows of each object's unwind table.
+    /// Path and number of rows of each object's unwind table.
     pub(super) fn table_rows(&self) -> impl Iterator<Item = (&str, u64)> {
         self.rows.iter().map(|(path, rows)| (path.as_str(), *rows))
     }
 
-    /// What the probes of each allocator cost: its path, its probes on emulated instructions, and
-    /// those that are single-stepped.
+    /// The probes of each allocator: its path, its number of probes on emulated instructions, and
+    /// its number of probes on single-stepped ones.
     pub(super) fn probe_costs<'a>(
         &'a self,
         collector: &'a Collector,
@@ -450,7 +456,7 @@ impl Processes {
             .chain(self.pairs.iter().flat_map(|pairs| pairs.probe_costs(collector)))
     }
 
-    /// Refuses objects of `-O` that no process maps, and functions of `--pair` that none has.
+    /// Refuses objects of `-O` that no process maps, and functions of `--pair` that no object has.
     pub(super) fn check_requested(&self, collector: &Collector) -> Result<(), Error> {
         if let Some(pairs) = &self.pairs {
             pairs.check(collector)?;
@@ -466,13 +472,13 @@ impl Processes {
         self.growth.as_ref().map(GrowthWatch::due)
     }
 
-    /// Checks for it; returns a sentence for each process that is new.
+    /// Checks for growth that no probe sees; returns a sentence for each newly found process.
     pub(super) fn check_growth(&mut self, collector: &Collector) -> Vec<String> {
         let processes = self.traced.iter().map(|(pid, traced)| (*pid, traced.space));
         self.growth.as_mut().map(|growth| growth.check(processes, collector)).unwrap_or_default()
     }
 
-    /// What the unwind tables take.
+    /// The room that the unwind tables take.
     pub(super) fn table_use(&self) -> TableUse {
         self.tables.used()
     }

@@ -16,8 +16,8 @@ impl RequestedObjects {
         Self(paths.iter().map(|path| (path.clone(), false)).collect())
     }
 
-    /// Whether an object of a process is requested: by its path as the process sees it, or as another
-    /// path of the same file.
+    /// Whether an object of a process is requested: by its path as the process sees it, or by
+    /// another path of the same file.
     pub(super) fn has(&mut self, pid: u32, object: &HeldObject) -> bool {
         let identity = object.file.as_ref().ok().and_then(|file| file.metadata().ok());
         let mut found = false;
@@ -35,7 +35,7 @@ impl RequestedObjects {
         found
     }
 
-    /// What no traced process has mapped up to now.
+    /// The requested objects that no traced process has mapped so far.
     pub(super) fn missing(&self) -> impl Iterator<Item = String> {
         let missing = self.0.iter().filter(|(_, is_mapped)| !is_mapped);
         missing.map(|(path, _)| format!("-O {}: no traced process maps it", path.display()))
@@ -52,7 +52,7 @@ pub(super) fn without_functions(object: &HeldObject) -> Error {
     ))
 }
 
-/// Where a path of a process can be seen from here.
+/// The path under which leaktrace sees a path of a process.
 fn seen_by(pid: u32, path: &Path) -> PathBuf {
     let mut seen = PathBuf::from(format!("/proc/{pid}"));
     match path.strip_prefix("/") {

@@ -1,4 +1,4 @@
-//! The rings of events as something that can be waited for.
+//! The rings of events, in a form that can be waited for.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
@@ -22,7 +22,7 @@ impl AsFd for Ring {
     }
 }
 
-/// The ring as something that can be waited for.
+/// Makes a descriptor of a ring that can be waited for.
 pub(super) fn watch(ring: RingBuf<MapData>) -> Result<AsyncFd<Ring>, Error> {
     // SAFETY: the ring owns its descriptor, which stays open until it is dropped.
     unsafe { AsyncFd::register(Ring(ring)) }

@@ -1,10 +1,11 @@
-//! Keeps probes away from processes under seccomp where the kernel kills these at return probes
-//! (`host::seccomp`).
+//! Keeps probes away from processes under seccomp, on kernels that kill these processes at return
+//! probes (`host::seccomp`).
 //!
-//! There leaktrace refuses to probe a process with a thread under seccomp, and refuses probes for all
-//! that map a file, as a process under seccomp may map it at any time. It cannot protect a process that
-//! installs a filter while it is traced, as its next call meets a probe before leaktrace knows: it
-//! warns of that before it sets a probe.
+//! On such a kernel leaktrace refuses to probe a process with a thread under seccomp. It also
+//! refuses probes that serve all processes that map a file, as a process under seccomp may map the
+//! file at any time. It cannot protect a process that installs a filter while it is traced, as the
+//! process' next call hits a probe before leaktrace knows. leaktrace warns of that before it sets a
+//! probe.
 
 use crate::{
     error::Error,
@@ -12,34 +13,34 @@ use crate::{
     session::spec::{TraceOptions, Wanted},
 };
 
-/// Kernels whose return probes make a system call, some of them with the fix: the release alone
-/// decides only whether one is tried where nothing else asks for it.
+/// Kernels whose return probes make a system call; some of them have the fix. The release alone
+/// decides only whether a return probe is tried where nothing else asks for the trial.
 const SUSPECTS: [&str; 3] = ["6.11", "6.12", "6.13"];
 
 /// Whether return probes are safe for processes under seccomp.
 pub(super) struct SeccompGuard {
-    /// Whether the kernel kills these.
+    /// Whether the kernel kills processes under seccomp at return probes.
     kills: bool,
 }
 
 const KILLS: &str = "this kernel kills such processes at return probes";
 
-/// Which processes return probes may hit.
+/// The processes that return probes may hit.
 struct Reach {
-    /// Any process.
+    /// Whether any process may hit them.
     everybody: bool,
-    /// Of these alone, those under seccomp.
+    /// Process IDs under seccomp, of the processes that may hit them.
     filtered: Vec<u32>,
-    /// Whether the kernel is suspected.
+    /// Whether the kernel's release is one of [`SUSPECTS`].
     suspected: bool,
 }
 
 impl SeccompGuard {
-    /// Tries a return probe where it matters. `command` is the one that leaktrace has started.
+    /// Tries a return probe where it matters. `command` is the command that leaktrace has started.
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] where probes would kill.
+    /// [`Error::Host`] where probes would kill a process.
     pub(super) fn new(
         trace: &TraceOptions,
         wanted: &Wanted,
@@ -70,11 +71,11 @@ impl SeccompGuard {
         Ok(Self { kills })
     }
 
-    /// Refuses a process that has come under seccomp since.
+    /// Refuses a process that has come under seccomp since the start.
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] where probes would kill it.
+    /// [`Error::Host`] where probes would kill the process.
     pub(super) fn check(&self, pid: u32) -> Result<(), Error> {
         match self.kills && seccomp::is_filtered(pid) {
             true => Err(refusal_of(pid, KILLS)),
@@ -83,7 +84,7 @@ impl SeccompGuard {
     }
 }
 
-/// Whether the kernel kills those who come under seccomp later.
+/// Whether the kernel kills processes that come under seccomp later.
 fn decide(reach: &Reach, try_one: impl FnOnce() -> Answer) -> Result<bool, Error> {
     if !reach.everybody && reach.filtered.is_empty() && !reach.suspected {
         return Ok(false);

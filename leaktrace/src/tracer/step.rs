@@ -1,11 +1,11 @@
-//! What a tracer tells the loop that it is in.
+//! What a tracer tells the session's loop.
 
-/// What came of one thing that happened.
+/// The result of one event.
 #[derive(Debug, Default)]
 pub struct Step {
     /// Lines for the person at the terminal.
     pub notes: Vec<String>,
-    /// Whether nothing is left to trace.
+    /// Why nothing is left to trace; `None` while something is.
     pub end: Option<End>,
 }
 
@@ -14,9 +14,9 @@ pub struct Step {
 pub enum End {
     /// Every traced process has ended.
     Processes,
-    /// The command that was started has ended.
+    /// The command that leaktrace started has ended.
     Command {
-        /// Its exit code; 128 and the signal's number if a signal ended it.
+        /// The command's exit code; 128 and the signal's number if a signal ended it.
         code: u8,
     },
 }

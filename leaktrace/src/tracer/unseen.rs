@@ -1,4 +1,4 @@
-//! What of the traced processes is not in the figures, in sentences.
+//! Sentences on what of the traced processes is not in the figures.
 
 use std::collections::HashSet;
 
@@ -8,11 +8,11 @@ use super::{
 };
 use crate::{bpf::spaces::too_many, collect::Collector};
 
-/// Processes without a known allocator that are named in a report.
+/// Most processes without a known allocator that a report names.
 const BARE_SHOWN: usize = 3;
 
 impl Processes {
-    /// What of the processes is not in the figures, for the report.
+    /// Sentences on what of the processes is not in the figures, for the report.
     pub(super) fn unseen(&self, collector: &Collector) -> Vec<String> {
         let failed = self.failed.iter().map(|(pid, cause)| format!("process {pid}: {cause}"));
         let Counts { late, unread, without, refused, images } = &self.counts;

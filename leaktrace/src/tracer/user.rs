@@ -1,4 +1,4 @@
-//! The tracer of processes' allocations, those of a command that is started for it among them.
+//! The tracer of user allocations, including those of a command that leaktrace starts.
 
 use std::{collections::BTreeMap, ffi::OsString, os::fd::OwnedFd};
 
@@ -28,30 +28,30 @@ use crate::{
     snapshot::{Mode, Snapshot},
 };
 
-/// Traces allocations of processes.
+/// Traces user allocations.
 pub struct UserTracer {
     processes: Processes,
-    /// Which processes are traced beside those that are named.
+    /// Rules for the processes that are traced besides those that the user names.
     rules: Rules,
     loaded: Loaded,
     collector: Collector,
-    /// The command that was started.
+    /// The command that leaktrace has started.
     child: Option<Child>,
-    /// Watched for their end, with their process IDs.
+    /// Process IDs, with descriptors that become readable when the process ends.
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
     map_ring: Option<AsyncFd<Ring>>,
-    /// Readable once there are many records of what processes map.
+    /// Readable once there are many records of mappings.
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
     log: ProgramLog,
     unseen: Vec<String>,
-    /// Whether tables and probes are told of.
+    /// Whether to print notes about tables and probes.
     is_verbose: bool,
 }
 
 impl UserTracer {
-    /// Starts to trace processes. Needs the event loop.
+    /// Starts tracing processes. The caller must be in the event loop.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl UserTracer {
         Self::start(Mode::User, wanted, None, trace, facts, note)
     }
 
-    /// Starts a command and traces it. Needs the event loop.
+    /// Starts a command and traces it. The caller must be in the event loop.
     ///
     /// # Errors
     ///
@@ -277,12 +277,12 @@ impl UserTracer {
         drop(self.loaded);
     }
 
-    /// Whether no process is left that is traced, and none can come.
+    /// Whether no traced process is left and none can come.
     fn is_over(&self) -> bool {
         self.processes.is_empty() && self.child.is_none() && !self.rules.is_open()
     }
 
-    /// Takes in what the rings tell of traced processes.
+    /// Takes in the events in the rings.
     fn drain_rings(&mut self) -> Result<(), Error> {
         let mut events: Vec<ProcessEvent> = Vec::new();
         if let Some(ring) = &mut self.ring {
@@ -301,12 +301,13 @@ impl UserTracer {
         self.collector.clean_up(false)
     }
 
-    /// Looks at what the processes that are due by `now` have mapped.
+    /// Reads the mappings of the processes that are due by `now`.
     fn look(&mut self, now: Instant) {
         self.processes.look(now, &mut self.loaded, &mut self.collector);
     }
 
-    /// Looks at what the probes cost, and keeps to what they may; gives what is to be told of it.
+    /// Looks at the cost of the probes and keeps it within the budget; returns a note on what was
+    /// done, if anything.
     fn look_at_cost(&mut self) -> Result<Option<String>, Error> {
         let Some(overhead) = &mut self.overhead else { return Ok(None) };
         let steps = overhead.budget().steps.len();

@@ -1,4 +1,4 @@
-//! What a tracer waits for.
+//! The events that a tracer waits for.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{collect::Collector, error::Error, host::records::Records};
 
-/// A descriptor that becomes readable when the process ends.
+/// A descriptor that becomes readable when a process ends.
 pub(super) fn pidfd(pid: u32) -> Result<AsyncFd<OwnedFd>, Error> {
     // SAFETY: no pointers; the result is checked.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -34,20 +34,20 @@ fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
 }
 
-/// What is readable once a kernel module comes or goes.
+/// A descriptor that is readable once a kernel module comes or goes.
 pub(super) fn modules(collector: &Collector) -> Result<Option<AsyncFd<OwnedFd>>, Error> {
     let fd = collector.module_events();
     fd.and_then(|fd| fd.map(watch).transpose())
         .map_err(|error| Error::kernel("cannot watch modules", error))
 }
 
-/// The descriptors of the records.
+/// The descriptors of the kernel's records.
 pub(super) fn descriptors(records: &Records) -> io::Result<Vec<AsyncFd<OwnedFd>>> {
     records.descriptors()?.into_iter().map(watch).collect()
 }
 
-/// Waits until the buffer of any CPU is half full. Those that get no record any more, as the process
-/// has ended or has got other rights, are ready for ever: they are left out from then on.
+/// Waits until the buffer of any CPU is half full. A descriptor that gets no more records, as its
+/// process has ended or has other rights, is ready for ever: it is left out from then on.
 pub(super) async fn wait_for_records(records: &mut Vec<AsyncFd<OwnedFd>>) {
     std::future::poll_fn(|context| {
         let mut is_ready = false;
@@ -67,7 +67,7 @@ pub(super) async fn wait_for_records(records: &mut Vec<AsyncFd<OwnedFd>>) {
     .await;
 }
 
-/// Waits for the end of any of the processes; gives its process ID.
+/// Waits for the end of any of these processes; returns its process ID.
 pub(super) async fn wait_for_exit(pidfds: &[(u32, AsyncFd<OwnedFd>)]) -> u32 {
     if pidfds.is_empty() {
         return std::future::pending().await;
@@ -94,7 +94,7 @@ pub(super) async fn wait_for_ring<T: AsRawFd>(ring: Option<&AsyncFd<T>>) {
     }
 }
 
-/// Waits for the next tick; without ticks for ever.
+/// Waits for the next tick; for ever if there are no ticks.
 pub(crate) async fn wait_for_tick(ticks: Option<&mut Interval>) {
     match ticks {
         Some(ticks) => {
@@ -104,7 +104,7 @@ pub(crate) async fn wait_for_tick(ticks: Option<&mut Interval>) {
     }
 }
 
-/// Waits until then; without a deadline for ever.
+/// Waits until the deadline; for ever if there is none.
 pub(crate) async fn wait_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,

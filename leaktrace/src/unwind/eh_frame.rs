@@ -1,8 +1,9 @@
 //! Compiles `.eh_frame` (or `.debug_frame`) of one object to rows.
 //!
-//! Pure: bytes in, rows out. Hostile input costs at most time and memory in proportion to the
-//! section's size: an instruction yields at most one row, CIEs are read again within a budget,
-//! and a total cap ends the rest. What is left out has no rule, and never that of a neighbour.
+//! The compiler is pure: bytes in, rows out. Hostile input costs at most time and memory in
+//! proportion to the section's size: an instruction yields at most one row, CIEs are read again
+//! only within a budget, and a cap on the rows ends the rest. Code that is left out has no rule,
+//! and never that of a neighbour.
 
 use gimli::{
     BaseAddresses, CfaRule as GimliCfa, CieOrFde, DebugFrame, EhFrame, EndianSlice, Expression,
@@ -11,22 +12,22 @@ use gimli::{
 };
 use leaktrace_common::{CfaRule, UnwindRow};
 
-/// Gaps between functions shorter than this are padding, which no frame is ever in.
+/// Gaps between functions that are shorter than this are padding, and no frame is ever in padding.
 const PADDING_BYTES: u64 = 16;
-/// Longest CIE; its instructions are run again for each of its FDEs. Compilers write some 20 bytes.
+/// Longest CIE. Its instructions are run again for each of its FDEs; compilers write some 20 bytes.
 const MAX_CIE_BYTES: usize = 4096;
-/// Most rows of one object (64 MiB of table); libLLVM has 1.3 million.
+/// Most rows of one object (64 MiB of unwind table); libLLVM has 1.3 million.
 const MAX_ROWS: usize = 8 << 20;
-/// Registers that have a rule at the same time: the signal frame's 17, and some to spare. Each
-/// state that is kept is copied with all of them.
+/// Most registers with a rule at the same time: the 17 of the signal frame, and some to spare. Each
+/// saved state is a copy of all of them.
 const MAX_RULES: usize = 32;
-/// States that are kept at the same time, with the CIE's; gimli's own number.
+/// Most states that are saved at the same time, the CIE's included; the number is gimli's own.
 const MAX_STATES: usize = 4;
-/// Bytes of CIEs that are read, at most, for each byte of the section; the worst of Debian's
-/// libraries needs 0.9.
+/// Most bytes of CIEs that are read for each byte of the section; the worst of Debian's libraries
+/// needs 0.9.
 const CIE_BYTES_PER_BYTE: usize = 2;
 
-/// An object's sections that unwinding needs, with their virtual addresses.
+/// The sections of an object that unwinding needs, with their virtual addresses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sections<'data> {
     /// `.eh_frame`
@@ -39,14 +40,14 @@ pub struct Sections<'data> {
     pub got: u64,
 }
 
-/// Rows sorted by address, equal neighbours merged; empty if there is nothing to compile.
+/// Rows sorted by address, with equal neighbours merged; empty if there is nothing to compile.
 ///
-/// What cannot be parsed is left out: walks that get there stop with a reason.
+/// Data that cannot be parsed is left out: a walk that gets to its code stops with a reason.
 pub fn compile(sections: &Sections<'_>) -> Vec<UnwindRow> {
     compile_within(sections, MAX_ROWS)
 }
 
-/// As [`compile`], with about `max_rows` rows at most.
+/// As [`compile`], but stops at about `max_rows` rows.
 pub(super) fn compile_within(sections: &Sections<'_>, max_rows: usize) -> Vec<UnwindRow> {
     let mut bases = BaseAddresses::default().set_text(sections.text).set_got(sections.got);
     let mut compiler = Compiler { max_rows, ..Compiler::default() };
@@ -66,7 +67,7 @@ pub(super) fn compile_within(sections: &Sections<'_>, max_rows: usize) -> Vec<Un
 
 type Data<'data> = EndianSlice<'data, LittleEndian>;
 
-/// Where gimli keeps the state of a function's instructions.
+/// The storage in which gimli keeps the state of a function's instructions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Storage;
 
@@ -77,11 +78,11 @@ impl UnwindContextStorage<usize> for Storage {
 
 #[derive(Default)]
 struct Compiler {
-    /// Address range of each function, and its rows' place in `rows`.
+    /// The address range of each function, and the range of its rows in `rows`.
     functions: Vec<(u64, u64, usize, usize)>,
     rows: Vec<UnwindRow>,
     max_rows: usize,
-    /// Whether something was left out of which nobody knows where it lies: any gap may be it.
+    /// Whether the compiler left something out whose addresses are not known: it may be in any gap.
     is_cut: bool,
 }
 
@@ -132,8 +133,8 @@ impl Compiler {
         self.is_cut = true;
     }
 
-    /// Adds a function's rows; from where its instructions cannot be understood, or are too many,
-    /// it has no rule.
+    /// Adds the rows of a function. From the instruction on that cannot be understood, or is one
+    /// too many, the function has no rule.
     fn function<'data, S>(
         &mut self,
         fde: &FrameDescriptionEntry<Data<'data>>,
@@ -195,7 +196,7 @@ impl Compiler {
     }
 }
 
-/// Bytes of the entry at `offset`, without its length field.
+/// Length in bytes of the entry at `offset`, without its length field.
 fn entry_bytes(data: &[u8], offset: usize) -> Option<usize> {
     let (length, rest) = data.get(offset..)?.split_first_chunk()?;
     match u32::from_le_bytes(*length) {
@@ -205,7 +206,7 @@ fn entry_bytes(data: &[u8], offset: usize) -> Option<usize> {
     }
 }
 
-/// Adds a row unless it says what the one before says, or goes backwards.
+/// Adds a row, unless it is equal to the row before it or its address goes backwards.
 fn push_merged(rows: &mut Vec<UnwindRow>, row: UnwindRow) {
     match rows.last_mut() {
         Some(last) if row.pc < last.pc => {}
@@ -219,7 +220,7 @@ fn plain(pc: u64, rule: CfaRule) -> UnwindRow {
     UnwindRow { pc: pc as u32, rule, offset: 0, rbp_offset: 0 }
 }
 
-/// One row of gimli's in our form; what has no form of ours is unsupported.
+/// Turns one row of gimli's into an [`UnwindRow`]; a rule that no row can express is unsupported.
 fn translate<'data, S>(
     row: &UnwindTableRow<usize, Storage>,
     section: &S,
@@ -276,7 +277,7 @@ where
     }
 }
 
-/// The two expressions that compilers and linkers emit for a CFA on x86_64.
+/// Reads the two expressions that compilers and linkers emit for a CFA on x86_64.
 fn cfa_expression(
     expression: &Expression<Data<'_>>,
     encoding: gimli::Encoding,
@@ -313,7 +314,7 @@ fn cfa_expression(
     }
 }
 
-/// An expression that is one register and an offset.
+/// Reads an expression that is one register and an offset.
 fn base_register(
     expression: &Expression<Data<'_>>,
     encoding: gimli::Encoding,

@@ -1,7 +1,8 @@
-//! The compiler on hostile input: a corpus, and what mutation makes of it.
+//! The compiler of unwind tables on hostile input: a corpus, and mutations of it.
 //!
-//! More cases: `PROPTEST_CASES=200000 cargo test --release -p leaktrace --lib hostile`. What fails
-//! goes into the corpus (`corpus/make.py`); what is hostile by its size is in `large`.
+//! For more cases: `PROPTEST_CASES=200000 cargo test --release -p leaktrace --lib hostile`. Input
+//! that fails goes into the corpus (`corpus/make.py`); input that is hostile by its size is in
+//! `large`.
 
 use std::{
     fs,
@@ -20,16 +21,16 @@ use super::{
     object::{compile_bytes, compile_file},
 };
 
-/// Where the corpus' sections are loaded.
+/// The address at which the corpus' sections are loaded.
 const BASE: u64 = 0x1000;
-/// No input of this size takes a slow machine so long.
+/// Longest time for any input of this size, on a slow machine.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/unwind/corpus")
 }
 
-/// The sections, by name.
+/// The corpus' sections, by name.
 static SECTIONS: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     let mut files: Vec<_> = fs::read_dir(corpus())
         .unwrap()
@@ -46,7 +47,7 @@ static SECTIONS: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
 
 static ELF: LazyLock<Vec<u8>> = LazyLock::new(|| fs::read(corpus().join("tiny.elf")).unwrap());
 
-/// The `.eh_frame` of this test program, with its address.
+/// The `.eh_frame` section of this test program, with its address.
 static OWN: LazyLock<(u64, Vec<u8>)> = LazyLock::new(|| {
     let image = fs::read("/proc/self/exe").unwrap();
     let elf = object::File::parse(image.as_slice()).unwrap();
@@ -54,7 +55,7 @@ static OWN: LazyLock<(u64, Vec<u8>)> = LazyLock::new(|| {
     (section.address(), section.data().unwrap().to_vec())
 });
 
-/// Compiles what a compiler wrote, or part of it; panics on anything but sane rows.
+/// Compiles a section that a compiler wrote, or a part of it; panics on rows that make no sense.
 fn own_rows(address: u64, data: &[u8]) -> Vec<UnwindRow> {
     let rows = compile(&Sections { eh_frame: Some((address, data)), ..Sections::default() });
     assert!(rows.is_sorted_by(|a, b| a.pc < b.pc));
@@ -80,7 +81,7 @@ fn what_is_cut_off_gives_what_was_whole() {
     }
 }
 
-/// Compiles a section, as `.eh_frame` and as `.debug_frame`; panics on anything but sane rows.
+/// Compiles a section as `.eh_frame` and as `.debug_frame`; panics on rows that make no sense.
 fn checked(data: &[u8]) -> Vec<UnwindRow> {
     let start = Instant::now();
     let eh_frame = Sections { eh_frame: Some((BASE, data)), ..Sections::default() };
@@ -111,7 +112,7 @@ fn the_corpus_is_compiled_or_left_out() {
     }
 }
 
-/// Where the input is hostile the walk ends with a reason: no row says something made up.
+/// On hostile input a walk ends with a reason: no row holds a made-up rule.
 #[test]
 fn what_is_not_understood_has_no_rule() {
     let rules = |name: &str| -> Vec<CfaRule> { rows_of(name).iter().map(|row| row.rule).collect() };
@@ -132,7 +133,7 @@ fn what_is_not_understood_has_no_rule() {
     assert_eq!(rules("overlap-tail"), [Rsp, Rsp, Gap, Rsp, Rsp, Gap]);
 }
 
-/// The tiny library's own rows, and what is left of them when its headers lie.
+/// The rows of a tiny library, and those that are left when its headers lie.
 #[test]
 fn headers_that_lie_cost_rows_at_most() {
     let good = compile_bytes(&ELF).unwrap();
@@ -151,7 +152,7 @@ fn headers_that_lie_cost_rows_at_most() {
     }
 }
 
-/// Compiles an object from memory and from a file: equal, and sane.
+/// Compiles an object from memory and from a file: both must be equal and make sense.
 fn check_elf(image: &[u8]) {
     let start = Instant::now();
     let mut file = tempfile::tempfile().unwrap();
@@ -169,15 +170,15 @@ fn check_elf(image: &[u8]) {
     assert!(start.elapsed() < DEADLINE, "{:?}", start.elapsed());
 }
 
-/// One thing that happens to bytes.
+/// One mutation of the bytes.
 #[derive(Clone, Debug)]
 enum Damage {
     Byte(Index, u8),
-    /// A number that means something somewhere: sizes, counts, offsets.
+    /// Writes a number that means something somewhere: a size, a count or an offset.
     Word(Index, u64),
     Insert(Index, Vec<u8>),
     Remove(Index, usize),
-    /// Part of the same input, somewhere else.
+    /// Copies a part of the same input to another place.
     Splice(Index, Index, usize),
 }
 
@@ -230,7 +231,7 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
-    /// Of a section that a compiler wrote, a stretch, so that many cases run.
+    /// Takes a part of a section that a compiler wrote, so that many cases run.
     #[test]
     fn a_damaged_program_is_compiled_or_left_out(
         damages in prop::collection::vec(damage(), 1..64),
@@ -272,7 +273,7 @@ proptest! {
     }
 }
 
-/// `PROPTEST_CASES`, or few.
+/// The number of cases: `PROPTEST_CASES`, or few.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(500)
 }

@@ -1,4 +1,5 @@
-//! The compiler on sections that are hostile by their size, which no corpus of small files holds.
+//! The compiler of unwind tables on sections that are hostile by size, too large for a corpus of
+//! files.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +8,10 @@ use leaktrace_common::{CfaRule, UnwindRow};
 use super::eh_frame::{Sections, compile, compile_within};
 
 const BASE: u64 = 0x1000;
-/// Start of the one function.
+/// Start address of the one function.
 const START: u32 = 0x10000;
 
-/// Fills an entry up to a multiple of 8 bytes and puts its length in front.
+/// Pads an entry to a multiple of 8 bytes and puts its length in front.
 fn entry(mut body: Vec<u8>) -> Vec<u8> {
     body.resize((body.len() + 4).next_multiple_of(8) - 4, 0);
     let mut entry = (body.len() as u32).to_le_bytes().to_vec();
@@ -18,7 +19,7 @@ fn entry(mut body: Vec<u8>) -> Vec<u8> {
     entry
 }
 
-/// A CIE: CFA = rsp + 8, return address at CFA - 8, pointers relative and of 4 bytes.
+/// Makes a CIE: CFA = rsp + 8, return address at CFA - 8, relative pointers of 4 bytes.
 fn cie(augmentation: &[u8], instructions: &[u8]) -> Vec<u8> {
     let mut body = vec![0, 0, 0, 0, 1];
     body.extend_from_slice(augmentation);
@@ -27,7 +28,7 @@ fn cie(augmentation: &[u8], instructions: &[u8]) -> Vec<u8> {
     entry(body)
 }
 
-/// Adds an FDE of the CIE at the section's start.
+/// Adds an FDE that belongs to the CIE at the section's start.
 fn push_fde(section: &mut Vec<u8>, start: u32, size: u32, instructions: &[u8]) {
     let at = section.len() as u32;
     let mut body = (at + 4).to_le_bytes().to_vec();
@@ -38,7 +39,7 @@ fn push_fde(section: &mut Vec<u8>, start: u32, size: u32, instructions: &[u8]) {
     section.extend_from_slice(&entry(body));
 }
 
-/// Compiles within a deadline that holds for a debug build on a slow machine.
+/// Compiles a section within a deadline that holds for a debug build on a slow machine.
 fn compiled(section: &[u8]) -> Vec<UnwindRow> {
     let start = Instant::now();
     let rows = compile(&Sections { eh_frame: Some((BASE, section)), ..Sections::default() });
@@ -47,7 +48,7 @@ fn compiled(section: &[u8]) -> Vec<UnwindRow> {
     rows
 }
 
-/// The string would be searched for its end once for each FDE.
+/// A naive reader would search the string for its end once for each FDE.
 #[test]
 fn a_long_augmentation_string_is_not_read_over_and_over() {
     let mut augmentation = b"zR".to_vec();
@@ -59,7 +60,7 @@ fn a_long_augmentation_string_is_not_read_over_and_over() {
     assert_eq!(compiled(&section), []);
 }
 
-/// One function has more rows than an object may have; what is left out has no rule.
+/// One function has more rows than an object may have; the code that is left out has no rule.
 #[test]
 fn an_endless_function_is_cut_and_says_so() {
     const MAX_ROWS: usize = 1000;
@@ -74,8 +75,8 @@ fn an_endless_function_is_cut_and_says_so() {
     assert_eq!((last.pc, end.rule), (before.pc + 1, CfaRule::Gap));
 }
 
-/// Functions that the cap leaves out take no rule from the one before them, not even where they
-/// are as short as padding.
+/// Functions that the cap leaves out take no rule from the function before them, not even where
+/// they are as short as padding.
 #[test]
 fn functions_that_are_left_out_have_no_rule() {
     let mut section = cie(b"zR", &[]);
@@ -92,8 +93,8 @@ fn functions_that_are_left_out_have_no_rule() {
     assert_eq!(starts(2), [(0, rsp), (8, gap), (0x48, rsp), (0x50, gap)]);
 }
 
-/// States of as many registers as there may be are copied for each byte, in a CIE that is run
-/// for each of its functions.
+/// Each byte saves a state with the most registers that there may be, in a CIE that is run for each
+/// of its functions.
 #[test]
 fn states_that_are_kept_over_and_over_take_bounded_time() {
     let mut program: Vec<u8> = (17..46).flat_map(|register| [0x80 | register, 2]).collect();

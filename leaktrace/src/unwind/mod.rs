@@ -1,7 +1,7 @@
-//! Unwind tables: from an object's call frame information to rows in the BPF maps.
+//! Unwind tables: turns an object's call frame information into rows in the BPF maps.
 //!
-//! An object is compiled once and shared by all processes that map it. Memory is bounded: an
-//! object whose rows find no room is unwound no further, and its stacks say so.
+//! An object is compiled once, and all processes that map it share its table. Memory is bounded: if
+//! the rows of an object find no room, walks stop at the object, and its stacks say so.
 
 pub mod eh_frame;
 #[cfg(test)]

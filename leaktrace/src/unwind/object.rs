@@ -1,4 +1,4 @@
-//! Reads of an object what unwinding needs: its sections and where its segments lie.
+//! Reads from an object what unwinding needs: its sections, and where its segments lie.
 
 use std::fs::File;
 
@@ -8,36 +8,36 @@ use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadRef};
 use super::eh_frame::{self, Sections};
 use crate::host::elf::ElfBytes;
 
-/// Largest section that is read; larger ones are taken for corrupt.
+/// Largest section that is read; a larger one is taken for corrupt.
 const MAX_SECTION_BYTES: u64 = 128 << 20;
 
-/// Most segments of code of one object; linkers make one, and some few for hot and cold code.
+/// Most text segments of one object: linkers make one, or a few for hot and cold code.
 const MAX_SEGMENTS: usize = 64;
-/// Longest build ID, which is kept for the session: SHA-256 has 32 bytes.
+/// Longest build ID, as each is kept for the session; SHA-256 has 32 bytes.
 const MAX_BUILD_ID_BYTES: usize = 64;
 
 /// A compiled object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompiledObject {
-    /// Sorted by address; empty where the object has no call frame information.
+    /// The rows, sorted by address; empty where the object has no call frame information.
     pub rows: Vec<UnwindRow>,
-    /// Its segments of code.
+    /// The text segments.
     pub segments: Vec<Segment>,
 }
 
-/// Part of a file and the virtual address that it is linked for.
+/// A part of a file, and the virtual address that it is linked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Offset in the file.
+    /// Offset of the segment in the file.
     pub file_offset: u64,
-    /// Bytes in the file.
+    /// Bytes of the segment in the file.
     pub file_bytes: u64,
-    /// Virtual address.
+    /// Virtual address of the segment.
     pub address: u64,
 }
 
 impl Segment {
-    /// As it is mapped: from the beginning of its first page.
+    /// The segment as it is mapped, which is from the beginning of its first page.
     pub fn pages(&self) -> TextSegment {
         TextSegment {
             start: self.file_offset & !0xfff,
@@ -48,11 +48,11 @@ impl Segment {
 }
 
 impl CompiledObject {
-    /// The virtual address at which an executable mapping from an offset in the file on begins.
+    /// The virtual address that an executable mapping from this file offset on begins at.
     ///
-    /// Segments may share a page of the file, which is then mapped once for each of them (lld
-    /// does not pad, and is rustc's default linker): among those that have the page, it is the
-    /// last that begins there.
+    /// Segments may share a page of the file, which is then mapped once for each of them (lld does
+    /// not pad, and is rustc's default linker). Of the segments that have the page, the mapping is
+    /// that of the last one that begins there.
     pub fn address_of(&self, file_offset: u64) -> Option<u64> {
         let found = self.segments.iter().filter_map(|segment| {
             let TextSegment { start, end, address } = segment.pages();
@@ -63,10 +63,11 @@ impl CompiledObject {
     }
 }
 
-/// What makes two files the same code: the linker's build ID, and the length of the file.
+/// Two files with equal build IDs have the same code: the linker's build ID, and the length of the
+/// file.
 ///
-/// Images of containers hold the same library in many files. The length stands against a forged
-/// ID: a file that pretends to be another one has to be as long.
+/// Container images hold the same library in many files. The length protects against a forged ID: a
+/// file that pretends to be another one has to be as long.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BuildId {
     id: Vec<u8>,
@@ -85,20 +86,20 @@ pub fn build_id(file: &File) -> Option<BuildId> {
     Some(BuildId { id, file_bytes: file.metadata().ok()?.len() })
 }
 
-/// Compiles an object of a file.
+/// Compiles the object in a file.
 ///
 /// # Errors
 ///
-/// Why the file is no ELF object that can be read.
+/// Says why the file is no ELF object that can be read.
 pub fn compile_file(file: &File) -> Result<CompiledObject, object::Error> {
     compile(&ElfBytes::new(file))
 }
 
-/// Compiles an object in memory (the vdso).
+/// Compiles the object in memory (the vdso).
 ///
 /// # Errors
 ///
-/// Why the bytes are no ELF object.
+/// Says why the bytes are no ELF object.
 pub fn compile_bytes(data: &[u8]) -> Result<CompiledObject, object::Error> {
     compile(data)
 }
@@ -149,12 +150,12 @@ fn compile<'data>(data: impl ReadRef<'data>) -> Result<CompiledObject, object::E
     Ok(CompiledObject { rows, segments })
 }
 
-/// Most bytes of code at an entry point that have no row of their own.
+/// Most bytes of code at an entry point that has no row of its own.
 const ENTRY_BYTES: u32 = 256;
 
-/// Where an object begins to run is the outermost frame, also where no call frame information says
-/// so: glibc's loader has none there (`RTLD_START`, sysdeps/x86_64/dl-machine.h, 2.36), and calls
-/// constructors from it.
+/// Makes the entry point of an object the outermost frame, also where no call frame information
+/// says so: glibc's loader has none there (`RTLD_START`, sysdeps/x86_64/dl-machine.h, 2.36), and
+/// calls constructors from it.
 fn end_at_entry(rows: &mut Vec<UnwindRow>, entry: u64) {
     let Ok(entry) = u32::try_from(entry) else { return };
     let next = rows.partition_point(|row| row.pc <= entry);
@@ -219,8 +220,8 @@ mod tests {
         assert!(unsupported * 1000 < compiled.rows.len(), "{unsupported} unsupported rows");
     }
 
-    /// The segments of a Rust program that lld linked: the headers end, and the code begins, in
-    /// the page of the file at 0x18000.
+    /// The segments of a Rust program that lld linked: the headers end in the page of the file at
+    /// 0x18000, and the code begins in the same page.
     #[test]
     fn a_page_that_two_segments_share_is_the_later_ones() {
         let headers = Segment { file_offset: 0, file_bytes: 0x185e0, address: 0 };
@@ -246,7 +247,7 @@ mod tests {
         assert_eq!(compiled.address_of(code.file_offset), Some(code.start - first.start));
     }
 
-    /// A library that is its ELF header and its program headers, each of one page of code.
+    /// A library of only an ELF header and program headers, with one page of code for each.
     fn library_of_segments(count: u16) -> Vec<u8> {
         let mut image = vec![0_u8; 64];
         image[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
@@ -267,7 +268,7 @@ mod tests {
         image
     }
 
-    /// Which of them a page belongs to is looked up for each mapping of each process.
+    /// The segment of a page is looked up for each mapping of each process.
     #[test]
     fn an_object_of_countless_segments_has_none() {
         let few = compile_bytes(&library_of_segments(9)).unwrap();
@@ -276,7 +277,7 @@ mod tests {
         assert_eq!((many.segments.len(), many.address_of(0)), (0, None));
     }
 
-    /// It is kept as long as leaktrace runs.
+    /// leaktrace would keep the build ID as long as it runs.
     #[test]
     fn a_build_id_of_a_megabyte_is_none() {
         let of_length = |length: usize| {

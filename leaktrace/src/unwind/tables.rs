@@ -19,33 +19,33 @@ struct Placed {
     unwinding: Unwinding,
 }
 
-/// An executable mapping of a process, in terms of its object.
+/// An executable mapping of a process, with its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessMapping {
     /// First address.
     pub start: u64,
-    /// Address behind the last.
+    /// Address behind the last byte.
     pub end: u64,
-    /// Offset in the object's file of the first address.
+    /// Offset in the object's file of the mapping's first address.
     pub file_offset: u64,
-    /// The object; nothing for code made at run time.
+    /// The object; `None` for code made at run time.
     pub object: Option<ObjectId>,
 }
 
-/// What the tables take.
+/// The room that the unwind tables take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableUse {
-    /// Objects with a table.
+    /// Number of objects with a table.
     pub objects: u32,
-    /// Rows in use.
+    /// Number of rows in use.
     pub rows: u64,
-    /// Room for rows.
+    /// Number of rows that there is room for.
     pub rows_max: u64,
-    /// Objects that found no room.
+    /// Number of objects that found no room.
     pub refused: u32,
 }
 
-/// All tables.
+/// The unwind tables of all objects.
 pub struct Tables {
     maps: UnwindMaps,
     objects: HashMap<ObjectId, (Placed, Vec<Segment>)>,
@@ -57,16 +57,16 @@ pub struct Tables {
     generation: u32,
     refused: u32,
     unwind: Unwind,
-    /// Those that the programs know.
+    /// The files whose tables the programs can find.
     files: HashSet<FileKey>,
 }
 
-/// How code is unwound that is in no object.
+/// How to unwind code that is in no object.
 fn without_table(unwind: Unwind) -> Unwinding {
     if unwind == Unwind::Tables { Unwinding::Nothing } else { Unwinding::FramePointer }
 }
 
-/// How the programs unwind what the kernel tells of a mapping.
+/// Tells the programs how to unwind a mapping that only the kernel has reported.
 pub fn in_areas(unwind: Unwind, layout: AreaLayout) -> AreaLayout {
     let unknown = match unwind {
         Unwind::FramePointers => Unwinding::FramePointer,
@@ -79,7 +79,7 @@ pub fn in_areas(unwind: Unwind, layout: AreaLayout) -> AreaLayout {
     }
 }
 
-/// An object as the programs know it, unless it has too many segments of code.
+/// An object in the form that the programs use; `None` if it has too many text segments.
 fn text_object(placed: &Placed, segments: &[Segment]) -> Option<TextObject> {
     let mut sorted: Vec<TextSegment> = segments.iter().map(Segment::pages).collect();
     sorted.sort_by_key(|segment| segment.start);
@@ -110,12 +110,13 @@ impl Tables {
         }
     }
 
-    /// Whether an object has been placed.
+    /// Whether the object's table was placed.
     pub fn has(&self, object: ObjectId) -> bool {
         self.unwind == Unwind::FramePointers || self.objects.contains_key(&object)
     }
 
-    /// Gives an object the table of another one with the same build ID, if there is one.
+    /// Gives an object the table of an object with the same build ID, if there is one; returns
+    /// whether.
     pub fn share(&mut self, id: ObjectId, build_id: &BuildId) -> bool {
         let first = *self.by_build_id.entry(build_id.clone()).or_insert(id);
         let Some(known) = self.objects.get(&first).cloned() else { return false };
@@ -123,7 +124,7 @@ impl Tables {
         true
     }
 
-    /// Puts an object's rows into the maps; once for each object.
+    /// Writes an object's rows to the maps; to be called once for each object.
     pub fn place(&mut self, id: ObjectId, compiled: &CompiledObject) {
         let pages = text_pages(&compiled.rows);
         let fits = self.next_row + compiled.rows.len() <= self.maps.rows.len()
@@ -160,8 +161,8 @@ impl Tables {
         without_table(self.unwind)
     }
 
-    /// Lets the programs find an object's table by its file, in processes whose mappings have not
-    /// been read.
+    /// Lets the programs find an object's table by its file, in processes whose mappings leaktrace
+    /// has not read.
     pub fn know_file(&mut self, file: FileKey, id: ObjectId) {
         if !self.files.insert(file) {
             return;
@@ -174,16 +175,16 @@ impl Tables {
         }
     }
 
-    /// Whether [`Tables::know_file`] was called for it.
+    /// Whether [`Tables::know_file`] was called for this file.
     pub fn knows_file(&self, file: &FileKey) -> bool {
         self.files.contains(file)
     }
 
-    /// Publishes the executable mappings of a process image, sorted by address; objects that
-    /// are not placed yet stop walks with that reason.
+    /// Publishes the executable mappings of a process image, sorted by address. Where the table of
+    /// an object is not placed yet, walks stop with that reason.
     ///
-    /// The old list stays in place for walks under way, until the room is used up and lists
-    /// are written from the start again.
+    /// The old list stays in place for walks under way, until the room is used up; then lists are
+    /// written from the start again.
     pub fn publish(&mut self, space: u32, mappings: &[ProcessMapping]) {
         let mappings = mappings.get(..mappings.len().min(MAX_MAPPINGS as usize)).unwrap_or(&[]);
         if self.next_mapping + mappings.len() > self.maps.mappings.len() {
@@ -237,7 +238,7 @@ impl Tables {
         text
     }
 
-    /// What the tables take.
+    /// The room that the unwind tables take.
     pub fn used(&self) -> TableUse {
         TableUse {
             objects: self.objects.len() as u32,
@@ -248,12 +249,12 @@ impl Tables {
     }
 }
 
-/// The index of an object's rows by text page.
+/// The rows of an object, indexed by text page.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct TextPages {
-    /// Number of the first page.
+    /// Number of the object's first text page.
     base: u32,
-    /// For each page: its first row (the one in force at its first byte) and its last.
+    /// For each page, its first row (the one that covers its first byte) and its last row.
     entries: Vec<(u64, u64)>,
 }
 

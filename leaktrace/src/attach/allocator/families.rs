@@ -1,21 +1,22 @@
 //! Which symbols of an object make an allocator, and which one it is.
 //!
-//! What the functions take is `leaktrace_common`'s list; here is how builds name them.
+//! `leaktrace_common` lists what the functions take; this module knows how builds name them.
 
 use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::{AllocFunction, Takes};
 
-/// Prefixes of builds that stand beside another malloc, and what they are builds of. The empty
-/// one is whatever [`MARKS`] say.
+/// Prefixes of builds that stand beside another malloc, and the allocators that they are builds of.
+/// [`MARKS`] tell what the empty prefix is.
 const PREFIXES: [(&str, &str); 5] =
     [("", ""), ("je_", "jemalloc"), ("_rjem_", "jemalloc"), ("tc_", "tcmalloc"), (MI, "mimalloc")];
 
-/// mimalloc has functions that no other family has; the list has them with their prefix.
+/// The prefix of mimalloc. It has functions that no other family has; the list has them with this
+/// prefix.
 const MI: &str = "mi_";
 
-/// What only one allocator defines, the most telling first: a C library has everybody's malloc
-/// beside it where an executable is static.
+/// Symbols that only one allocator defines, the most telling first: a static executable has a C
+/// library's symbols beside those of another allocator.
 const MARKS: [(&str, &str); 10] = [
     ("mallctl", "jemalloc"),
     ("tc_malloc", "tcmalloc"),
@@ -31,10 +32,10 @@ const MARKS: [(&str, &str); 10] = [
 ];
 const GLIBC: &str = "glibc";
 const MUSL: &str = "musl";
-/// Only a C library defines it.
+/// A symbol that only a C library defines.
 const C_LIBRARY: &str = "__libc_start_main";
 
-/// Longer names are of no function that is looked for.
+/// Longest name that is looked at; no wanted function has a longer one.
 const LONGEST_NAME: usize = 64;
 
 /// An allocator function of an object.
@@ -42,17 +43,17 @@ const LONGEST_NAME: usize = 64;
 pub(super) struct Candidate {
     /// The function.
     pub(super) function: AllocFunction,
-    /// Its virtual address.
+    /// The function's virtual address.
     pub(super) address: u64,
-    /// Its size in bytes; 0 if its symbol does not tell.
+    /// The function's size in bytes; 0 if its symbol does not tell.
     pub(super) size: u64,
 }
 
-/// What of an object's symbols matters.
+/// The symbols of an object that decide which allocator it has.
 #[derive(Debug)]
 pub(super) struct Symbols {
     known: HashMap<&'static str, AllocFunction>,
-    /// By prefix.
+    /// The functions of each family, by the family's prefix.
     families: BTreeMap<String, Vec<Candidate>>,
     marks: [bool; MARKS.len()],
 }
@@ -67,17 +68,17 @@ impl Default for Symbols {
     }
 }
 
-/// The functions that are to be probed.
+/// The functions to probe.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// What allocator it is; empty if unknown.
+    /// The allocator's name; empty if unknown.
     pub(super) name: String,
-    /// One for each address.
+    /// The functions, one for each address.
     pub(super) candidates: Vec<Candidate>,
 }
 
 impl Symbols {
-    /// Takes in a function; `is_named`: whatever its prefix.
+    /// Adds a function if it can belong to an allocator. With `is_named`, any prefix will do.
     pub(super) fn add(&mut self, name: &str, address: u64, size: u64, is_named: bool) {
         if name.len() > LONGEST_NAME {
             return;
@@ -118,8 +119,8 @@ impl Symbols {
         self.has_mark(C_LIBRARY)
     }
 
-    /// The functions of each family that allocates and frees. What `is_whole`, as a static
-    /// program is, has no free if nothing in it frees: the linker leaves it out.
+    /// Chooses the functions of each family that allocates and frees. An object that `is_whole`, as
+    /// a static program is, has no free if nothing in it frees: the linker leaves free out.
     pub(super) fn choose(mut self, is_named: bool, is_whole: bool) -> Found {
         let plain = self.plain_name();
         let never_frees = is_whole || self.is_c_library();
@@ -169,7 +170,7 @@ impl Symbols {
         MARKS.iter().zip(self.marks).any(|((mark, _), seen)| seen && *mark == wanted)
     }
 
-    /// What the family without a prefix is.
+    /// The name of the allocator whose functions have no prefix.
     fn plain_name(&self) -> &'static str {
         let seen = MARKS.iter().zip(self.marks).find(|(_, seen)| *seen);
         seen.map(|((_, name), _)| *name).unwrap_or_default()
@@ -189,7 +190,7 @@ fn allocates_and_frees(family: &[Candidate]) -> bool {
 mod tests {
     use super::*;
 
-    /// The name and the symbols that are chosen of some.
+    /// The name and the symbols that are chosen out of these.
     fn choose(symbols: &[&str], is_named: bool) -> (String, Vec<&'static str>) {
         choose_of(symbols, is_named, false)
     }
@@ -213,7 +214,7 @@ mod tests {
         assert_eq!(choose(&["_Znwm", "_ZdlPv"], true).1, ["_Znwm", "_ZdlPv"]);
     }
 
-    /// What frees nothing is linked without free: musl's malloc is a file of its own.
+    /// A program that never frees is linked without free: musl's malloc is in a file of its own.
     #[test]
     fn a_static_program_may_do_without_free() {
         let musl = ["__libc_malloc_impl", "__libc_start_main", "malloc"];

@@ -1,4 +1,4 @@
-//! System calls in the order in which they are told, and what is mapped then.
+//! Feeds system calls in the order in which they are reported, and checks what is mapped then.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn brk(asked: u64, result: u64) -> MapEvent {
     MapEvent { address: asked, result, ..event(MapEventKind::Brk, 1) }
 }
 
-/// Mappings and pages outstanding, by call and role, after these events.
+/// Outstanding mappings and pages, by call and role, after these events.
 fn after(mmaps: &mut Mmaps, events: &[MapEvent]) -> Vec<(MapCall, Role, u64, u64)> {
     for event in events {
         mmaps.apply(event);
@@ -58,7 +58,7 @@ fn after(mmaps: &mut Mmaps, events: &[MapEvent]) -> Vec<(MapCall, Role, u64, u64
     all
 }
 
-/// One thread unmaps, another is given the address before the first one's call has returned.
+/// While one thread's munmap has not returned yet, another thread gets the address.
 #[test]
 fn an_address_that_is_used_again_at_once_stays_mapped() {
     let [begun, done] = munmap(1, AT, 4, 0);
@@ -138,7 +138,7 @@ fn an_image_that_is_gone_tells_nothing_any_more() {
     assert_eq!(after(&mut all, &[mapped(1, AT, 4)]), []);
 }
 
-/// Its call site's slot and its number go to another image, and none of its figures with them.
+/// Another image gets the slot of its call site and its space, and none of its figures.
 #[test]
 fn an_image_that_is_forgotten_leaves_its_place_to_others() {
     let mut all = mmaps();

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Writes BTF: strings on first use, types in order.
+/// Writes BTF: a string when it is first used, types in order.
 struct Writer {
     types: Vec<u8>,
     strings: Vec<u8>,
@@ -139,7 +139,7 @@ fn what_is_no_btf_is_refused() {
     }
 }
 
-/// Types that lead back to themselves are not there, and looking for them ends.
+/// A type that leads back to itself is not there, and the search for it ends.
 #[test]
 fn a_type_that_contains_itself_is_not_there() {
     let mut writer = Writer::new();
@@ -164,7 +164,7 @@ fn a_type_that_contains_itself_is_not_there() {
     assert_eq!(btf.member_offset("doll", "x"), None);
 }
 
-/// The running kernel's, where it has one.
+/// Asks the running kernel's BTF, where the kernel has it.
 #[test]
 fn the_running_kernel_answers() {
     let path = Path::new("/sys/kernel/btf/vmlinux");
@@ -178,7 +178,7 @@ fn the_running_kernel_answers() {
     }
 }
 
-/// Asks everything of a file that may be damaged.
+/// Asks every question of data that may be damaged.
 fn ask_everything(bytes: Vec<u8>) {
     let Ok(btf) = Btf::parse(bytes) else { return };
     for path in ["head", "left", "right.second", "absent"] {

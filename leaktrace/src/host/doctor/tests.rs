@@ -1,4 +1,4 @@
-//! Good hosts, lesser hosts, and hosts that are not ours.
+//! Hosts that have everything, hosts that lack something, and hosts of another kind.
 
 use super::*;
 

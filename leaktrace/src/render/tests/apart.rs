@@ -1,8 +1,8 @@
-//! What stands apart: memory that modules left which have gone, and what libraries keep.
+//! What stands apart: memory that unloaded modules have left, and memory that libraries keep.
 
 use super::*;
 
-/// What a module that has gone had to do with blocks is one thing in text and in JSON.
+/// Text and JSON name the same part that an unloaded module had in blocks.
 #[test]
 fn what_an_unloaded_module_left_is_told_by_its_part() {
     let symbol = |name: &str, object: &str| {
@@ -68,7 +68,7 @@ fn what_an_unloaded_module_left_is_told_by_its_part() {
     }
 }
 
-/// The C library's own blocks stand apart; a stream that is open makes its buffer doubtful.
+/// The C library's own blocks stand apart; an open stream makes its buffer doubtful.
 #[test]
 fn what_libraries_keep_stands_apart() {
     let libc = "/lib/libc.so.6";

@@ -1,18 +1,19 @@
-//! Names of GFP flags, as `--gfp` takes them and as the kernel's sources have them.
+//! Names of GFP flags, in the form that `--gfp` and the kernel's sources use.
 
-/// A name, and what it asks of an allocation's flags.
+/// A name, and the flags that an allocation must and must not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GfpName {
-    /// `GFP_ATOMIC`, `__GFP_RECLAIM`, ...; of a single flag without `__GFP_`.
+    /// The name: `GFP_ATOMIC`, `__GFP_RECLAIM`, ...; a single flag stands without `__GFP_`.
     pub name: &'static str,
-    /// Single flags that must be set, without `__GFP_`.
+    /// Single flags that must be set, by name without `__GFP_`.
     pub set: &'static [&'static str],
-    /// Single flags that must not be set.
+    /// Single flags that must be clear, by name without `__GFP_`.
     pub clear: &'static [&'static str],
 }
 
-/// A single flag, and its value in kernels that have no enumerators of them, before 6.10
-/// (include/linux/gfp_types.h, 6.1; gfp.h, 5.15); 0 if it is newer, or was not always the same.
+/// A single flag, and its value in kernels before 6.10, which have no enumerators for the flags
+/// (include/linux/gfp_types.h, 6.1; gfp.h, 5.15); 0 if the flag is newer, or if its value has
+/// changed.
 pub const FLAGS: [(&str, u32); 27] = [
     ("DMA", 0x01),
     ("HIGHMEM", 0x02),
@@ -43,8 +44,8 @@ pub const FLAGS: [(&str, u32); 27] = [
     ("NO_OBJ_EXT", 0),
 ];
 
-/// Names of several flags (include/linux/gfp_types.h). They are told apart by what an allocation
-/// may do to get memory, so that `GFP_KERNEL` is not also what `GFP_NOWAIT` is.
+/// Names that stand for several flags (include/linux/gfp_types.h). What an allocation may do to get
+/// memory tells the names apart, so that `GFP_KERNEL` does not also match `GFP_NOWAIT`.
 const COMMON: [GfpName; 13] = [
     common("GFP_ATOMIC", &["HIGH", "KSWAPD_RECLAIM"], &["DIRECT_RECLAIM", "IO", "FS"]),
     common("GFP_NOWAIT", &["KSWAPD_RECLAIM"], &["HIGH", "DIRECT_RECLAIM", "IO", "FS"]),
@@ -82,7 +83,7 @@ const fn common(
     GfpName { name, set, clear }
 }
 
-/// What a name means.
+/// The flags that a name stands for.
 pub fn find(name: &str) -> Option<GfpName> {
     if let Some(common) = COMMON.iter().find(|common| common.name == name) {
         return Some(*common);
@@ -93,7 +94,7 @@ pub fn find(name: &str) -> Option<GfpName> {
     Some(GfpName { name: flag, set, clear: &[] })
 }
 
-/// The names that are most like this one.
+/// The names that are most similar to this one.
 pub fn nearest(name: &str) -> Vec<String> {
     let bare = |name: &str| {
         let upper = name.to_uppercase();
@@ -109,7 +110,7 @@ pub fn nearest(name: &str) -> Vec<String> {
     names
 }
 
-/// Letters to add, take away or change to make one name of the other.
+/// Number of letters to add, remove or change to turn one name into the other.
 pub fn distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (at, letter) in one.bytes().enumerate() {

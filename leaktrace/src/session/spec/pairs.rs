@@ -12,55 +12,55 @@
 
 use leaktrace_common::{ACQUIRERS_MOST, ARGUMENTS_MOST, PAIRS_MOST, PairCookie, PairKey, Success};
 
-/// A pair of functions, or two sets of them.
+/// A pair of functions, or of two sets of functions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedPair {
-    /// The names alone, as `fopen,fdopen:fclose`.
+    /// The names without options, as `fopen,fdopen:fclose`.
     pub name: String,
     /// Functions that acquire something; never empty.
     pub acquire: Vec<Acquirer>,
-    /// Functions that release it; never empty.
+    /// Functions that release it again; never empty.
     pub release: Vec<Releaser>,
 }
 
 /// A function that acquires something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acquirer {
-    /// Its symbol.
+    /// The function's symbol.
     pub name: String,
-    /// What the thing is known by.
+    /// The value that identifies what was acquired.
     pub key: PairKey,
-    /// By what result it says that it has succeeded.
+    /// The results by which the function reports success.
     pub success: Success,
     /// The argument that is a size in bytes; 0 if none is.
     pub size: u8,
-    /// The argument that the size is to be multiplied by; 0 if there is none.
+    /// The argument by which the size is multiplied; 0 if there is none.
     pub count: u8,
 }
 
 /// A function that releases something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Releaser {
-    /// Its symbol.
+    /// The function's symbol.
     pub name: String,
-    /// The argument that the thing is known by.
+    /// The number of the argument that identifies what is released.
     pub key: u8,
 }
 
-/// A function of a pair, as the programs know it.
+/// A function of a pair, in the form that the BPF programs use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairFunction {
-    /// Its symbol.
+    /// The function's symbol.
     pub name: String,
-    /// What the programs know it by.
+    /// The attach cookie of the function's probe.
     pub cookie: PairCookie,
-    /// Whether it acquires.
+    /// Whether the function acquires.
     pub acquires: bool,
-    /// The arguments that have to be intact at its probe, from 0 on.
+    /// The arguments that must be intact at the function's probe, counted from 0.
     pub arguments: Vec<u8>,
 }
 
-/// All functions of some pairs; their acquiring ones are numbered in this order.
+/// All functions of these pairs; the acquiring functions are numbered in this order.
 pub fn functions(pairs: &[NamedPair]) -> Vec<PairFunction> {
     let mut functions = Vec::new();
     let mut index = 0;
@@ -96,13 +96,14 @@ pub fn functions(pairs: &[NamedPair]) -> Vec<PairFunction> {
     functions
 }
 
-/// Arguments from 0 on, of some from 1 on; 0 is none.
+/// Turns argument numbers, which count from 1, into indices, which count from 0; drops 0, which
+/// stands for none.
 fn needed(arguments: [u8; 3]) -> Vec<u8> {
     arguments.into_iter().filter_map(|argument| argument.checked_sub(1)).collect()
 }
 
 impl NamedPair {
-    /// Whether what it acquires is known by numbers, of which 0 is one, as descriptors are.
+    /// Whether the keys are numbers of which 0 is one, as file descriptors are.
     fn has_numbers(&self) -> bool {
         let is_number = |acquirer: &Acquirer| {
             acquirer.key == PairKey::Result && acquirer.success == Success::NonNegative
@@ -111,11 +112,11 @@ impl NamedPair {
     }
 }
 
-/// Reads one pair.
+/// Parses one pair.
 ///
 /// # Errors
 ///
-/// What is wrong and what to write, in one line.
+/// Says in one line what is wrong and what to write.
 pub fn parse(text: &str) -> Result<NamedPair, String> {
     let fail = |cause: &str| format!("`{text}` names no pair: {cause}");
     let as_this = "write ACQUIRE:RELEASE, as fopen:fclose";
@@ -152,11 +153,11 @@ pub fn parse(text: &str) -> Result<NamedPair, String> {
     Ok(NamedPair { name, acquire, release })
 }
 
-/// Checks what single pairs cannot tell.
+/// Checks what shows only when all pairs are looked at together.
 ///
 /// # Errors
 ///
-/// What is wrong and what to write, in one line.
+/// Says in one line what is wrong and what to write.
 pub fn check(pairs: &[NamedPair]) -> Result<(), String> {
     if pairs.len() > PAIRS_MOST {
         return Err(format!("--pair is given more than {PAIRS_MOST} times: write fewer"));
@@ -189,7 +190,7 @@ pub fn check(pairs: &[NamedPair]) -> Result<(), String> {
     Ok(())
 }
 
-/// The parts between separators that stand in no brackets.
+/// Splits at the separators that are not inside brackets.
 fn split(text: &str, separator: char) -> Vec<&str> {
     let mut parts = Vec::new();
     let (mut start, mut depth) = (0, 0_u32);
@@ -208,7 +209,7 @@ fn split(text: &str, separator: char) -> Vec<&str> {
     parts
 }
 
-/// A function's name and its options, as they were written.
+/// A function's name and its options, as the user wrote them.
 type Written = (String, Vec<(String, String)>);
 
 /// A function's name and its options.

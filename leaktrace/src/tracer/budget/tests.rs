@@ -1,9 +1,9 @@
-//! The governor on loads made by hand.
+//! The governor on hand-made loads.
 
 use super::*;
 
-/// A process that allocates and frees so often a second, blocks of 64 bytes; a trap costs 1 us and
-/// recording a block 2 us.
+/// A process that allocates and frees blocks of 64 bytes. A trap costs 1 us, and recording a block
+/// costs 2 us.
 struct Load {
     governor: Governor,
     at: Duration,
@@ -18,7 +18,7 @@ impl Load {
         Self { governor, at: Duration::ZERO, usage: Usage::default(), interval: 0, state: "all" }
     }
 
-    /// Runs so many periods with so many pairs a second; gives what was done.
+    /// Runs this many periods with this many pairs a second; returns the actions of the governor.
     fn run(&mut self, periods: u32, pairs_per_s: u64) -> Vec<BudgetAction> {
         let mut done = Vec::new();
         for _ in 0..periods {
@@ -110,7 +110,7 @@ fn sampling_gets_finer_when_it_is_quiet() {
     assert_eq!(load.run(400, 1000), [], "no finer than that");
 }
 
-/// An interval that was asked for is not gone below.
+/// The governor never goes below an interval that the user asked for.
 #[test]
 fn the_interval_asked_for_is_the_finest() {
     let mut governor = Governor::new(20_000, 65_536);
@@ -139,8 +139,8 @@ fn the_coarsest_sampling_that_is_too_dear_ends_it() {
     assert_eq!(done, [coarsest, BudgetAction::FreesOnly]);
 }
 
-/// What the programs take without recording anything is more than was thought: sampling ever
-/// coarser does not help, and is not tried to its end.
+/// The programs take more than expected even when they record nothing. Ever coarser sampling does
+/// not help, and the governor does not try it to the end.
 #[test]
 fn sampling_that_does_not_help_is_not_made_coarser() {
     let mut governor = Governor::new(20_000, 0);
@@ -158,8 +158,8 @@ fn sampling_that_does_not_help_is_not_made_coarser() {
     assert_eq!(done, [finest, BudgetAction::FreesOnly]);
 }
 
-/// A machine that does something else for a moment makes one look dear: that is no reason to give
-/// up, but to sample more coarsely at most.
+/// A machine that is busy for a moment makes one look expensive. That is no reason to remove
+/// probes, but at most a reason to sample more coarsely.
 #[test]
 fn one_dear_look_does_not_end_sampling() {
     let mut load = Load::new(20_000);

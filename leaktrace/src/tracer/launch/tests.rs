@@ -33,7 +33,7 @@ fn scripts_run() {
     assert_eq!(exit_code(&[script.to_str().unwrap()]), 7);
 }
 
-/// There is no dynamic loader: the entry point is the first instruction of all.
+/// There is no dynamic loader: the command's entry point is its first instruction.
 #[test]
 fn static_programs_run() {
     let directory = tempfile::tempdir().unwrap();
@@ -50,9 +50,10 @@ fn static_programs_run() {
     assert_eq!(exit_code(&[program.to_str().unwrap(), "more"]), 42);
 }
 
-/// As a shell would start it: nothing is blocked, and ignored is only what leaktrace was itself
-/// started to ignore (`nohup`), not the SIGPIPE that Rust programs ignore. Signals 32 and 33 are
-/// left out: glibc's own, ignored in what its posix_spawn starts, as this test may be.
+/// The command starts as from a shell: no signal is blocked, and only the signals are ignored that
+/// leaktrace was itself started to ignore (`nohup`), not the SIGPIPE that Rust programs ignore.
+/// Signals 32 and 33 are left out: they are glibc's own, and ignored in what its posix_spawn
+/// starts, as this test may be.
 #[test]
 fn no_further_signal_is_blocked_or_ignored() {
     const SIGPIPE: u64 = 1 << (libc::SIGPIPE - 1);
@@ -69,7 +70,7 @@ fn no_further_signal_is_blocked_or_ignored() {
     check("SigIgn", ignored);
 }
 
-/// The kernel sees to it, so that it holds for SIGKILL as well.
+/// The kernel kills the command, so this holds for SIGKILL as well.
 #[test]
 fn it_dies_with_the_thread_that_holds_it() {
     let hold = || {
@@ -98,7 +99,7 @@ fn a_signal_is_forwarded() {
     assert_eq!(code, 143);
 }
 
-/// With its libraries mapped, and as if no breakpoint had ever been there.
+/// The command's libraries are mapped, and no breakpoint is left in it.
 #[test]
 fn it_is_held_before_constructors_and_killed_when_dropped() {
     let suspended = Suspended::start(&argv(&["/bin/true"])).unwrap();
@@ -119,7 +120,7 @@ fn it_is_held_before_constructors_and_killed_when_dropped() {
     assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
 }
 
-/// The loader may be what is executed: then it maps the command as well.
+/// The loader may be the executed program: then it maps the command as well.
 #[test]
 fn a_loader_that_is_told_what_to_run_has_mapped_it() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -133,7 +134,7 @@ fn a_loader_that_is_told_what_to_run_has_mapped_it() {
     assert_eq!(exit_code(&[&loader, "/bin/sh", "-c", "exit 5"]), 5);
 }
 
-/// Its constructors have not run either, but its entry point is the first instruction of all.
+/// The command's constructors have not run either, but its entry point is its first instruction.
 #[test]
 fn musl_is_held_with_its_libraries_mapped() {
     let directory = tempfile::tempdir().unwrap();
