@@ -367,7 +367,8 @@ fn a_large_block_that_is_told_twice_is_one() {
     const LISTS: u64 = 300;
     const RING_BYTES: u64 = 256 * 40;
     let pid = std::process::id();
-    let mut traced = Traced::start(&["kernel", "-p", &pid.to_string(), "-i", "500ms"]);
+    let pid = pid.to_string();
+    let mut traced = Traced::start(&["kernel", "-p", &pid, "--stacks", "all", "-i", "500ms"]);
     let rings = |report: &Report| {
         report.sum(|site| site.kind() == "kmalloc" && site.symbols().contains(&"pipe_resize_ring"))
     };

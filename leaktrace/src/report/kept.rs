@@ -24,7 +24,7 @@ pub enum Keeper {
     SkbCache,
     /// Maps of the chunks of percpu memory.
     Percpu,
-    /// glibc or its dynamic loader, see [`super::libraries`].
+    /// glibc or its dynamic loader, see `libraries`.
     CLibrary,
     /// libstdc++ in its constructors: the pool for exceptions.
     CplusplusLibrary,
