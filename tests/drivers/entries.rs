@@ -95,7 +95,9 @@ mod vmalloc {
             };
             report.sum(of).outstanding_count
         };
-        let told = |report: &Report| number(&report.value["loss"]["reasons"], "skipped_return");
+        let told = |report: &Report| {
+            report.value["loss"]["reasons"]["skipped_return"].as_u64().unwrap_or(0)
+        };
         let report = traced.wait_report("each call is recorded or told", SOON, |report| {
             got(report) + told(report) == THREADS * EACH
         });

@@ -9,16 +9,18 @@ use super::{Loaded, object::KernelProgram};
 
 /// Refused runs, without those that the second program of a pair has made up for. For a pair the
 /// result is an upper bound: the first program's refused runs less the events that the second
-/// program recorded, and at most the second program's refused runs.
+/// program recorded, and at most the second program's refused runs. `healed` gives that number of
+/// events, and `None` where this kernel has no second program.
 fn unhealed(
     mut misses: BTreeMap<String, u64>,
-    healed: impl Fn(Pair) -> u64,
+    healed: impl Fn(Pair) -> Option<u64>,
 ) -> BTreeMap<String, u64> {
     // A process whose end was refused has no name then, and is in all figures.
     misses.remove(KernelProgram::Ended.name());
     for (pair, first, second) in Pair::ALL {
-        let (one, other) = (misses.remove(first), misses.remove(second));
-        let both = one.unwrap_or(0).saturating_sub(healed(pair)).min(other.unwrap_or(0));
+        let one = misses.remove(first).unwrap_or(0);
+        let other = misses.remove(second).unwrap_or(0);
+        let both = healed(pair).map_or(one, |healed| one.saturating_sub(healed).min(other));
         if both > 0 {
             misses.insert(first.to_owned(), both);
         }
@@ -32,8 +34,13 @@ impl Loaded {
     pub fn misses(&self) -> BTreeMap<String, u64> {
         // What cannot be read has healed nothing.
         let healed = self.ebpf.map("HEALED").and_then(|map| Array::<_, u64>::try_from(map).ok());
+        let has_second = |pair: Pair| {
+            let (_, _, second) = Pair::ALL[pair as usize];
+            self.ebpf.program(second).is_some_and(|program| program.fd().is_ok())
+        };
         unhealed(self.recursion_misses(), |pair| {
-            healed.as_ref().and_then(|map| map.get(&(pair as u32), 0).ok()).unwrap_or(0)
+            let count = || healed.as_ref()?.get(&(pair as u32), 0).ok();
+            has_second(pair).then(|| count().unwrap_or(0))
         })
     }
 }
@@ -55,9 +62,15 @@ mod tests {
             ("lt_exit_2", 8),
             ("lt_ended", 5),
             ("lt_x", 1),
+            // Without a second program, all are missed.
+            ("lt_kmalloc", 6),
         ];
-        let healed = |pair| if pair == Pair::Exit { 7 } else { 100 };
-        let expected = [("lt_cache_free", 3), ("lt_exit", 2), ("lt_x", 1)];
+        let healed = |pair| match pair {
+            Pair::Exit => Some(7),
+            Pair::Kmalloc => None,
+            _ => Some(100),
+        };
+        let expected = [("lt_cache_free", 3), ("lt_exit", 2), ("lt_kmalloc", 6), ("lt_x", 1)];
         assert_eq!(unhealed(misses(&refused), healed), misses(&expected));
     }
 
