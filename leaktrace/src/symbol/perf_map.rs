@@ -1,6 +1,13 @@
 //! Names of code made at run time, from the map files that JIT compilers write for perf.
 
-use std::{fs, time::SystemTime};
+use std::{
+    fs,
+    time::{Duration, SystemTime},
+};
+
+/// By how much the times of files may lag behind the clock: they are those of its last tick
+/// (`current_time`, fs/inode.c), and the fewest ticks that a kernel has are 100 in a second.
+const LONGEST_TICK: Duration = Duration::from_millis(10);
 
 /// The map of one process. Compilers append to the file, so it is read again when it has grown;
 /// names that were read stay after the process is gone.
@@ -13,7 +20,8 @@ pub(super) struct PerfMap {
 }
 
 impl PerfMap {
-    /// Reads the map of process `pid` if the file is new or has changed.
+    /// Reads the map of process `pid` if the file is new or has changed, unless an earlier process of
+    /// that number has left it.
     pub(super) fn refresh(&mut self, pid: u32) {
         if let Some(path) = path(pid)
             && let Ok(metadata) = fs::metadata(&path)
@@ -21,6 +29,7 @@ impl PerfMap {
             && let Ok(written) = metadata.modified()
             && let version = Some((metadata.len(), written))
             && version != self.version
+            && began(pid).is_some_and(|began| written + LONGEST_TICK >= began)
             && let Ok(map) = fs::read(&path)
         {
             self.version = version;
@@ -61,6 +70,26 @@ fn path(pid: u32) -> Option<String> {
     let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     let inner = inner.split_ascii_whitespace().last()?;
     Some(format!("/proc/{pid}/root/tmp/perf-{inner}.map"))
+}
+
+/// Gives when a process began, by the clock that files have their times from.
+fn began(pid: u32) -> Option<SystemTime> {
+    let ticks = ticks_at_start(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+    // SAFETY: the call has no preconditions.
+    let ticks_per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok()?;
+    let at = Duration::from_millis(ticks.checked_mul(1000)?.checked_div(ticks_per_second)?);
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    let since_boot = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+    SystemTime::now().checked_sub(since_boot.checked_sub(at)?)
+}
+
+/// Clock ticks from the boot to the start of a process: field 22 of its /proc/PID/stat (proc(5)).
+fn ticks_at_start(stat: &str) -> Option<u64> {
+    // A name may hold blanks and brackets.
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    behind_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// Parses `start size name`, with hexadecimal numbers (tools/perf/Documentation/jit-interface.txt).
@@ -104,12 +133,23 @@ mod tests {
         assert_eq!(way("/usr/bin/qemu-system-x86_64", 7), None);
     }
 
-    /// Reads the map of this test process, which writes it meanwhile.
+    #[test]
+    fn the_start_of_a_process_stands_behind_its_name() {
+        let stat = "7 (a) (b c) S 1 7 7 0 -1 4194560 9 0 0 0 1 2 3 4 20 0 1 0 4321 5 6";
+        assert_eq!(ticks_at_start(stat), Some(4321));
+    }
+
+    /// Reads the map of this test process, which writes it meanwhile, in place of an older one.
     #[test]
     fn functions_that_are_made_later_are_found() {
         let pid = std::process::id();
         let file = format!("/tmp/perf-{pid}.map");
         let mut map = PerfMap::default();
+        map.refresh(pid);
+        assert!(!map.was_read());
+        fs::write(&file, "1000 10 earlier\n").unwrap();
+        let before = began(pid).unwrap() - Duration::from_secs(1);
+        fs::File::open(&file).unwrap().set_modified(before).unwrap();
         map.refresh(pid);
         assert!(!map.was_read());
         fs::write(&file, "1000 10 first\n").unwrap();
