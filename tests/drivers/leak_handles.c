@@ -4,11 +4,16 @@
  * through a pointer. Nothing is allocated.
  *
  * Commands: "get N", "put N", "fail N", "hold N" (references), "drop N", "open N",
- * "close N". "get" and "open" fill up to 512 places.
+ * "close N". "get" and "open" fill up to 512 places. "interrupt N" holds N, which
+ * an interrupt drops meanwhile. "wait 0" is in a function that acquires until
+ * "go 0"; "entered 0" returns once it is.
  */
 #include "driver.h"
 
+#include <linux/completion.h>
 #include <linux/err.h>
+#include <linux/hrtimer.h>
+#include <linux/sched.h>
 
 #define PLACES 512
 #define HANDLE_BYTES 24
@@ -72,6 +77,17 @@ static noinline __noclone void slot_close(struct handle *slot)
 {
     WRITE_ONCE(slot->is_taken, false);
     barrier_data(slot);
+}
+
+/* handle_await:handle_put */
+static DECLARE_COMPLETION(entered);
+static DECLARE_COMPLETION(go);
+
+static noinline __noclone struct handle *handle_await(void)
+{
+    complete(&entered);
+    wait_for_completion(&go);
+    return &handles[0];
 }
 
 ACCOUNT(take_handle);
@@ -149,6 +165,53 @@ static int drop(unsigned int number)
     return 0;
 }
 
+/* References of "interrupt" that are held. */
+static atomic_t held;
+static struct hrtimer hrtimer;
+
+static enum hrtimer_restart on_hrtimer(struct hrtimer *unused)
+{
+    if (atomic_dec_if_positive(&held) >= 0) {
+        object_drop(&objects[0]);
+        account_freed(&take_reference_account, 0);
+    }
+    hrtimer_forward_now(&hrtimer, ns_to_ktime(50 * NSEC_PER_USEC));
+    return HRTIMER_RESTART;
+}
+
+static int interrupt(unsigned int number)
+{
+    migrate_disable();
+    hrtimer_init(&hrtimer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+    hrtimer.function = on_hrtimer;
+    hrtimer_start(&hrtimer, 0, HRTIMER_MODE_REL_PINNED_HARD);
+    while (number--) {
+        take_reference(&objects[0], false);
+        atomic_inc(&held);
+    }
+    hrtimer_cancel(&hrtimer);
+    migrate_enable();
+    return 0;
+}
+
+static int await(unsigned int unused)
+{
+    handle_await();
+    return 0;
+}
+
+static int await_entered(unsigned int unused)
+{
+    wait_for_completion(&entered);
+    return 0;
+}
+
+static int let_go(unsigned int unused)
+{
+    complete(&go);
+    return 0;
+}
+
 static int open_slots(unsigned int number)
 {
     for (int which = 0; which < PLACES && which < number; which++)
@@ -176,6 +239,10 @@ static const struct command commands[] = {
     { "drop", drop },
     { "open", open_slots },
     { "close", close_slots },
+    { "interrupt", interrupt },
+    { "wait", await },
+    { "entered", await_entered },
+    { "go", let_go },
     {},
 };
 static struct account *const accounts[] = { &take_handle_account, &take_reference_account,

@@ -3,6 +3,7 @@
 //! No other module spells the names of maps and programs.
 
 mod kernel_calls;
+pub mod kprobe_misses;
 mod log;
 pub mod mapped;
 pub mod maps;

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
 
 use super::refusal;
 use crate::error::Error;
@@ -134,6 +134,34 @@ pub(super) fn create_multi_link(
         })
     }?;
     Ok(owned(fd))
+}
+
+/// Gives the program of a kprobe's or kretprobe's link, and how many of its runs the kernel has left out
+/// (`BPF_OBJ_GET_INFO_BY_FD`); nothing for other links. Before 6.7 the kernel does not tell how many.
+pub(super) fn kprobe_link(link: BorrowedFd<'_>) -> io::Result<Option<(u32, Option<u64>)>> {
+    // SAFETY: `bpf_link_info` is made of plain integers: all zeroes is a valid value.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let room = size_of::<bpf_link_info>();
+    // SAFETY: `info` outlives the call and has the length given.
+    let (_, attr) = unsafe {
+        bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, |attr| {
+            attr.info.bpf_fd = link.as_raw_fd() as u32;
+            attr.info.info_len = room as u32;
+            attr.info.info = (&raw mut info) as u64;
+        })
+    }?;
+    if info.type_ != bpf_link_type::BPF_LINK_TYPE_PERF_EVENT as u32 {
+        return Ok(None);
+    }
+    // SAFETY: any bytes are valid integers.
+    let probe = unsafe { info.__bindgen_anon_1.perf_event.__bindgen_anon_1.kprobe };
+    // SAFETY: the command has this one's fields; the kernel has written how much it knows to tell.
+    let told = unsafe { attr.info.info_len } as usize;
+    let missed_at = std::mem::offset_of!(
+        bpf_link_info,
+        __bindgen_anon_1.perf_event.__bindgen_anon_1.kprobe.missed
+    );
+    Ok(Some((info.prog_id, (told > missed_at).then_some(probe.missed))))
 }
 
 /// Reads all entries of a hash map in batches (`BPF_MAP_LOOKUP_BATCH`): 1 million in 0.4 s; one by

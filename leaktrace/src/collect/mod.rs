@@ -7,6 +7,7 @@ mod details;
 mod estimates;
 mod images;
 pub mod kmalloc;
+mod loss;
 mod map_sites;
 pub mod mappings;
 mod mmaps;
@@ -24,8 +25,8 @@ use std::{
 };
 
 use leaktrace_common::{
-    AllocFunction, KERNEL_SPACE, Kind, LossReason, PERCPU_SPACE, PairCookie, SiteKey, SiteRecord,
-    StackEnd, StackId, StackMode, TextRange, VmallocCall,
+    AllocFunction, KERNEL_SPACE, Kind, PERCPU_SPACE, PairCookie, SiteKey, SiteRecord, StackEnd,
+    StackId, StackMode, TextRange, VmallocCall,
 };
 
 use self::{
@@ -41,15 +42,12 @@ use crate::{
         slabs,
     },
     snapshot::{
-        Blind, CacheGrowth, Frame, Loss, Mode, Object, Pair, Place, Site, Snapshot, Stack, StackRef,
+        Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Site, Snapshot, Stack, StackRef,
     },
 };
 
 /// Number of blocks up to which they are read at every interval (some 10 ms).
 const CHEAP_BLOCKS: u64 = 50_000;
-
-/// A vmalloc call without a return after this time has returned unseen.
-const LONGEST_VMALLOC_NS: u64 = 10_000_000_000;
 
 /// What the caller wants in a snapshot.
 #[derive(Clone, Copy, Debug)]
@@ -225,7 +223,8 @@ impl Collector {
             .collect()
     }
 
-    /// Takes a snapshot. `misses` and `unseen` come from the probes.
+    /// Takes a snapshot. `misses`, `watches_returns` (whether every call that was entered is known to
+    /// be watched to its return) and `unseen` come from the probes.
     ///
     /// # Errors
     ///
@@ -234,8 +233,11 @@ impl Collector {
         &mut self,
         wants: Wants,
         misses: BTreeMap<String, u64>,
+        watches_returns: bool,
         unseen: &[String],
     ) -> Result<Snapshot, Error> {
+        // Before the call sites: what returns until then is in their figures.
+        let unreturned = if watches_returns { 0 } else { self.unreturned(wants.is_final) };
         let now_ns = monotonic_ns();
         self.stacks.begin_snapshot();
         let mut records = self.maps.sites();
@@ -290,7 +292,7 @@ impl Collector {
                 .collect(),
             processes: self.images.processes(),
             processes_ended: self.images.ended(),
-            loss: self.loss(misses, unseen, stacks_truncated as u64),
+            loss: self.loss(misses, unreturned, unseen, stacks_truncated as u64),
             max_outstanding: self.max_outstanding,
             sample_bytes: self.maps.sample_bytes(),
             budget: None,
@@ -527,41 +529,6 @@ impl Collector {
             if let Some(index) = index_of.get(&key) {
                 self.maps.suspect(*index);
             }
-        }
-    }
-
-    fn loss(
-        &self,
-        recursion_misses: BTreeMap<String, u64>,
-        unseen: &[String],
-        stacks_truncated: u64,
-    ) -> Loss {
-        let more = |reason| match reason {
-            LossReason::OutstandingFull => self.lost_mappings(),
-            // The program counts one when its thread comes again, which it may never.
-            LossReason::SkippedReturn if self.mode == Mode::Kernel => {
-                let before_ns = monotonic_ns().saturating_sub(LONGEST_VMALLOC_NS);
-                self.maps.unreturned_vmallocs(before_ns) + self.maps.unreturned_pairs(before_ns)
-            }
-            _ => 0,
-        };
-        let reasons = LossReason::ALL
-            .into_iter()
-            .filter(|reason| {
-                let means_nothing =
-                    matches!(reason, LossReason::UntrackedFree | LossReason::UntrackedRelease);
-                self.unfiltered || !means_nothing
-            })
-            .map(|reason| (reason, self.maps.loss(reason) + more(reason)))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        Loss {
-            reasons,
-            recursion_misses,
-            stacks_truncated,
-            unseen: unseen.iter().cloned().chain(self.modules.unseen()).collect(),
-            blind: self.blind,
-            filtered: !self.unfiltered,
         }
     }
 }

@@ -44,8 +44,8 @@ pub(super) fn trust(
             )),
             LossReason::SkippedReturn if mode == Mode::Kernel => missed.push(counted(
                 *count,
-                "allocations missed: the kernel had no room to watch the return of vmalloc, or of a \
-                 function of --pair",
+                "allocations missed: calls of vmalloc or of a function of --pair that have not \
+                 returned, or whose return the kernel had no room to watch",
             )),
             LossReason::UntrackedFree | LossReason::UntrackedRelease | LossReason::Thrown => {
                 notes.push(sentence);
@@ -54,7 +54,10 @@ pub(super) fn trust(
         }
     }
     for (program, count) in &loss.recursion_misses {
-        let what = format!("events missed: the kernel refused {program} while it ran on that CPU");
+        let what = format!(
+            "events missed: the kernel refused {program} while a program ran on that CPU, or for want \
+             of room"
+        );
         missed.push(counted(*count, &what));
     }
     missed.extend(loss.unseen.iter().map(|what| format!("not seen: {what}")));

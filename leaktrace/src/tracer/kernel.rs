@@ -150,7 +150,13 @@ impl KernelTracer {
     pub(super) fn snapshot(&mut self, wants: Wants) -> Result<Snapshot, Error> {
         let mut unseen = self.unseen.clone();
         unseen.extend(filters::merged_since(&self.awaited_caches));
-        self.collector.snapshot(wants, self.loaded.misses(), &unseen)
+        let kprobes = self.loaded.kprobe_misses();
+        unseen.extend(kprobes.unseen());
+        let mut misses = self.loaded.misses();
+        for (program, count) in &kprobes.counts {
+            *misses.entry(program.clone()).or_default() += count;
+        }
+        self.collector.snapshot(wants, misses, kprobes.watches_returns(), &unseen)
     }
 
     /// As [`super::Tracer::end`].

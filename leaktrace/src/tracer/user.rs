@@ -252,7 +252,7 @@ impl UserTracer {
         misses.extend(of_pairs.unwrap_or_default());
         let mut unseen = self.unseen.clone();
         unseen.extend(self.processes.unseen(&self.collector));
-        let mut snapshot = self.collector.snapshot(wants, misses, &unseen)?;
+        let mut snapshot = self.collector.snapshot(wants, misses, true, &unseen)?;
         snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
         Ok(snapshot)
     }
