@@ -188,3 +188,25 @@ fn a_call_that_waits_at_the_end_is_told_where_its_return_may_be_missed() {
 fn unreturned(report: &Report) -> u64 {
     report.value["loss"]["reasons"]["skipped_return"].as_u64().unwrap_or(0)
 }
+
+/// Probes of a module go with it, and do not come again.
+#[test]
+fn a_module_that_is_loaded_again_has_no_probes() {
+    let driver = Driver::load("leak_handles");
+    let mut traced = Traced::start(&[&["kernel", "-i", "1s"], &PAIRS[..]].concat());
+    driver.command("get", 10);
+    driver.unload();
+    // What has gone calls nothing.
+    traced.next_report(SOON);
+    assert_complete(&traced.next_report(SOON));
+    let driver = Driver::load("leak_handles");
+    driver.command("get", 5);
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    let got = report.sum_in_module("leak_handles", "take_handle");
+    assert_eq!(got.allocated_count, 10, "{}", report.outline());
+    let line = "functions of --pair in module leak_handles: it was loaded again";
+    assert!(unseen(report).iter().any(|what| what.starts_with(line)), "{:?}", unseen(report));
+    assert_eq!(report.value["loss"]["complete"], false);
+    driver.unload();
+}

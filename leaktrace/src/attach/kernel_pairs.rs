@@ -1,6 +1,6 @@
 //! Pairs of functions of the kernel and its modules, by kprobe and kretprobe.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use leaktrace_common::PairCookie;
 
@@ -12,36 +12,46 @@ use crate::{
     session::spec::pairs::PairFunction,
 };
 
-/// Finds the addresses of the functions, each with its attach cookie.
+/// Functions of pairs in the running kernel.
+#[derive(Debug)]
+pub struct Found {
+    /// Their addresses, each with its attach cookie.
+    pub addresses: Vec<(u64, PairCookie)>,
+    /// The modules that some of them are of.
+    pub modules: BTreeSet<String>,
+}
+
+/// Finds the functions in the kernel and its modules.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`] for a name that no function or several functions have, [`Error::Host`] where
 /// the kernel hides the addresses of its functions.
-pub fn find(functions: &[PairFunction]) -> Result<Vec<(u64, PairCookie)>, Error> {
+pub fn find(functions: &[PairFunction]) -> Result<Found, Error> {
     let names: Vec<&str> = functions.iter().map(|function| function.name.as_str()).collect();
     let found = kallsyms::functions(&names);
-    let mut all = Vec::new();
+    let mut all = Found { addresses: Vec::new(), modules: BTreeSet::new() };
     // The compiler makes functions with the same code one, and probes know them by their addresses.
     let mut by_address: HashMap<u64, &str> = HashMap::new();
-    for (function, addresses) in functions.iter().zip(found) {
+    for (function, found) in functions.iter().zip(found) {
         let name = &function.name;
-        match addresses.as_slice() {
-            [0, ..] => {
+        match found.as_slice() {
+            [kallsyms::Function { address: 0, .. }, ..] => {
                 return Err(Error::Host(
                     "--pair: /proc/kallsyms hides where the kernel's functions lie \
                      (kernel.kptr_restrict is 2: set it to 1)"
                         .into(),
                 ));
             }
-            [address] => {
-                if let Some(other) = by_address.insert(*address, name) {
+            [found] => {
+                if let Some(other) = by_address.insert(found.address, name) {
                     return Err(Error::Usage(format!(
                         "--pair: {other} and {name} are one function in this kernel, which can \
                          be in one pair alone: name it once"
                     )));
                 }
-                all.push((*address, function.cookie));
+                all.addresses.push((found.address, function.cookie));
+                all.modules.extend(found.module.clone());
             }
             [] => {
                 let names = kallsyms::names(name);

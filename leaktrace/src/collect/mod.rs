@@ -208,6 +208,11 @@ impl Collector {
         self.modules.take_in();
     }
 
+    /// Whether a module of this name has gone and come again since modules are followed.
+    pub fn has_come_again(&self, module: &str) -> bool {
+        self.modules.has_come_again(module)
+    }
+
     /// The growth of each slab cache since the start, by the kernel's own count.
     fn cache_growth(&self) -> BTreeMap<String, CacheGrowth> {
         let (Some(then), Some(now)) = (&self.slabs, slabinfo::usage()) else {

@@ -200,6 +200,12 @@ impl Modules {
         gone.map(|(index, _)| index as u32).collect()
     }
 
+    /// Whether a module of this name has gone and come again.
+    pub(super) fn has_come_again(&self, name: &str) -> bool {
+        let mut loads = self.loads.iter().filter(|load| load.module.name == name);
+        loads.any(|load| load.freed.is_some()) && loads.next().is_some()
+    }
+
     /// A sentence on what can no longer be told apart, if anything.
     pub(super) fn unseen(&self) -> Option<String> {
         self.is_exhausted.then(|| {
@@ -279,6 +285,10 @@ mod tests {
         assert_eq!(names(&modules, init, &[1, 4]), ["a", "b"]);
         assert_eq!(names(&modules, BASE + 0x1000, &[1, 4]), ["none", "none"]);
         assert_eq!(modules.gone(), [0].into());
+        assert!(!modules.has_come_again("a"));
+        modules.note(&event(Freed, 5, "b", init));
+        modules.note(&event(Loaded, 6, "a", init));
+        assert!(modules.has_come_again("a") && !modules.has_come_again("b"));
     }
 
     /// The kernel frees a module's init without an event, and other modules may then lie there.

@@ -35,14 +35,22 @@ pub fn addresses(names: &[&str]) -> Vec<Option<u64>> {
         .collect()
 }
 
-/// The addresses of functions of the kernel and its modules, in the order of `names`: every address
-/// that a name has, 0 where the kernel hides it (kernel.kptr_restrict).
-pub fn functions(names: &[&str]) -> Vec<Vec<u64>> {
-    let mut found: Vec<Vec<u64>> = vec![Vec::new(); names.len()];
-    for_each_function(|address, name| {
-        for (wanted, addresses) in names.iter().zip(&mut found) {
-            if *wanted == name && !addresses.contains(&address) {
-                addresses.push(address);
+/// A function, by its name, of the kernel or a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Where it begins; 0 where the kernel hides it (kernel.kptr_restrict).
+    pub address: u64,
+    /// The module that it is of.
+    pub module: Option<String>,
+}
+
+/// The functions of the kernel and its modules, in the order of `names`: each that has a name.
+pub fn functions(names: &[&str]) -> Vec<Vec<Function>> {
+    let mut found: Vec<Vec<Function>> = vec![Vec::new(); names.len()];
+    for_each_function(|address, name, module| {
+        for (wanted, functions) in names.iter().zip(&mut found) {
+            if *wanted == name && functions.iter().all(|known| known.address != address) {
+                functions.push(Function { address, module: module.map(str::to_owned) });
             }
         }
     });
@@ -54,7 +62,7 @@ pub fn functions(names: &[&str]) -> Vec<Vec<u64>> {
 pub fn names(like: &str) -> BTreeSet<String> {
     let clone = format!("{like}.");
     let mut names = BTreeSet::new();
-    for_each_function(|_, name| {
+    for_each_function(|_, name, _| {
         if name.len().abs_diff(like.len()) <= 2 || name.starts_with(&clone) {
             names.insert(name.to_owned());
         }
@@ -62,7 +70,8 @@ pub fn names(like: &str) -> BTreeSet<String> {
     names
 }
 
-fn for_each_function(mut visit: impl FnMut(u64, &str)) {
+/// Address, name and module of each.
+fn for_each_function(mut visit: impl FnMut(u64, &str, Option<&str>)) {
     let Ok(file) = File::open("/proc/kallsyms") else { return };
     for line in BufReader::new(file).lines().map_while(Result::ok) {
         let mut parts = line.split_ascii_whitespace();
@@ -70,7 +79,8 @@ fn for_each_function(mut visit: impl FnMut(u64, &str)) {
             (parts.next(), parts.next(), parts.next())
             && let Ok(address) = u64::from_str_radix(address, 16)
         {
-            visit(address, name);
+            let module = parts.next().map(|module| module.trim_matches(['[', ']']));
+            visit(address, name, module);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The tracer of kernel allocations.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
 
 use leaktrace_common::Config;
 use tokio::{io::unix::AsyncFd, time::Interval};
@@ -45,6 +45,8 @@ pub struct KernelTracer {
     ends: Interval,
     /// Slab caches that the user asked for and that were not there at the start.
     awaited_caches: Vec<String>,
+    /// Modules that functions of pairs are of.
+    pair_modules: BTreeSet<String>,
     unseen: Vec<String>,
 }
 
@@ -84,7 +86,8 @@ impl KernelTracer {
         let mut maps = loaded.maps()?;
         maps.set_filters(&filters.pids, &filters.comms)?;
         let functions = pairs::functions(&trace.pairs);
-        maps.set_pair_functions(&kernel_pairs::find(&functions)?)?;
+        let found = kernel_pairs::find(&functions)?;
+        maps.set_pair_functions(&found.addresses)?;
         let follows = kernel::attach_modules(&mut loaded, &config, &layout);
         let mut unseen = filters::watch_modules(filters, &mut maps, &follows, note)?;
         if let Err(cause) = &follows
@@ -94,6 +97,9 @@ impl KernelTracer {
                 "modules that are loaded or unloaded meanwhile: {cause}; what they allocate may \
                  have another module's name"
             ));
+            unseen.extend(found.modules.iter().map(|module| {
+                format!("functions of --pair in module {module}, should it be loaded again")
+            }));
         }
         let gfp = GfpFlags {
             dma: layout.gfp_dma,
@@ -131,7 +137,8 @@ impl KernelTracer {
         let kinds = kinds.join(", ");
         note(&format!("tracing kernel allocations ({kinds}); Ctrl-C ends with a report"));
         let ends = tokio::time::interval(ENDS_READ);
-        Ok(Self { loaded, collector, log, modules, ends, awaited_caches, unseen })
+        let pair_modules = found.modules;
+        Ok(Self { loaded, collector, log, modules, ends, awaited_caches, pair_modules, unseen })
     }
 
     /// As [`super::Tracer::step`].
@@ -152,6 +159,14 @@ impl KernelTracer {
         unseen.extend(filters::merged_since(&self.awaited_caches));
         let kprobes = self.loaded.kprobe_misses();
         unseen.extend(kprobes.unseen());
+        self.collector.read_modules();
+        let again = |module: &&String| self.collector.has_come_again(module);
+        unseen.extend(self.pair_modules.iter().filter(again).map(|module| {
+            format!(
+                "functions of --pair in module {module}: it was loaded again, and they have no probes \
+                 since"
+            )
+        }));
         let mut misses = self.loaded.misses();
         for (program, count) in &kprobes.counts {
             *misses.entry(program.clone()).or_default() += count;
