@@ -1,7 +1,7 @@
 /*
  * Functions that acquire and release, named by nobody but a test: an arena with sizes, handles
  * through a pointer, references, numbers, nodes of trees, and calls that fail. With the argument
- * `jump` there are calls that never return as well.
+ * `jump` there are calls that never return as well; with `switch`, one that goes on in another thread.
  *
  * The account has what each site has acquired, and its bytes where a size is named. Stages: ready,
  * (byte: acquire) holding, (byte) end.
@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdbool.h>
+#include <ucontext.h>
 
 #define PUBLIC __attribute__((noinline, noclone, used))
 
@@ -111,9 +112,14 @@ PUBLIC void node_free(struct node *node) { node->left = node->right = NULL; }
 /* Failures, and calls that are left by longjmp: maybe_get:maybe_put */
 static jmp_buf escape;
 static char maybe[256];
+static ucontext_t outside, inside;
 
 PUBLIC void *maybe_get(int what)
 {
+    if (what == -5) {
+        swapcontext(&inside, &outside);
+        return &maybe[255];
+    }
     switch (what) {
     case -1:
         return NULL;
@@ -163,6 +169,49 @@ static void *run_thread(void *first)
             maybe_put(it);
     }
     return NULL;
+}
+
+/* The call that goes on in another thread than the one that began it. */
+static void run_switching(void)
+{
+    check(site_maybe(-5) == &maybe[255], "a call of two threads");
+    setcontext(&outside);
+}
+
+static void *enter(void *unused)
+{
+    swapcontext(&outside, &inside);
+    return unused;
+}
+
+static void switch_threads(void)
+{
+    static _Alignas(16) char stack[64 * 1024];
+    check(getcontext(&inside) == 0, "a context");
+    inside.uc_stack.ss_sp = stack;
+    inside.uc_stack.ss_size = sizeof stack;
+    makecontext(&inside, run_switching, 0);
+    for (int i = 0; i < 2; i++) {
+        pthread_t thread;
+        check(pthread_create(&thread, NULL, enter, NULL) == 0, "a thread");
+        check(pthread_join(thread, NULL) == 0, "a thread's end");
+    }
+}
+
+/* What drop_shallow leaves on the stack is still there in get_and_put_deep, above its calls. */
+SITE void drop_shallow(struct thing *thing)
+{
+    thing_drop(thing);
+    __asm__ volatile("" : : : "memory");
+}
+
+SITE void get_and_put_deep(struct thing *thing)
+{
+    char room[1024];
+    __asm__ volatile("" : : "r"(room) : "memory");
+    check(site_thing(thing), "a thing");
+    thing_put(thing);
+    __asm__ volatile("" : : "r"(room) : "memory");
 }
 
 static void acquire(bool jumps)
@@ -253,6 +302,8 @@ int main(int argc, char **argv)
     arena_free(&arena, old);
     thing_put(&things[0]);
     acquire(jumps);
+    if (argc > 1 && strcmp(argv[1], "switch") == 0)
+        switch_threads();
     stage("holding", accounts, ACCOUNTS);
     return 0;
 }

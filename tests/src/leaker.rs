@@ -209,7 +209,7 @@ mod tests {
             ("maze-rust", &[], &["running", "done"]),
             ("paced", &["10"], &["running"]),
             ("pairs", &["jump"], &["holding"]),
-            ("pairs-jumping", &[], &["holding"]),
+            ("pairs-jumping", &["switch"], &["holding"]),
             ("pairs-static", &[], &["holding"]),
             ("paths", &[], &["holding"]),
             ("pipeloop", &["0.05"], &["done"]),
