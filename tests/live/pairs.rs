@@ -105,6 +105,48 @@ fn a_call_that_changes_its_thread_does_no_harm() {
     leaker.end();
 }
 
+/// Traces the functions of `pairs-cpp` that one pair names.
+fn trace_throwing(args: &[&str], pair: &str) -> (Leaker, Report) {
+    let mut leaker = Leaker::start("pairs-cpp", args);
+    let pid = leaker.pid_arg();
+    let traced = Traced::start(&["user", "-p", &pid, "--interval", "1h", "--pair", pair]);
+    leaker.advance("holding");
+    let report = traced.interrupt().final_report().clone();
+    (leaker, report)
+}
+
+/// The pairs of the program `pairs-cpp`, and the call site of each.
+const BOX: (&str, &str) = ("_Z7box_geti:_Z7box_putP3Box", "site_box");
+const CRATE: (&str, &str) = ("crate_get:crate_put", "site_crate");
+
+/// What was thrown is not acquired, though the same call site succeeds later.
+#[test]
+fn calls_that_throw_acquire_nothing() {
+    // That a C function did not return may have other reasons.
+    for ((pair, site), reason, is_complete) in
+        [(BOX, "thrown", true), (CRATE, "skipped_return", false)]
+    {
+        let (leaker, report) = trace_throwing(&[], pair);
+        report.assert_sites(leaker.pid(), &[(site.to_owned(), leaker.stage().site(site))]);
+        let loss = &report.value["loss"];
+        assert_eq!(loss["complete"], is_complete, "{}", report.outline());
+        assert_eq!(loss["reasons"][reason], 20, "{}", report.outline());
+        leaker.end();
+    }
+}
+
+/// Threads that end inside an acquiring call: it is told at once.
+#[test]
+fn calls_in_which_a_thread_ends_are_told() {
+    for ((pair, site), other) in [(BOX, 0), (CRATE, 20)] {
+        let (leaker, report) = trace_throwing(&["leave"], pair);
+        report.assert_sites(leaker.pid(), &[(site.to_owned(), leaker.stage().site(site))]);
+        let reasons = &report.value["loss"]["reasons"];
+        assert_eq!(reasons["skipped_return"], 3 + other, "{}", report.outline());
+        leaker.end();
+    }
+}
+
 /// Streams, connections of OpenSSL, and databases, those that could not be opened as well.
 #[test]
 fn objects_of_a_library_are_counted_exactly() {

@@ -215,17 +215,18 @@ fn entry(ctx: &ProbeContext) -> u32 {
         return SKIP_RETURN;
     };
     let arguments = Arguments::of(regs);
-    let size_bytes = arguments.size_bytes(cookie);
-    if cookie.size_argument() != 0 && !filter::wants_size(size_bytes) {
-        return SKIP_RETURN;
-    }
     // SAFETY: a live map value that belongs to this thread.
     let calls = unsafe { &mut *slot };
     let is_read =
         calls.depth != 0 || config!(stack_mode) != StackMode::All as u32 || cookie.stays();
     let caller = if is_read { returns_to(regs.rsp) } else { 0 };
     if calls.depth != 0 {
-        leaktrace_pair_settle(thread, space, regs.rsp, caller);
+        leaktrace_pair_settle(thread, space, regs.rsp, caller, cookie.0);
+    }
+    // Now that no call is left which this one's return could be taken for.
+    let size_bytes = arguments.size_bytes(cookie);
+    if cookie.size_argument() != 0 && !filter::wants_size(size_bytes) {
+        return SKIP_RETURN;
     }
     let depth = calls.depth;
     // A function that jumped here has its own caller.
@@ -272,6 +273,7 @@ pub extern "C" fn leaktrace_pair_settle(
     space: u32,
     stack_pointer: u64,
     caller: u64,
+    cookie: u32,
 ) -> u32 {
     let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return 0 };
     // SAFETY: a live map value that belongs to this thread.
@@ -287,24 +289,35 @@ pub extern "C" fn leaktrace_pair_settle(
         }
         // SAFETY: within the array.
         let outer = unsafe { &*call_at(slot, depth - 1) };
-        if is_within(outer, stack_pointer, caller) {
+        if is_within(outer, stack_pointer, caller, cookie) {
             break;
         }
         calls.depth = depth - 1;
-        loss::count(LossReason::SkippedReturn);
+        count_skipped(outer);
     }
     0
 }
 
+/// Counts a call that will not return any more.
+#[inline(always)]
+fn count_skipped(call: &PairCall) {
+    loss::count(match PairCookie(call.cookie).throws() {
+        true => LossReason::Thrown,
+        false => LossReason::SkippedReturn,
+    });
+}
+
 /// Whether a call is made inside the unfinished call `outer`, as `is_nested` of the malloc family.
 #[inline(always)]
-fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64) -> bool {
+fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64, cookie: u32) -> bool {
     if stack_pointer > outer.stack_pointer {
         return false;
     }
     let keeps = PairCookie(outer.cookie).stays();
     if stack_pointer == outer.stack_pointer {
-        return is_trampoline(caller) || (keeps && caller == outer.caller);
+        // A tail call is one of another function: the same one again has been called again.
+        return is_trampoline(caller)
+            || (keeps && caller == outer.caller && cookie != outer.cookie);
     }
     let slot = returns_to(outer.stack_pointer);
     is_trampoline(slot) || (keeps && slot == outer.caller)
@@ -402,7 +415,7 @@ pub extern "C" fn leaktrace_pair_returned(
         }
         // A call further down that has not returned any more.
         calls.depth = depth - 1;
-        loss::count(LossReason::SkippedReturn);
+        count_skipped(&call);
     }
     0
 }
