@@ -240,6 +240,13 @@ static void acquire(bool jumps)
         thing_drop(&things[i % 2 + 1]);
         account_freed(&accounts[THING], 0);
     }
+    for (int i = 0; i < 5; i++) {
+        drop_shallow(&things[0]);
+        get_and_put_deep(&things[0]);
+        account_freed(&accounts[THING], 0);
+        account_allocated(&accounts[THING], 0);
+        account_freed(&accounts[THING], 0);
+    }
     things[3].dead = true;
     check(!site_thing(&things[3]), "a dead thing");
     for (int i = 0; i < 12; i++) {

@@ -464,6 +464,14 @@ fn finish(slot: *mut PairCalls, call: &PairCall, result: u64, depth: u32) {
     }
     // SAFETY: a live map value that belongs to this thread.
     let space = unsafe { (*slot).space };
+    // SAFETY: as above.
+    let release = unsafe { &mut (*slot).release };
+    // A release that comes after this is another one.
+    if (release.space, release.key) == (space, key)
+        && PairCookie(release.cookie).pair() == cookie.pair()
+    {
+        release.stack_pointer = 0;
+    }
     let Some(site) = ledger::site_index(&site_key(space, call.cookie, call.caller, call.stack))
     else {
         return;
