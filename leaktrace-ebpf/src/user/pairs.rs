@@ -81,7 +81,7 @@ pub(crate) fn lt_pair_exit(ctx: ProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     // One that was jumped to by another returns for both.
     for _ in 0..TAILS {
-        if leaktrace_pair_returned(thread, rsp, rax, ANY_STAYING) == 0 {
+        if leaktrace_pair_returned(thread, rsp, rax, ANY_STAYING) != 1 {
             break;
         }
     }
@@ -366,9 +366,14 @@ unsafe fn returned<C: EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool)
     let (rsp, rax) = unsafe { ((*regs).rsp, (*regs).rax) };
     let cookie = cookie_of(ctx);
     let entered_at = rsp.wrapping_sub(8);
-    let is_known =
-        leaktrace_pair_returned(bpf_get_current_pid_tgid(), entered_at, rax, cookie.0.into());
-    if session && is_known == 0 {
+    let thread = bpf_get_current_pid_tgid();
+    let known = leaktrace_pair_returned(thread, entered_at, rax, cookie.0.into());
+    if known == NO_SLOT {
+        // Its slot was given to another thread.
+        if targets::space_of((thread >> 32) as u32).is_some() {
+            loss::count(LossReason::InFlightFull);
+        }
+    } else if session && known == 0 {
         // Without a session link the returns of unwanted calls come here as well.
         loss::count(LossReason::UnknownReturn);
     }
@@ -377,8 +382,11 @@ unsafe fn returned<C: EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool)
 /// Stands for the cookie of any function whose return address must stay in place.
 const ANY_STAYING: u64 = u64::MAX;
 
-/// Records the outcome of the call that was entered with this stack pointer; returns whether there
-/// is one. Global and not inlined, so that the verifier checks it once.
+/// Stands for a thread that has no slot.
+const NO_SLOT: u32 = 2;
+
+/// Records the outcome of the call that was entered with this stack pointer; returns 1 if there is
+/// one, 0 if there is none, or [`NO_SLOT`]. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_pair_returned(
@@ -387,7 +395,7 @@ pub extern "C" fn leaktrace_pair_returned(
     result: u64,
     cookie: u64,
 ) -> u32 {
-    let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return 0 };
+    let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return NO_SLOT };
     // SAFETY: a live map value that belongs to this thread.
     let calls = unsafe { &mut *slot };
     for _ in 0..PAIR_DEPTH {
