@@ -112,6 +112,11 @@ impl PairCookie {
         self.0 >> PAIR_SHIFT & ((1 << crate::BlockWord::PAIR_BITS) - 1)
     }
 
+    /// Whether it is as another one, but for its number.
+    pub const fn is_as(self, other: Self) -> bool {
+        (self.0 ^ other.0) >> INDEX_BITS == 0
+    }
+
     /// Whether the function's result is the key.
     pub const fn is_result(self) -> bool {
         self.key() == 0

@@ -86,9 +86,10 @@ pub fn find(
     let unwinds = OnceCell::new();
     let object = Object { code, unwinds: &|| *unwinds.get_or_init(|| unwinds_by_itself(&elf)) };
     let mut found = PairFunctions::default();
+    let mut seen: HashSet<(u64, leaktrace_common::PairCookie)> = HashSet::new();
     // By address: a function may have several names, and a name several versions.
-    let mut acquiring: HashMap<u64, (&str, u32)> = HashMap::new();
-    let mut releasing: HashSet<(u64, u32)> = HashSet::new();
+    let mut acquiring: HashMap<u64, &PairFunction> = HashMap::new();
+    let mut releasing: HashMap<(u64, u32), &PairFunction> = HashMap::new();
     for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
         let Some((name, address)) = definition(&symbol) else { continue };
         let Some(wanted) = wanted.get(name) else { continue };
@@ -102,25 +103,23 @@ pub fn find(
         }
         for function in wanted {
             let pair = function.cookie.pair();
-            let is_new = match function.acquires {
-                true => match acquiring.get(&address) {
-                    None => acquiring.insert(address, (name, pair)).is_none(),
-                    // A call cannot be told to be of one pair or of the other.
-                    Some((known, other)) if *other != pair => {
-                        found.unseen.push(format!(
-                            "{name}: it is the same function as {known}, which is of another pair"
-                        ));
-                        false
-                    }
-                    Some(_) => false,
-                },
-                false => releasing.insert((address, pair)),
+            let known = match function.acquires {
+                true => *acquiring.entry(address).or_insert(function),
+                false => *releasing.entry((address, pair)).or_insert(function),
             };
-            if is_new {
+            if std::ptr::eq(known, *function) && seen.insert((address, function.cookie)) {
                 found.add(&object, function, (address, symbol.size()), probe_at);
-            } else {
-                found.note(name);
+                continue;
             }
+            found.note(name);
+            // A call cannot be told to be of one or of the other.
+            let difference = match known.cookie.pair() == pair {
+                false => "which is of another pair",
+                true if known.cookie.is_as(function.cookie) => continue,
+                true => "which has other options",
+            };
+            let known = &known.name;
+            found.unseen.push(format!("{name}: it is the same function as {known}, {difference}"));
         }
     }
     // Functions may share their ends.
@@ -438,6 +437,20 @@ mod tests {
         let found = find(&libc(), &functions(&pairs), ProbeAt::Cheapest).unwrap();
         assert_eq!(found.acquiring.len() + found.staying.len(), 1, "{found:?}");
         assert!(found.unseen.iter().any(|what| what.contains("the same function")), "{found:?}");
+    }
+
+    #[test]
+    fn one_function_with_other_options_is_told() {
+        for (pair, is_told) in [
+            ("fopen,fopen64:fclose", false),
+            ("fopen(size=1),fopen64(size=2):fclose", true),
+            ("fopen:fclose,_IO_fclose", false),
+            ("fopen:fclose,_IO_fclose(key=2)", true),
+        ] {
+            let found = find(&libc(), &functions(&[parse(pair).unwrap()]), ProbeAt::Cheapest);
+            let unseen = found.unwrap().unseen;
+            assert_eq!(unseen.iter().any(|what| what.contains("other options")), is_told, "{pair}");
+        }
     }
 
     #[test]
