@@ -74,6 +74,12 @@ fn pairs_are_counted_exactly_with_probes_at_the_entry() {
     check("pairs", &["--probe-at", "entry"]);
 }
 
+/// Their returns have return probes.
+#[test]
+fn pairs_are_counted_exactly_where_their_code_does_not_tell_where_they_return() {
+    check("pairs-hidden", &[]);
+}
+
 #[test]
 fn pairs_are_counted_exactly_where_calls_are_jumps() {
     check("pairs-jumping", &[]);
@@ -87,11 +93,13 @@ fn pairs_are_counted_exactly_in_a_static_program_with_adaptive_stacks() {
 /// Calls that are left by longjmp are noticed, and change nothing else.
 #[test]
 fn pairs_are_counted_exactly_after_longjmp() {
-    let (leaker, report) = trace_holding("pairs", &["jump"], &[]);
-    report.assert_sites(leaker.pid(), &leaker.stage().sites());
-    let reasons = &report.value["loss"]["reasons"];
-    assert_eq!(reasons["skipped_return"], 4, "{}", report.outline());
-    leaker.end();
+    for program in ["pairs", "pairs-hidden"] {
+        let (leaker, report) = trace_holding(program, &["jump"], &[]);
+        report.assert_sites(leaker.pid(), &leaker.stage().sites());
+        let reasons = &report.value["loss"]["reasons"];
+        assert_eq!(reasons["skipped_return"], 4, "{program}: {}", report.outline());
+        leaker.end();
+    }
 }
 
 /// A call that one thread begins and another one ends: the program goes on, and that it was missed is

@@ -15,6 +15,23 @@
 
 #define PUBLIC __attribute__((noinline, noclone, used))
 
+/* With HIDDEN, nothing tells from a function's code where it returns. */
+#ifdef HIDDEN
+static volatile bool never;
+#define HIDE                                                                                       \
+    do {                                                                                           \
+        void *volatile next = never ? &&there : &&here;                                            \
+        goto *next;                                                                                \
+    there:                                                                                         \
+        __asm__ volatile("");                                                                      \
+    here:;                                                                                         \
+    } while (0)
+#else
+#define HIDE                                                                                       \
+    do {                                                                                           \
+    } while (0)
+#endif
+
 /* An arena: arena_alloc(size=2),arena_calloc(size=2*3):arena_free(key=2) */
 struct arena {
     size_t used;
@@ -24,6 +41,7 @@ static struct arena arena;
 
 PUBLIC void *arena_alloc(struct arena *arena, size_t size)
 {
+    HIDE;
     size_t rounded = (size + 15) / 16 * 16;
     if (rounded > sizeof arena->bytes - arena->used)
         return NULL;
@@ -34,6 +52,7 @@ PUBLIC void *arena_alloc(struct arena *arena, size_t size)
 /* Gives what arena_alloc has given: acquired once. */
 PUBLIC void *arena_calloc(struct arena *arena, size_t count, size_t size)
 {
+    HIDE;
     return arena_alloc(arena, count * size);
 }
 
@@ -52,6 +71,7 @@ static struct thing things[4];
 
 PUBLIC bool thing_get(struct thing *thing)
 {
+    HIDE;
     if (thing->dead)
         return false;
     thing->references++;
@@ -76,6 +96,7 @@ static int opened;
 
 PUBLIC int door_open(int kind, struct door **door)
 {
+    HIDE;
     *door = &doors[opened % 64];
     if (kind < 0)
         return -1;
@@ -89,7 +110,12 @@ PUBLIC void door_close(struct door *door) { door->kind = 0; }
 /* Tickets, from 0 on: ticket_take(if=nonnegative):ticket_return */
 static int next_ticket;
 
-PUBLIC int ticket_take(bool fails) { return fails ? -1 : next_ticket++; }
+PUBLIC int ticket_take(bool fails)
+{
+    HIDE;
+    return fails ? -1 : next_ticket++;
+}
+
 PUBLIC void ticket_return(int ticket) { next_ticket += ticket < 0; }
 
 /* Trees, each node of which is acquired within its parent's call: node_new:node_free */
@@ -101,6 +127,7 @@ static int nodes_used;
 
 PUBLIC struct node *node_new(int depth)
 {
+    HIDE;
     struct node *node = &nodes[nodes_used++];
     node->left = depth > 0 ? node_new(depth - 1) : NULL;
     node->right = depth > 0 ? node_new(depth - 1) : NULL;
@@ -116,6 +143,7 @@ static ucontext_t outside, inside;
 
 PUBLIC void *maybe_get(int what)
 {
+    HIDE;
     if (what == -5) {
         swapcontext(&inside, &outside);
         return &maybe[255];

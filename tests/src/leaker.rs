@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 51] = [
+        let runs: [(&str, &[&str], &[&str]); 52] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -210,6 +210,7 @@ mod tests {
             ("paced", &["10"], &["running"]),
             ("pairs", &["jump"], &["holding"]),
             ("pairs-cpp", &["leave"], &["holding"]),
+            ("pairs-hidden", &["jump"], &["holding"]),
             ("pairs-jumping", &["switch"], &["holding"]),
             ("pairs-static", &[], &["holding"]),
             ("paths", &[], &["holding"]),
