@@ -134,6 +134,7 @@ fn pairs_that_do_not_parse_are_bad_usage() {
         ("get(bytes=1):put", "bytes is no option of get; write key=N, out=N, size=N"),
         ("get(if=zero):put", "name the key with key=N or out=N"),
         ("get:get", "get cannot do both"),
+        ("get:put(key=1),put(key=2)", "put releases twice"),
     ] {
         for verb in [&["kernel"] as &[&str], &["user", "-p", "1"]] {
             let args = [verb, &["--pair", pair]].concat();

@@ -48,6 +48,7 @@ const PAIR_SHIFT: u32 = COUNT_SHIFT + 3;
 const STAYS_SHIFT: u32 = PAIR_SHIFT + crate::BlockWord::PAIR_BITS;
 const NUMBER_SHIFT: u32 = STAYS_SHIFT + 1;
 const NESTS_SHIFT: u32 = NUMBER_SHIFT + 1;
+const THROWS_SHIFT: u32 = NESTS_SHIFT + 1;
 /// Set above an argument's number where the argument points to the key.
 const OUT: u32 = 8;
 
@@ -75,11 +76,17 @@ impl PairCookie {
         Self(self.0 | (size as u32) << SIZE_SHIFT | (count as u32) << COUNT_SHIFT)
     }
 
-    /// Marks a function whose return address must stay in place, because an exception may pass
-    /// through it. leaktrace probes the function's return instructions instead.
+    /// Marks a function whose return address stays in place. leaktrace probes the function's return
+    /// instructions instead, which hinder neither exceptions nor changes of the stack.
     #[must_use]
     pub const fn staying(self) -> Self {
         Self(self.0 | 1 << STAYS_SHIFT)
+    }
+
+    /// Marks a function that exceptions leave: a call that does not return has thrown, and has failed.
+    #[must_use]
+    pub const fn throwing(self) -> Self {
+        Self(self.0 | 1 << THROWS_SHIFT)
     }
 
     /// Marks a function whose keys are numbers: 32 bits of a key are defined, and 0 is a valid key.
@@ -103,6 +110,11 @@ impl PairCookie {
     /// The pair's number.
     pub const fn pair(self) -> u32 {
         self.0 >> PAIR_SHIFT & ((1 << crate::BlockWord::PAIR_BITS) - 1)
+    }
+
+    /// Whether it is as another one, but for its number.
+    pub const fn is_as(self, other: Self) -> bool {
+        (self.0 ^ other.0) >> INDEX_BITS == 0
     }
 
     /// Whether the function's result is the key.
@@ -138,6 +150,11 @@ impl PairCookie {
     /// Whether the function's return address must stay in place, see [`Self::staying`].
     pub const fn stays(self) -> bool {
         self.0 >> STAYS_SHIFT & 1 != 0
+    }
+
+    /// Whether exceptions leave the function, see [`Self::throwing`].
+    pub const fn throws(self) -> bool {
+        self.0 >> THROWS_SHIFT & 1 != 0
     }
 
     /// Whether the function's keys are numbers, see [`Self::numbered`].
@@ -288,7 +305,7 @@ pub struct KernelPairCall {
 const _: () = assert!(size_of::<PairCall>() == 6 * 8 + 8 && size_of::<PairRelease>() == 32);
 const _: () = assert!(size_of::<PairCalls>() == 8 + 32 + PAIR_DEPTH * size_of::<PairCall>());
 const _: () = assert!(size_of::<AgainKey>() == 16 && size_of::<KernelPairCall>() == 40);
-const _: () = assert!(NESTS_SHIFT < 32 && PAIR_DEPTH.is_power_of_two());
+const _: () = assert!(THROWS_SHIFT < 32 && PAIR_DEPTH.is_power_of_two());
 
 #[cfg(test)]
 mod tests {
@@ -309,6 +326,7 @@ mod tests {
             assert_eq!(flags(cookie.staying()), (true, false, false));
             assert_eq!(flags(cookie.numbered()), (false, true, false));
             assert_eq!(flags(cookie.nesting(0)), (false, false, true));
+            assert!(cookie.staying().throwing().throws() && !cookie.staying().throws());
         }
         assert_eq!(PairCookie::new(7, PairKey::Out(3)).key_argument(), 3);
     }

@@ -117,7 +117,9 @@ impl LossReason {
             Self::PairsTooDeep => {
                 "acquisitions missed: too many functions of --pair called each other"
             }
-            Self::Thrown => "calls of operator new failed (they threw an exception)",
+            Self::Thrown => {
+                "calls of operator new, or of functions of --pair, failed (they threw an exception)"
+            }
             Self::ModuleEventsFull => {
                 "loads and unloads of modules missed: their ring was full (their functions may have \
                  no names)"

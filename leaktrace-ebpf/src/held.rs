@@ -97,26 +97,41 @@ fn again(word: u64, block: &Outstanding) -> Result<(), LossReason> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_released(word: u64, now_ns: u64) -> u32 {
-    if are_some_held_again()
-        && let Some(block) = take_again(word)
-    {
-        count_free(&block, now_ns);
-        return 1;
+    let mut may_be_held = false;
+    if are_some_held_again() {
+        match take_again(word) {
+            Again::Taken(block) => {
+                count_free(&block, now_ns);
+                return 1;
+            }
+            Again::Gone => {}
+            Again::NotFound => may_be_held = true,
+        }
     }
     match table::take_word(word) {
         Some(block) => {
             count_free(&block, now_ns);
             1
         }
-        None => 0,
+        None => u32::from(may_be_held),
     }
+}
+
+/// What became of a key's further levels.
+enum Again {
+    /// The block of the highest one was taken.
+    Taken(Outstanding),
+    /// It has none.
+    Gone,
+    /// None was found where they should be; that is counted.
+    NotFound,
 }
 
 /// Takes the acquisition with the highest level of a key out of `PAIR_AGAIN`.
 #[inline(always)]
-fn take_again(word: u64) -> Option<Outstanding> {
+fn take_again(word: u64) -> Again {
     // SAFETY: copied at once.
-    let next = unsafe { PAIR_LEVELS.get(word) }.copied()?;
+    let Some(next) = unsafe { PAIR_LEVELS.get(word) }.copied() else { return Again::Gone };
     for try_ in 0..TRIES {
         let above = next.wrapping_add(ABOVE);
         if try_ > above {
@@ -137,9 +152,16 @@ fn take_again(word: u64) -> Option<Outstanding> {
             0 => PAIR_LEVELS.remove(word),
             _ => PAIR_LEVELS.insert(word, level, u64::from(BPF_ANY)),
         };
-        return Some(block);
+        return Again::Taken(block);
     }
-    // Every level is gone.
+    let lowest = next.wrapping_add(ABOVE).saturating_sub(TRIES - 1);
+    if lowest != 0 {
+        // One that was preempted before it wrote its level has written it now: there may be others
+        // further down, which the next release looks for.
+        let _ = PAIR_LEVELS.insert(word, lowest, u64::from(BPF_ANY));
+        loss::count(LossReason::DeleteRefused);
+        return Again::NotFound;
+    }
     let _ = PAIR_LEVELS.remove(word);
-    None
+    Again::Gone
 }

@@ -74,6 +74,12 @@ fn pairs_are_counted_exactly_with_probes_at_the_entry() {
     check("pairs", &["--probe-at", "entry"]);
 }
 
+/// Their returns have return probes.
+#[test]
+fn pairs_are_counted_exactly_where_their_code_does_not_tell_where_they_return() {
+    check("pairs-hidden", &[]);
+}
+
 #[test]
 fn pairs_are_counted_exactly_where_calls_are_jumps() {
     check("pairs-jumping", &[]);
@@ -87,11 +93,66 @@ fn pairs_are_counted_exactly_in_a_static_program_with_adaptive_stacks() {
 /// Calls that are left by longjmp are noticed, and change nothing else.
 #[test]
 fn pairs_are_counted_exactly_after_longjmp() {
-    let (leaker, report) = trace_holding("pairs", &["jump"], &[]);
+    for program in ["pairs", "pairs-hidden"] {
+        let (leaker, report) = trace_holding(program, &["jump"], &[]);
+        report.assert_sites(leaker.pid(), &leaker.stage().sites());
+        let reasons = &report.value["loss"]["reasons"];
+        assert_eq!(reasons["skipped_return"], 4, "{program}: {}", report.outline());
+        leaker.end();
+    }
+}
+
+/// A call that one thread begins and another one ends: the program goes on, and that it was missed is
+/// told.
+#[test]
+fn a_call_that_changes_its_thread_does_no_harm() {
+    let (leaker, report) = trace_holding("pairs", &["switch"], &[]);
     report.assert_sites(leaker.pid(), &leaker.stage().sites());
     let reasons = &report.value["loss"]["reasons"];
-    assert_eq!(reasons["skipped_return"], 4, "{}", report.outline());
+    assert_eq!(reasons["skipped_return"], 1, "{}", report.outline());
     leaker.end();
+}
+
+/// Traces the functions of `pairs-cpp` that one pair names.
+fn trace_throwing(args: &[&str], pair: &str) -> (Leaker, Report) {
+    let mut leaker = Leaker::start("pairs-cpp", args);
+    let pid = leaker.pid_arg();
+    let traced = Traced::start(&["user", "-p", &pid, "--interval", "1h", "--pair", pair]);
+    leaker.advance("holding");
+    let report = traced.interrupt().final_report().clone();
+    (leaker, report)
+}
+
+/// The pairs of the program `pairs-cpp`, and the call site of each.
+const BOX: (&str, &str) = ("_Z7box_geti:_Z7box_putP3Box", "site_box");
+const CRATE: (&str, &str) = ("crate_get:crate_put", "site_crate");
+
+/// What was thrown is not acquired, though the same call site succeeds later.
+#[test]
+fn calls_that_throw_acquire_nothing() {
+    // That a C function did not return may have other reasons.
+    for ((pair, site), reason, is_complete) in
+        [(BOX, "thrown", true), (CRATE, "skipped_return", false)]
+    {
+        let (leaker, report) = trace_throwing(&[], pair);
+        report.assert_sites(leaker.pid(), &[(site.to_owned(), leaker.stage().site(site))]);
+        let loss = &report.value["loss"];
+        assert_eq!(loss["complete"], is_complete, "{}", report.outline());
+        assert_eq!(loss["reasons"][reason], 20, "{}", report.outline());
+        leaker.end();
+    }
+}
+
+/// Threads that end inside an acquiring call: it is told at once.
+#[test]
+fn calls_in_which_a_thread_ends_are_told() {
+    for ((pair, site), other) in [(BOX, 0), (CRATE, 20)] {
+        let (leaker, report) = trace_throwing(&["leave"], pair);
+        report.assert_sites(leaker.pid(), &[(site.to_owned(), leaker.stage().site(site))]);
+        let reasons = &report.value["loss"]["reasons"];
+        assert_eq!(reasons["skipped_return"], 3 + other, "{}", report.outline());
+        leaker.end();
+    }
 }
 
 /// Streams, connections of OpenSSL, and databases, those that could not be opened as well.
@@ -172,6 +233,66 @@ fn a_command_that_does_not_close_has_the_exit_code_asked_for() {
         let args = ["run", "--children", "--error-exitcode", "9", "--pair", pair, "--", &program];
         let finished = run(&mut leaktrace(&args));
         assert_eq!(finished.code, code, "{pair}: {}{}", finished.stdout, finished.stderr);
+    }
+}
+
+/// Functions whose return instructions cannot be told, and functions of Go: they have no return probe
+/// where it might end the process, and that is told.
+#[test]
+fn functions_that_cannot_bear_a_return_probe_are_told() {
+    require_root();
+    let text = r#"
+        #include <stdlib.h>
+        __attribute__((noinline, noclone)) void *odd_get(int way)
+        {
+            static void *const ways[] = {&&one, &&two, &&three};
+            goto *ways[way];
+        one:
+            return malloc(1);
+        two:
+            return calloc(2, 2);
+        three:
+            return NULL;
+        }
+        __attribute__((noinline, noclone)) void odd_put(void *it) { free(it); }
+        #ifdef THROWS
+        void __cxa_throw(void) {}
+        #endif
+        #ifdef GO
+        __attribute__((section(".go.buildinfo"), used)) static int go = 1;
+        #endif
+        int main(int argc, char **argv)
+        {
+            (void)argv;
+            void *it = odd_get(argc - 1);
+            __asm__ volatile("" : "+r"(it));
+            odd_put(odd_get(argc));
+            return it == NULL;
+        }
+    "#;
+    for (flags, told) in [
+        (&[] as &[&str], None),
+        (&["-DTHROWS"], Some("odd_get: exceptions may pass through it")),
+        (&["-DGO"], Some("odd_put: the object is a Go program's")),
+    ] {
+        let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+        let program = compile(folder.path(), text, &[&["-static"], flags].concat());
+        let args = ["run", "-f", "json", "--pair", "odd_get:odd_put", "--", &program];
+        let finished = run(&mut leaktrace(&args));
+        assert_eq!(finished.code, 0, "{}", finished.stderr);
+        let report = Report::parse(finished.stdout.lines().last().unwrap_or_default());
+        let unseen = report.value["loss"]["unseen"].to_string();
+        let held = report.sum(|site| site.value["function"] == "odd_get");
+        match told {
+            None => {
+                assert!(!unseen.contains("odd_"), "{unseen}");
+                assert_eq!((held.allocated_count, held.outstanding_count), (2, 1), "{unseen}");
+            }
+            Some(told) => {
+                assert!(unseen.contains(told), "{flags:?}: {unseen}");
+                assert_eq!(held.allocated_count, 0, "{flags:?}: {unseen}");
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 /*
  * Functions that acquire and release, named by nobody but a test: an arena with sizes, handles
  * through a pointer, references, numbers, nodes of trees, and calls that fail. With the argument
- * `jump` there are calls that never return as well.
+ * `jump` there are calls that never return as well; with `switch`, one that goes on in another thread.
  *
  * The account has what each site has acquired, and its bytes where a size is named. Stages: ready,
  * (byte: acquire) holding, (byte) end.
@@ -11,8 +11,26 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdbool.h>
+#include <ucontext.h>
 
 #define PUBLIC __attribute__((noinline, noclone, used))
+
+/* With HIDDEN, nothing tells from a function's code where it returns. */
+#ifdef HIDDEN
+static volatile bool never;
+#define HIDE                                                                                       \
+    do {                                                                                           \
+        void *volatile next = never ? &&there : &&here;                                            \
+        goto *next;                                                                                \
+    there:                                                                                         \
+        __asm__ volatile("");                                                                      \
+    here:;                                                                                         \
+    } while (0)
+#else
+#define HIDE                                                                                       \
+    do {                                                                                           \
+    } while (0)
+#endif
 
 /* An arena: arena_alloc(size=2),arena_calloc(size=2*3):arena_free(key=2) */
 struct arena {
@@ -23,6 +41,7 @@ static struct arena arena;
 
 PUBLIC void *arena_alloc(struct arena *arena, size_t size)
 {
+    HIDE;
     size_t rounded = (size + 15) / 16 * 16;
     if (rounded > sizeof arena->bytes - arena->used)
         return NULL;
@@ -33,6 +52,7 @@ PUBLIC void *arena_alloc(struct arena *arena, size_t size)
 /* Gives what arena_alloc has given: acquired once. */
 PUBLIC void *arena_calloc(struct arena *arena, size_t count, size_t size)
 {
+    HIDE;
     return arena_alloc(arena, count * size);
 }
 
@@ -51,6 +71,7 @@ static struct thing things[4];
 
 PUBLIC bool thing_get(struct thing *thing)
 {
+    HIDE;
     if (thing->dead)
         return false;
     thing->references++;
@@ -75,6 +96,7 @@ static int opened;
 
 PUBLIC int door_open(int kind, struct door **door)
 {
+    HIDE;
     *door = &doors[opened % 64];
     if (kind < 0)
         return -1;
@@ -88,7 +110,12 @@ PUBLIC void door_close(struct door *door) { door->kind = 0; }
 /* Tickets, from 0 on: ticket_take(if=nonnegative):ticket_return */
 static int next_ticket;
 
-PUBLIC int ticket_take(bool fails) { return fails ? -1 : next_ticket++; }
+PUBLIC int ticket_take(bool fails)
+{
+    HIDE;
+    return fails ? -1 : next_ticket++;
+}
+
 PUBLIC void ticket_return(int ticket) { next_ticket += ticket < 0; }
 
 /* Trees, each node of which is acquired within its parent's call: node_new:node_free */
@@ -100,6 +127,7 @@ static int nodes_used;
 
 PUBLIC struct node *node_new(int depth)
 {
+    HIDE;
     struct node *node = &nodes[nodes_used++];
     node->left = depth > 0 ? node_new(depth - 1) : NULL;
     node->right = depth > 0 ? node_new(depth - 1) : NULL;
@@ -111,9 +139,15 @@ PUBLIC void node_free(struct node *node) { node->left = node->right = NULL; }
 /* Failures, and calls that are left by longjmp: maybe_get:maybe_put */
 static jmp_buf escape;
 static char maybe[256];
+static ucontext_t outside, inside;
 
 PUBLIC void *maybe_get(int what)
 {
+    HIDE;
+    if (what == -5) {
+        swapcontext(&inside, &outside);
+        return &maybe[255];
+    }
     switch (what) {
     case -1:
         return NULL;
@@ -165,6 +199,49 @@ static void *run_thread(void *first)
     return NULL;
 }
 
+/* The call that goes on in another thread than the one that began it. */
+static void run_switching(void)
+{
+    check(site_maybe(-5) == &maybe[255], "a call of two threads");
+    setcontext(&outside);
+}
+
+static void *enter(void *unused)
+{
+    swapcontext(&outside, &inside);
+    return unused;
+}
+
+static void switch_threads(void)
+{
+    static _Alignas(16) char stack[64 * 1024];
+    check(getcontext(&inside) == 0, "a context");
+    inside.uc_stack.ss_sp = stack;
+    inside.uc_stack.ss_size = sizeof stack;
+    makecontext(&inside, run_switching, 0);
+    for (int i = 0; i < 2; i++) {
+        pthread_t thread;
+        check(pthread_create(&thread, NULL, enter, NULL) == 0, "a thread");
+        check(pthread_join(thread, NULL) == 0, "a thread's end");
+    }
+}
+
+/* What drop_shallow leaves on the stack is still there in get_and_put_deep, above its calls. */
+SITE void drop_shallow(struct thing *thing)
+{
+    thing_drop(thing);
+    __asm__ volatile("" : : : "memory");
+}
+
+SITE void get_and_put_deep(struct thing *thing)
+{
+    char room[1024];
+    __asm__ volatile("" : : "r"(room) : "memory");
+    check(site_thing(thing), "a thing");
+    thing_put(thing);
+    __asm__ volatile("" : : "r"(room) : "memory");
+}
+
 static void acquire(bool jumps)
 {
     for (int i = 0; i < 9; i++) {
@@ -189,6 +266,13 @@ static void acquire(bool jumps)
     }
     for (int i = 0; i < 50; i++) {
         thing_drop(&things[i % 2 + 1]);
+        account_freed(&accounts[THING], 0);
+    }
+    for (int i = 0; i < 5; i++) {
+        drop_shallow(&things[0]);
+        get_and_put_deep(&things[0]);
+        account_freed(&accounts[THING], 0);
+        account_allocated(&accounts[THING], 0);
         account_freed(&accounts[THING], 0);
     }
     things[3].dead = true;
@@ -253,6 +337,8 @@ int main(int argc, char **argv)
     arena_free(&arena, old);
     thing_put(&things[0]);
     acquire(jumps);
+    if (argc > 1 && strcmp(argv[1], "switch") == 0)
+        switch_threads();
     stage("holding", accounts, ACCOUNTS);
     return 0;
 }

@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 50] = [
+        let runs: [(&str, &[&str], &[&str]); 52] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -209,7 +209,9 @@ mod tests {
             ("maze-rust", &[], &["running", "done"]),
             ("paced", &["10"], &["running"]),
             ("pairs", &["jump"], &["holding"]),
-            ("pairs-jumping", &[], &["holding"]),
+            ("pairs-cpp", &["leave"], &["holding"]),
+            ("pairs-hidden", &["jump"], &["holding"]),
+            ("pairs-jumping", &["switch"], &["holding"]),
             ("pairs-static", &[], &["holding"]),
             ("paths", &[], &["holding"]),
             ("pipeloop", &["0.05"], &["done"]),

@@ -101,6 +101,8 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "neverfrees-musl-static", source: "neverfrees.c", flags: &["-static"] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
     Recipe { name: "pairs", source: "pairs.c", flags: &[] },
+    Recipe { name: "pairs-cpp", source: "pairs.cpp", flags: &[] },
+    Recipe { name: "pairs-hidden", source: "pairs.c", flags: &["-DHIDDEN"] },
     // Calls at the end of a function are jumps.
     Recipe { name: "pairs-jumping", source: "pairs.c", flags: UNWIND_FLAGS },
     Recipe { name: "pairs-static", source: "pairs.c", flags: &["-static"] },

@@ -2,10 +2,13 @@
 //! says what the calls do; stack walks ask where they return to.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_get_current_pid_tgid};
-use leaktrace_common::{PAIR_DEPTH, PairCall, PairCalls};
+use leaktrace_common::{LossReason, PAIR_DEPTH, PairCall, PairCalls};
 
 use super::in_flight::is_trampoline;
-use crate::maps::{NO_PAIR_CALLS, PAIR_CALLS, STACKS, config};
+use crate::{
+    loss,
+    maps::{NO_PAIR_CALLS, PAIR_CALLS, STACKS, config},
+};
 
 /// The call with this index in a thread's slot.
 #[inline(always)]
@@ -36,6 +39,29 @@ pub(super) fn slot(thread: u64) -> Option<*mut PairCalls> {
     // SAFETY: a live map value that nobody writes.
     PAIR_CALLS.insert(thread, unsafe { &*idle }, u64::from(BPF_ANY)).ok()?;
     PAIR_CALLS.get_ptr_mut(thread)
+}
+
+/// Removes the slot of a thread that ends; its unfinished calls will not return any more. They are
+/// losses if the thread leaves its process `alone`. Returns whether there were any.
+#[inline(always)]
+pub(super) fn abandon(thread: u64, space: u32, alone: bool) -> bool {
+    if config!(pairs) == 0 {
+        return false;
+    }
+    let Some(slot) = PAIR_CALLS.get_ptr(thread) else { return false };
+    // SAFETY: a live map value that belongs to this thread.
+    let (depth, of) = unsafe { ((*slot).depth, (*slot).space) };
+    // One that is not there needs no removal.
+    let _ = PAIR_CALLS.remove(thread);
+    if alone && of == space {
+        for at in 0..PAIR_DEPTH as u32 {
+            if at >= depth {
+                break;
+            }
+            loss::count(LossReason::SkippedReturn);
+        }
+    }
+    depth != 0
 }
 
 /// Where a call returns to, during a stack walk: `address` is what its return slot holds. If that

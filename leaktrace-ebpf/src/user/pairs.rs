@@ -81,7 +81,7 @@ pub(crate) fn lt_pair_exit(ctx: ProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     // One that was jumped to by another returns for both.
     for _ in 0..TAILS {
-        if leaktrace_pair_returned(thread, rsp, rax, ANY_STAYING) == 0 {
+        if leaktrace_pair_returned(thread, rsp, rax, ANY_STAYING) != 1 {
             break;
         }
     }
@@ -215,17 +215,18 @@ fn entry(ctx: &ProbeContext) -> u32 {
         return SKIP_RETURN;
     };
     let arguments = Arguments::of(regs);
-    let size_bytes = arguments.size_bytes(cookie);
-    if cookie.size_argument() != 0 && !filter::wants_size(size_bytes) {
-        return SKIP_RETURN;
-    }
     // SAFETY: a live map value that belongs to this thread.
     let calls = unsafe { &mut *slot };
     let is_read =
         calls.depth != 0 || config!(stack_mode) != StackMode::All as u32 || cookie.stays();
     let caller = if is_read { returns_to(regs.rsp) } else { 0 };
     if calls.depth != 0 {
-        leaktrace_pair_settle(thread, space, regs.rsp, caller);
+        leaktrace_pair_settle(thread, space, regs.rsp, caller, cookie.0);
+    }
+    // Now that no call is left which this one's return could be taken for.
+    let size_bytes = arguments.size_bytes(cookie);
+    if cookie.size_argument() != 0 && !filter::wants_size(size_bytes) {
+        return SKIP_RETURN;
     }
     let depth = calls.depth;
     // A function that jumped here has its own caller.
@@ -272,6 +273,7 @@ pub extern "C" fn leaktrace_pair_settle(
     space: u32,
     stack_pointer: u64,
     caller: u64,
+    cookie: u32,
 ) -> u32 {
     let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return 0 };
     // SAFETY: a live map value that belongs to this thread.
@@ -287,24 +289,35 @@ pub extern "C" fn leaktrace_pair_settle(
         }
         // SAFETY: within the array.
         let outer = unsafe { &*call_at(slot, depth - 1) };
-        if is_within(outer, stack_pointer, caller) {
+        if is_within(outer, stack_pointer, caller, cookie) {
             break;
         }
         calls.depth = depth - 1;
-        loss::count(LossReason::SkippedReturn);
+        count_skipped(outer);
     }
     0
 }
 
+/// Counts a call that will not return any more.
+#[inline(always)]
+fn count_skipped(call: &PairCall) {
+    loss::count(match PairCookie(call.cookie).throws() {
+        true => LossReason::Thrown,
+        false => LossReason::SkippedReturn,
+    });
+}
+
 /// Whether a call is made inside the unfinished call `outer`, as `is_nested` of the malloc family.
 #[inline(always)]
-fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64) -> bool {
+fn is_within(outer: &PairCall, stack_pointer: u64, caller: u64, cookie: u32) -> bool {
     if stack_pointer > outer.stack_pointer {
         return false;
     }
     let keeps = PairCookie(outer.cookie).stays();
     if stack_pointer == outer.stack_pointer {
-        return is_trampoline(caller) || (keeps && caller == outer.caller);
+        // A tail call is one of another function: the same one again has been called again.
+        return is_trampoline(caller)
+            || (keeps && caller == outer.caller && cookie != outer.cookie);
     }
     let slot = returns_to(outer.stack_pointer);
     is_trampoline(slot) || (keeps && slot == outer.caller)
@@ -353,9 +366,14 @@ unsafe fn returned<C: EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool)
     let (rsp, rax) = unsafe { ((*regs).rsp, (*regs).rax) };
     let cookie = cookie_of(ctx);
     let entered_at = rsp.wrapping_sub(8);
-    let is_known =
-        leaktrace_pair_returned(bpf_get_current_pid_tgid(), entered_at, rax, cookie.0.into());
-    if session && is_known == 0 {
+    let thread = bpf_get_current_pid_tgid();
+    let known = leaktrace_pair_returned(thread, entered_at, rax, cookie.0.into());
+    if known == NO_SLOT {
+        // Its slot was given to another thread.
+        if targets::space_of((thread >> 32) as u32).is_some() {
+            loss::count(LossReason::InFlightFull);
+        }
+    } else if session && known == 0 {
         // Without a session link the returns of unwanted calls come here as well.
         loss::count(LossReason::UnknownReturn);
     }
@@ -364,8 +382,11 @@ unsafe fn returned<C: EbpfContext>(ctx: &C, regs: *const pt_regs, session: bool)
 /// Stands for the cookie of any function whose return address must stay in place.
 const ANY_STAYING: u64 = u64::MAX;
 
-/// Records the outcome of the call that was entered with this stack pointer; returns whether there
-/// is one. Global and not inlined, so that the verifier checks it once.
+/// Stands for a thread that has no slot.
+const NO_SLOT: u32 = 2;
+
+/// Records the outcome of the call that was entered with this stack pointer; returns 1 if there is
+/// one, 0 if there is none, or [`NO_SLOT`]. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_pair_returned(
@@ -374,7 +395,7 @@ pub extern "C" fn leaktrace_pair_returned(
     result: u64,
     cookie: u64,
 ) -> u32 {
-    let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return 0 };
+    let Some(slot) = PAIR_CALLS.get_ptr_mut(thread) else { return NO_SLOT };
     // SAFETY: a live map value that belongs to this thread.
     let calls = unsafe { &mut *slot };
     for _ in 0..PAIR_DEPTH {
@@ -402,7 +423,7 @@ pub extern "C" fn leaktrace_pair_returned(
         }
         // A call further down that has not returned any more.
         calls.depth = depth - 1;
-        loss::count(LossReason::SkippedReturn);
+        count_skipped(&call);
     }
     0
 }
@@ -451,6 +472,14 @@ fn finish(slot: *mut PairCalls, call: &PairCall, result: u64, depth: u32) {
     }
     // SAFETY: a live map value that belongs to this thread.
     let space = unsafe { (*slot).space };
+    // SAFETY: as above.
+    let release = unsafe { &mut (*slot).release };
+    // A release that comes after this is another one.
+    if (release.space, release.key) == (space, key)
+        && PairCookie(release.cookie).pair() == cookie.pair()
+    {
+        release.stack_pointer = 0;
+    }
     let Some(site) = ledger::site_index(&site_key(space, call.cookie, call.caller, call.stack))
     else {
         return;

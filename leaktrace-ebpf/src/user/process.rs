@@ -10,7 +10,7 @@ use leaktrace_common::{EventKind, Follow, Pair, Target, TextMap};
 
 use super::{
     events::{notify, notify_once},
-    in_flight,
+    in_flight, pair_calls,
     targets::{forget, next_space, register, remember, text_map, unregister},
 };
 use crate::{
@@ -197,6 +197,7 @@ fn ended(thread: u64) -> bool {
     let old_space = unsafe { (*target).space };
     let leaving = Leaving::of_current();
     let mut is_news = in_flight::abandon(thread, old_space, leaving.alone);
+    is_news |= pair_calls::abandon(thread, old_space, leaving.alone);
     if leaving.last {
         unregister(tgid);
         notify(EventKind::Ended, tgid, old_space, 0);

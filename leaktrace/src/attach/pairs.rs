@@ -1,8 +1,11 @@
 //! Pairs of functions by name: finds the functions in an object, and holds the links of their
 //! probes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::File,
+};
 
 use object::{Object as _, ObjectSymbol as _, SymbolFlags, SymbolKind};
 
@@ -29,9 +32,10 @@ const NEAR: usize = 3;
 /// The functions of pairs in one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairFunctions {
-    /// Acquiring functions on whose returns the kernel puts return probes.
+    /// Acquiring functions on whose returns the kernel puts return probes, as their code does not
+    /// tell where they return.
     pub acquiring: Vec<PairProbe>,
-    /// Acquiring functions through which an exception may pass.
+    /// Acquiring functions whose return instructions have probes.
     pub staying: Vec<PairProbe>,
     /// The return instructions of those functions.
     pub exits: Vec<PairProbe>,
@@ -78,34 +82,44 @@ pub fn find(
         wanted.entry(function.name.as_str()).or_default().push(function);
     }
     let code = ElfCode::new(&elf, &bytes);
+    let is_go = GO_SECTIONS.iter().any(|name| elf.section_by_name(name).is_some());
+    let unwinds = OnceCell::new();
+    let object = Object { code, unwinds: &|| *unwinds.get_or_init(|| unwinds_by_itself(&elf)) };
     let mut found = PairFunctions::default();
+    let mut seen: HashSet<(u64, leaktrace_common::PairCookie)> = HashSet::new();
     // By address: a function may have several names, and a name several versions.
-    let mut acquiring: HashMap<u64, (&str, u32)> = HashMap::new();
-    let mut releasing: HashSet<(u64, u32)> = HashSet::new();
+    let mut acquiring: HashMap<u64, &PairFunction> = HashMap::new();
+    let mut releasing: HashMap<(u64, u32), &PairFunction> = HashMap::new();
     for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
         let Some((name, address)) = definition(&symbol) else { continue };
         let Some(wanted) = wanted.get(name) else { continue };
+        if is_go {
+            found.note(name);
+            found.unseen.push(format!(
+                "{name}: the object is a Go program's, whose functions take their arguments and \
+                 their stacks elsewhere"
+            ));
+            continue;
+        }
         for function in wanted {
             let pair = function.cookie.pair();
-            let is_new = match function.acquires {
-                true => match acquiring.get(&address) {
-                    None => acquiring.insert(address, (name, pair)).is_none(),
-                    // A call cannot be told to be of one pair or of the other.
-                    Some((known, other)) if *other != pair => {
-                        found.unseen.push(format!(
-                            "{name}: it is the same function as {known}, which is of another pair"
-                        ));
-                        false
-                    }
-                    Some(_) => false,
-                },
-                false => releasing.insert((address, pair)),
+            let known = match function.acquires {
+                true => *acquiring.entry(address).or_insert(function),
+                false => *releasing.entry((address, pair)).or_insert(function),
             };
-            if is_new {
-                found.add(&code, function, (address, symbol.size()), probe_at);
-            } else {
-                found.note(name);
+            if std::ptr::eq(known, *function) && seen.insert((address, function.cookie)) {
+                found.add(&object, function, (address, symbol.size()), probe_at);
+                continue;
             }
+            found.note(name);
+            // A call cannot be told to be of one or of the other.
+            let difference = match known.cookie.pair() == pair {
+                false => "which is of another pair",
+                true if known.cookie.is_as(function.cookie) => continue,
+                true => "which has other options",
+            };
+            let known = &known.name;
+            found.unseen.push(format!("{name}: it is the same function as {known}, {difference}"));
         }
     }
     // Functions may share their ends.
@@ -170,11 +184,12 @@ impl PairFunctions {
     /// Adds the probes of a function.
     fn add(
         &mut self,
-        code: &ElfCode<'_, '_>,
+        object: &Object<'_, '_, '_>,
         function: &PairFunction,
         (address, size): (u64, u64),
         probe_at: ProbeAt,
     ) {
+        let code = &object.code;
         let Some(start) = code.file_offset(address) else { return };
         self.note(&function.name);
         let bytes = code.whole(address, size);
@@ -190,16 +205,18 @@ impl PairFunctions {
         };
         if !function.acquires {
             self.releasing.push(probe(function.cookie));
-        } else if !may_throw(&function.name) {
-            self.acquiring.push(probe(function.cookie));
         } else if let Some(exits) = exits::exits(code, address) {
-            self.staying.push(probe(function.cookie.staying()));
+            let cookie = function.cookie.staying();
+            let throws = is_mangled(&function.name);
+            self.staying.push(probe(if throws { cookie.throwing() } else { cookie }));
             let offsets = exits.into_iter().filter_map(|exit| code.file_offset(exit));
             self.exits.extend(offsets.map(|offset| PairProbe {
                 offset,
                 cookie: 0,
                 single_steps: true,
             }));
+        } else if !is_mangled(&function.name) && !(object.unwinds)() {
+            self.acquiring.push(probe(function.cookie));
         } else {
             self.unseen.push(format!(
                 "{}: exceptions may pass through it, and where it returns cannot be told from its \
@@ -210,9 +227,34 @@ impl PairFunctions {
     }
 }
 
-/// Whether an exception may leave a function and find no way past a return probe: functions of C++
-/// and of Rust, by their symbols.
-fn may_throw(symbol: &str) -> bool {
+/// The object that a function is in.
+struct Object<'elf, 'file, 'find> {
+    code: ElfCode<'elf, 'file>,
+    /// See [`unwinds_by_itself`].
+    unwinds: &'find dyn Fn() -> bool,
+}
+
+/// Sections that every Go program has: its table of functions, and what it was built from.
+const GO_SECTIONS: [&str; 2] = [".gopclntab", ".go.buildinfo"];
+
+/// Functions by which exceptions of C++ are thrown, and by which panics of Rust go on.
+const THROWERS: [&str; 3] = ["__cxa_throw", "__gxx_personality_v0", "rust_eh_personality"];
+/// Functions of the unwinder, which a static program of C has as well, but does not use.
+const UNWINDERS: [&str; 3] =
+    ["_Unwind_RaiseException", "_Unwind_Resume", "_Unwind_Resume_or_Rethrow"];
+
+/// Whether exceptions may pass through functions of an object: it has what throws them, or imports
+/// what has them go on.
+fn unwinds_by_itself<'a>(elf: &'a object::File<'a, &'a ElfBytes<'a>>) -> bool {
+    elf.dynamic_symbols().chain(elf.symbols()).any(|symbol| {
+        let name = symbol.name().unwrap_or_default();
+        let name = name.split('@').next().unwrap_or(name);
+        THROWERS.contains(&name) || (symbol.is_undefined() && UNWINDERS.contains(&name))
+    })
+}
+
+/// Whether a function is one of C++ or of Rust, by its symbol.
+fn is_mangled(symbol: &str) -> bool {
     symbol.starts_with("_Z") || symbol.starts_with("_R")
 }
 
@@ -379,20 +421,36 @@ mod tests {
         let functions = functions(&pairs);
         let found = find(&libc(), &functions, ProbeAt::Cheapest).unwrap();
         // On x86-64 fopen64 is another name of fopen.
-        assert_eq!((found.acquiring.len(), found.releasing.len()), (2, 2), "{found:?}");
+        let acquiring = found.acquiring.len() + found.staying.len();
+        assert_eq!((acquiring, found.releasing.len()), (2, 2), "{found:?}");
         for name in ["fopen", "fopen64", "fclose", "opendir", "closedir"] {
             assert!(found.found.iter().any(|one| one == name), "{name}: {found:?}");
         }
         assert_eq!(found.found.len(), 5);
-        assert!(found.staying.is_empty() && found.unseen.is_empty());
+        // Where they return can be told.
+        assert!(found.acquiring.is_empty() && found.unseen.is_empty(), "{found:?}");
     }
 
     #[test]
     fn one_function_of_two_pairs_is_told() {
         let pairs = [parse("fopen:fclose").unwrap(), parse("fopen64:fclose").unwrap()];
         let found = find(&libc(), &functions(&pairs), ProbeAt::Cheapest).unwrap();
-        assert_eq!(found.acquiring.len(), 1, "{found:?}");
+        assert_eq!(found.acquiring.len() + found.staying.len(), 1, "{found:?}");
         assert!(found.unseen.iter().any(|what| what.contains("the same function")), "{found:?}");
+    }
+
+    #[test]
+    fn one_function_with_other_options_is_told() {
+        for (pair, is_told) in [
+            ("fopen,fopen64:fclose", false),
+            ("fopen(size=1),fopen64(size=2):fclose", true),
+            ("fopen:fclose,_IO_fclose", false),
+            ("fopen:fclose,_IO_fclose(key=2)", true),
+        ] {
+            let found = find(&libc(), &functions(&[parse(pair).unwrap()]), ProbeAt::Cheapest);
+            let unseen = found.unwrap().unseen;
+            assert_eq!(unseen.iter().any(|what| what.contains("other options")), is_told, "{pair}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     },
     bpf::Loaded,
     collect::{Collector, monotonic_ns},
-    error::Error,
+    error::{self, Error},
     host::objects::ObjectId,
     session::spec::{
         ProbeAt, TraceOptions,
@@ -185,7 +185,7 @@ impl TracedPairs {
                 let path = object.readable_at();
                 let result = self.probes.attach(loaded, &path, functions, process.owner);
                 if let (Err(error), 0) = (&result, process.owner) {
-                    self.unprobed.push(format!("{}: {error}", object.path));
+                    self.unprobed.push(format!("{}: {}", object.path, error::one_line(error)));
                 }
                 result?;
                 self.attached.insert((process.owner, id), monotonic_ns());

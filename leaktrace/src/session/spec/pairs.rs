@@ -170,14 +170,14 @@ pub fn check(pairs: &[NamedPair]) -> Result<(), String> {
             "--pair: more than {ACQUIRERS_MOST} functions acquire, or release: name fewer"
         ));
     }
-    let twice = acquire
-        .iter()
-        .enumerate()
-        .find(|(at, name)| acquire.iter().take(*at).any(|other| other == *name));
-    if let Some((_, name)) = twice {
+    if let Some(name) = twice(&acquire) {
         return Err(format!("--pair: {name} acquires twice: name it once"));
     }
     for pair in pairs {
+        let release: Vec<&str> = pair.release.iter().map(|one| one.name.as_str()).collect();
+        if let Some(name) = twice(&release) {
+            return Err(format!("--pair: {name} releases twice: name it once"));
+        }
         let both =
             pair.acquire.iter().find(|one| pair.release.iter().any(|other| other.name == one.name));
         if let Some(both) = both {
@@ -188,6 +188,14 @@ pub fn check(pairs: &[NamedPair]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The first name that has been there before.
+fn twice<'name>(names: &[&'name str]) -> Option<&'name str> {
+    let mut before = names.iter().enumerate();
+    before
+        .find(|(at, name)| names.iter().take(*at).any(|other| other == *name))
+        .map(|(_, name)| *name)
 }
 
 /// Splits at the separators that are not inside brackets.
@@ -394,6 +402,8 @@ mod tests {
         };
         check(&of(&["a,b:c", "d:c"])).unwrap();
         assert!(check(&of(&["a:b", "a:c"])).unwrap_err().contains("a acquires twice"));
+        assert!(check(&of(&["a:b(key=1),b(key=2)"])).unwrap_err().contains("b releases twice"));
+        check(&of(&["a:c", "b:c(key=2)"])).unwrap();
         assert!(check(&of(&["a:a"])).unwrap_err().contains("a cannot do both"));
         let many: Vec<NamedPair> = (0..9).map(|at| parse(&format!("a{at}:b")).unwrap()).collect();
         assert!(check(&many).unwrap_err().contains("more than 8 times"));
