@@ -106,7 +106,7 @@ fn pairs_are_counted_exactly_after_longjmp() {
 /// told.
 #[test]
 fn a_call_that_changes_its_thread_does_no_harm() {
-    let (leaker, report) = trace_holding("pairs", &["switch"], &[]);
+    let (leaker, report) = trace_holding("pairs-switching", &[], &[]);
     report.assert_sites(leaker.pid(), &leaker.stage().sites());
     let reasons = &report.value["loss"]["reasons"];
     assert_eq!(reasons["skipped_return"], 1, "{}", report.outline());

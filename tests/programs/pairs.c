@@ -1,7 +1,7 @@
 /*
  * Functions that acquire and release, named by nobody but a test: an arena with sizes, handles
  * through a pointer, references, numbers, nodes of trees, and calls that fail. With the argument
- * `jump` there are calls that never return as well; with `switch`, one that goes on in another thread.
+ * `jump` there are calls that never return as well; with SWITCHING, one that goes on in another thread.
  *
  * The account has what each site has acquired, and its bytes where a size is named. Stages: ready,
  * (byte: acquire) holding, (byte) end.
@@ -11,7 +11,9 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdbool.h>
+#ifdef SWITCHING
 #include <ucontext.h>
+#endif
 
 #define PUBLIC __attribute__((noinline, noclone, used))
 
@@ -139,15 +141,19 @@ PUBLIC void node_free(struct node *node) { node->left = node->right = NULL; }
 /* Failures, and calls that are left by longjmp: maybe_get:maybe_put */
 static jmp_buf escape;
 static char maybe[256];
+#ifdef SWITCHING
 static ucontext_t outside, inside;
+#endif
 
 PUBLIC void *maybe_get(int what)
 {
     HIDE;
+#ifdef SWITCHING
     if (what == -5) {
         swapcontext(&inside, &outside);
         return &maybe[255];
     }
+#endif
     switch (what) {
     case -1:
         return NULL;
@@ -199,6 +205,7 @@ static void *run_thread(void *first)
     return NULL;
 }
 
+#ifdef SWITCHING
 /* The call that goes on in another thread than the one that began it. */
 static void run_switching(void)
 {
@@ -225,6 +232,8 @@ static void switch_threads(void)
         check(pthread_join(thread, NULL) == 0, "a thread's end");
     }
 }
+
+#endif
 
 /* What drop_shallow leaves on the stack is still there in get_and_put_deep, above its calls. */
 SITE void drop_shallow(struct thing *thing)
@@ -337,8 +346,9 @@ int main(int argc, char **argv)
     arena_free(&arena, old);
     thing_put(&things[0]);
     acquire(jumps);
-    if (argc > 1 && strcmp(argv[1], "switch") == 0)
-        switch_threads();
+#ifdef SWITCHING
+    switch_threads();
+#endif
     stage("holding", accounts, ACCOUNTS);
     return 0;
 }

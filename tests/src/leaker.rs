@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 52] = [
+        let runs: [(&str, &[&str], &[&str]); 53] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -211,8 +211,9 @@ mod tests {
             ("pairs", &["jump"], &["holding"]),
             ("pairs-cpp", &["leave"], &["holding"]),
             ("pairs-hidden", &["jump"], &["holding"]),
-            ("pairs-jumping", &["switch"], &["holding"]),
+            ("pairs-jumping", &[], &["holding"]),
             ("pairs-static", &[], &["holding"]),
+            ("pairs-switching", &[], &["holding"]),
             ("paths", &[], &["holding"]),
             ("pipeloop", &["0.05"], &["done"]),
             ("plugged", &[&leaklib], &["opened", "opened", "holding"]),

@@ -106,6 +106,7 @@ const RECIPES: &[Recipe] = &[
     // Calls at the end of a function are jumps.
     Recipe { name: "pairs-jumping", source: "pairs.c", flags: UNWIND_FLAGS },
     Recipe { name: "pairs-static", source: "pairs.c", flags: &["-static"] },
+    Recipe { name: "pairs-switching", source: "pairs.c", flags: &["-DSWITCHING"] },
     Recipe { name: "paths", source: "paths.c", flags: &[] },
     Recipe { name: "pipeloop", source: "pipeloop.c", flags: &[] },
     Recipe { name: "plugged", source: "plugged.c", flags: &["-fomit-frame-pointer"] },

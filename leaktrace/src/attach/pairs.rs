@@ -83,8 +83,9 @@ pub fn find(
     }
     let code = ElfCode::new(&elf, &bytes);
     let is_go = GO_SECTIONS.iter().any(|name| elf.section_by_name(name).is_some());
-    let unwinds = OnceCell::new();
-    let object = Object { code, unwinds: &|| *unwinds.get_or_init(|| unwinds_by_itself(&elf)) };
+    let is_harmed = OnceCell::new();
+    let object =
+        Object { code, is_harmed: &|| *is_harmed.get_or_init(|| is_harmed_by_return_probes(&elf)) };
     let mut found = PairFunctions::default();
     let mut seen: HashSet<(u64, leaktrace_common::PairCookie)> = HashSet::new();
     // By address: a function may have several names, and a name several versions.
@@ -205,6 +206,8 @@ impl PairFunctions {
         };
         if !function.acquires {
             self.releasing.push(probe(function.cookie));
+        } else if !is_mangled(&function.name) && !(object.is_harmed)() {
+            self.acquiring.push(probe(function.cookie));
         } else if let Some(exits) = exits::exits(code, address) {
             let cookie = function.cookie.staying();
             let throws = is_mangled(&function.name);
@@ -215,8 +218,6 @@ impl PairFunctions {
                 cookie: 0,
                 single_steps: true,
             }));
-        } else if !is_mangled(&function.name) && !(object.unwinds)() {
-            self.acquiring.push(probe(function.cookie));
         } else {
             self.unseen.push(format!(
                 "{}: exceptions may pass through it, and where it returns cannot be told from its \
@@ -230,8 +231,8 @@ impl PairFunctions {
 /// The object that a function is in.
 struct Object<'elf, 'file, 'find> {
     code: ElfCode<'elf, 'file>,
-    /// See [`unwinds_by_itself`].
-    unwinds: &'find dyn Fn() -> bool,
+    /// See [`is_harmed_by_return_probes`].
+    is_harmed: &'find dyn Fn() -> bool,
 }
 
 /// Sections that every Go program has: its table of functions, and what it was built from.
@@ -243,13 +244,20 @@ const THROWERS: [&str; 3] = ["__cxa_throw", "__gxx_personality_v0", "rust_eh_per
 const UNWINDERS: [&str; 3] =
     ["_Unwind_RaiseException", "_Unwind_Resume", "_Unwind_Resume_or_Rethrow"];
 
-/// Whether exceptions may pass through functions of an object: it has what throws them, or imports
-/// what has them go on.
-fn unwinds_by_itself<'a>(elf: &'a object::File<'a, &'a ElfBytes<'a>>) -> bool {
+/// Functions that switch stacks: ucontext's and those of boost.context. The C library defines the
+/// former and does not use them.
+const SWITCHERS: [&str; 4] = ["swapcontext", "setcontext", "jump_fcontext", "ontop_fcontext"];
+
+/// Whether a return probe on functions of an object may harm: exceptions may pass through them, as
+/// the object has what throws or imports what has them go on, or they may switch stacks.
+fn is_harmed_by_return_probes<'a>(elf: &'a object::File<'a, &'a ElfBytes<'a>>) -> bool {
+    let is_static = elf.dynamic_symbols().next().is_none();
     elf.dynamic_symbols().chain(elf.symbols()).any(|symbol| {
         let name = symbol.name().unwrap_or_default();
         let name = name.split('@').next().unwrap_or(name);
-        THROWERS.contains(&name) || (symbol.is_undefined() && UNWINDERS.contains(&name))
+        THROWERS.contains(&name)
+            || (symbol.is_undefined() && UNWINDERS.contains(&name))
+            || ((symbol.is_undefined() || is_static) && SWITCHERS.contains(&name))
     })
 }
 
@@ -427,8 +435,8 @@ mod tests {
             assert!(found.found.iter().any(|one| one == name), "{name}: {found:?}");
         }
         assert_eq!(found.found.len(), 5);
-        // Where they return can be told.
-        assert!(found.acquiring.is_empty() && found.unseen.is_empty(), "{found:?}");
+        // Nothing throws there.
+        assert!(found.staying.is_empty() && found.unseen.is_empty(), "{found:?}");
     }
 
     #[test]
