@@ -72,7 +72,7 @@ pub(crate) fn lt_pair_return(ctx: RetProbeContext) -> u32 {
 }
 
 /// A return instruction of a function whose return address must stay in place, as exceptions may
-/// pass.
+/// pass, or as the function may switch stacks.
 #[uprobe]
 pub(crate) fn lt_pair_exit(ctx: ProbeContext) -> u32 {
     own_stack::keep(&ctx, &own_stack::PAIR_RETURNING_CALLS);

@@ -32,10 +32,10 @@ const NEAR: usize = 3;
 /// The functions of pairs in one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairFunctions {
-    /// Acquiring functions on whose returns the kernel puts return probes, as their code does not
-    /// tell where they return.
+    /// Acquiring functions that get return probes.
     pub acquiring: Vec<PairProbe>,
-    /// Acquiring functions whose return instructions have probes.
+    /// Acquiring functions that a return probe may harm (see [`is_harmed_by_return_probes`]): their
+    /// return instructions have probes instead.
     pub staying: Vec<PairProbe>,
     /// The return instructions of those functions.
     pub exits: Vec<PairProbe>,
@@ -220,8 +220,8 @@ impl PairFunctions {
             }));
         } else {
             self.unseen.push(format!(
-                "{}: exceptions may pass through it, and where it returns cannot be told from its \
-                 code",
+                "{}: exceptions may pass through it, or it may switch stacks, and where it returns \
+                 cannot be told from its code",
                 function.name
             ));
         }
