@@ -1,4 +1,6 @@
-//! Arguments of raw tracepoints.
+//! Arguments of raw tracepoints, and of functions at fentry and fexit.
+
+use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_func_arg};
 
 /// Argument `n` of a raw tracepoint.
 ///
@@ -21,3 +23,14 @@ macro_rules! arg {
     }};
 }
 pub(super) use arg;
+
+/// An argument of a function as a plain word, whatever its type. An argument that is read from the context
+/// directly is a pointer that the verifier follows or, if it is `void **` or leads to a function, refuses
+/// (btf_ctx_access, kernel/bpf/btf.c, 6.1).
+#[inline(always)]
+pub(super) fn argument<C: EbpfContext>(ctx: &C, index: u32) -> u64 {
+    let mut value = 0;
+    // SAFETY: the context of a fentry or fexit program, as the helper needs; from 5.17.
+    unsafe { bpf_get_func_arg(ctx.as_ptr(), index, &raw mut value) };
+    value
+}

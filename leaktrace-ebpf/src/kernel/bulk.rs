@@ -11,6 +11,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::{AllocKey, KERNEL_SPACE};
 
+use super::arguments::argument;
 use crate::{counters, ledger, maps::config, pair};
 
 /// Most pointers that one call of [`leaktrace_free_all`] reads.
@@ -23,8 +24,7 @@ const MAX_PARTS: u64 = 8;
 /// of the head in its object, or the object itself if it has no head.
 #[fentry(function = "kvfree_call_rcu")]
 pub(crate) fn lt_rcu_call(ctx: FEntryContext) -> i32 {
-    // The arguments' types differ between kernels: plain words.
-    pair::alone(|| rcu_call(ctx.arg::<u64>(0), ctx.arg::<u64>(1)));
+    pair::alone(|| rcu_call(argument(&ctx, 0), argument(&ctx, 1)));
     0
 }
 
@@ -47,7 +47,7 @@ fn rcu_call(head: u64, second: u64) {
 /// as well.
 #[fentry(function = "kmem_cache_free_bulk")]
 pub(crate) fn lt_free_bulk(ctx: FEntryContext) -> i32 {
-    pair::alone(|| free_bulk(ctx.arg::<u64>(1), ctx.arg::<u64>(2)));
+    pair::alone(|| free_bulk(argument(&ctx, 1), argument(&ctx, 2)));
     0
 }
 

@@ -15,10 +15,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{
-        bpf_ktime_get_ns, bpf_probe_read_kernel,
-        generated::{bpf_get_func_arg, bpf_get_func_ret},
-    },
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, generated::bpf_get_func_ret},
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
@@ -26,6 +23,7 @@ use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding};
 
 use super::{
     allocation::{Allocation, learn_cache_name, object_size},
+    arguments::argument,
     bulk::{leaktrace_free_all, leaktrace_free_one},
     by_stack,
 };
@@ -89,18 +87,7 @@ pub(crate) fn lt_skb_put(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// An argument as a plain word, whatever its type. An argument that is read from the context
-/// directly is a pointer that the verifier follows or, if it is `void **`, refuses (btf_ctx_access,
-/// kernel/bpf/btf.c, 6.1).
-#[inline(always)]
-fn argument<C: EbpfContext>(ctx: &C, index: u32) -> u64 {
-    let mut value = 0;
-    // SAFETY: the context of a fentry or fexit program, as the helper needs; from 5.17.
-    unsafe { bpf_get_func_arg(ctx.as_ptr(), index, &raw mut value) };
-    value
-}
-
-/// The result as a plain word, for the same reason as [`argument`].
+/// The result as a plain word, for the same reason as [`super::arguments::argument`].
 #[inline(always)]
 fn result(ctx: &FExitContext) -> u64 {
     let mut value = 0;

@@ -19,7 +19,7 @@ use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Outstanding, Pa
 
 use super::{
     allocation::{Allocation, site_of, unless_recorded},
-    arguments::arg,
+    arguments::{arg, argument},
     by_stack,
 };
 use crate::{
@@ -131,7 +131,7 @@ fn slot_of(thread: u64, depth: u32) -> u64 {
 /// `vfree(const void *addr)`
 #[fentry(function = "vfree")]
 pub(crate) fn lt_vfree(ctx: FEntryContext) -> i32 {
-    pair::alone(|| freed(ctx.arg::<u64>(0)));
+    pair::alone(|| freed(argument(&ctx, 0)));
     0
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn lt_vfree_k(ctx: ProbeContext) -> u32 {
 /// `vfree_atomic(const void *addr)`
 #[fentry(function = "vfree_atomic")]
 pub(crate) fn lt_vfree_atomic(ctx: FEntryContext) -> i32 {
-    pair::alone(|| freed(ctx.arg::<u64>(0)));
+    pair::alone(|| freed(argument(&ctx, 0)));
     0
 }
 
