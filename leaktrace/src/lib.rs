@@ -15,10 +15,12 @@
 //! | [`session`] | the loop of one tracer: when its reports are due | yes |
 //! | [`snapshot`] | plain data: one interval's raw state | no |
 //! | [`symbol`] | names for frames | reads files |
+//! | [`analyze`] | figures -> verdicts | no |
 //! | [`report`] | Snapshot + names -> sorted, cut rows | no |
 //! | [`render`] | Report -> text, JSON | no |
 //! | [`pipeline`] | joins them | no |
 
+pub mod analyze;
 pub mod attach;
 pub mod bpf;
 pub mod cli;

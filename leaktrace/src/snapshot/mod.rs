@@ -17,6 +17,7 @@ mod budget;
 mod holder;
 mod modules;
 mod names;
+pub mod reach;
 mod sampled;
 
 pub use budget::{Budget, BudgetAction, BudgetStep};

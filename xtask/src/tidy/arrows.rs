@@ -12,7 +12,7 @@ use super::{
 
 /// A module, and what it may use beside itself and [`FOR_ALL`]. A name stands for what is below it
 /// too, except that `session::spec` (what the user wants) is a module of its own.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("error", &[]),
     ("units", &[]),
     ("snapshot", &[]),
@@ -23,12 +23,17 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("attach", &["host", "bpf", "session::spec", "snapshot"]),
     ("unwind", &["host", "bpf", "session::spec"]),
     ("collect", &["host", "bpf", "snapshot", "unwind"]),
-    ("tracer", &["host", "bpf", "attach", "unwind", "collect", "snapshot", "session::spec"]),
+    ("reach", &["host", "bpf", "collect", "unwind", "snapshot", "session::spec"]),
+    (
+        "tracer",
+        &["host", "bpf", "attach", "unwind", "collect", "reach", "snapshot", "session::spec"],
+    ),
     ("session", &["host", "tracer", "snapshot", "session::spec"]),
     ("symbol", &["host", "snapshot"]),
     ("recording", &["snapshot"]),
-    ("analyze", &["snapshot"]),
-    ("report", &["snapshot", "analyze", "session::spec"]),
+    ("history", &["snapshot"]),
+    ("analyze", &["history", "snapshot"]),
+    ("report", &["snapshot", "history", "analyze", "session::spec"]),
     ("render", &["report", "snapshot", "session::spec"]),
     (
         "pipeline",
@@ -37,6 +42,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "session::spec",
             "recording",
             "symbol",
+            "history",
             "analyze",
             "report",
             "render",
