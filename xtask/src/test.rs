@@ -1,9 +1,13 @@
 //! Runs the test layers; the output ends with the test runner's own summary.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, Seek as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -32,13 +36,13 @@ pub(crate) enum Layer {
 
 /// The files whose tests run in machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum File {
+pub(crate) enum TestFile {
     Live,
     Drivers,
     Storm,
 }
 
-impl File {
+impl TestFile {
     fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -56,7 +60,7 @@ pub(crate) struct MachineOptions {
     kernel: Option<vm::Flavour>,
     /// With --kernel: tests of these files alone.
     #[arg(long, value_enum, requires = "kernel")]
-    file: Vec<File>,
+    file: Vec<TestFile>,
     /// With --kernel: tests whose names contain one of these, behind a `--`.
     #[arg(last = true, requires = "kernel")]
     names: Vec<String>,
@@ -197,34 +201,17 @@ const KERNEL_SIDE: [&str; 19] = [
 
 /// A machine: its kernel, a test file, and which of its tests run (arguments of the test runner;
 /// none for all). Each is booted anew, as a driver may leave the kernel in any state.
-type Machine<'a> = (vm::Flavour, File, Vec<&'a str>);
+type Machine<'a> = (vm::Flavour, TestFile, Vec<&'a str>);
 
-/// What runs by default.
-const MACHINES: [(vm::Flavour, File, &[&str]); 8] = [
-    // Older than what leaktrace traces.
-    (vm::Flavour::Old, File::Live, &[REFUSED]),
-    (vm::Flavour::Stable, File::Live, &KERNEL_SIDE),
-    (vm::Flavour::Stable, File::Drivers, &[]),
-    (vm::Flavour::Stable, File::Storm, &[]),
-    // Where interrupts are threads, and locks sleep.
-    (
-        vm::Flavour::RealTime,
-        File::Live,
-        &["kernel::default_stacks", "kernel::percpu", "pages_in_pipes"],
-    ),
-    // What differs: uprobe_multi links, and walks that meet on one CPU.
-    (
-        vm::Flavour::Newer,
-        File::Live,
-        &["at_once", "verifier", "first_stacks::", "kernel::objects", "host_wide::"],
-    ),
-    // Where allocations take other ways than on 6.1.
-    (vm::Flavour::Newer, File::Drivers, &["entries::", "pairs"]),
+/// What runs by default. Those that take long come first, as two run at a time.
+const MACHINES: [(vm::Flavour, TestFile, &[&str]); 8] = [
+    (vm::Flavour::Stable, TestFile::Live, &KERNEL_SIDE),
+    (vm::Flavour::Stable, TestFile::Drivers, &[]),
     // Where every program can be preempted, and some have stacks of their own for each CPU: many
     // threads at once, what ends and begins meanwhile, and each kind of kernel allocation.
     (
         vm::Flavour::Newest,
-        File::Live,
+        TestFile::Live,
         &[
             "at_once",
             "preemption::",
@@ -237,6 +224,23 @@ const MACHINES: [(vm::Flavour, File, &[&str]); 8] = [
             "pairs_are_counted_exactly_where",
         ],
     ),
+    (vm::Flavour::Stable, TestFile::Storm, &[]),
+    // Where interrupts are threads, and locks sleep.
+    (
+        vm::Flavour::RealTime,
+        TestFile::Live,
+        &["kernel::default_stacks", "kernel::percpu", "pages_in_pipes"],
+    ),
+    // What differs: uprobe_multi links, and walks that meet on one CPU.
+    (
+        vm::Flavour::Newer,
+        TestFile::Live,
+        &["at_once", "verifier", "first_stacks::", "kernel::objects", "host_wide::"],
+    ),
+    // Where allocations take other ways than on 6.1.
+    (vm::Flavour::Newer, TestFile::Drivers, &["entries::", "pairs"]),
+    // Older than what leaktrace traces.
+    (vm::Flavour::Old, TestFile::Live, &[REFUSED]),
 ];
 
 impl MachineOptions {
@@ -247,9 +251,9 @@ impl MachineOptions {
             return MACHINES.into_iter().map(machine).collect();
         };
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
-        let is_asked = |file: &File| self.file.is_empty() || self.file.contains(file);
-        let runs = |file: &File| *file != File::Drivers || kernel.takes_drivers();
-        let files = File::value_variants().iter().copied();
+        let is_asked = |file: &TestFile| self.file.is_empty() || self.file.contains(file);
+        let runs = |file: &TestFile| *file != TestFile::Drivers || kernel.takes_drivers();
+        let files = TestFile::value_variants().iter().copied();
         files
             .filter(|file| is_asked(file) && runs(file))
             .map(|file| (kernel, file, names.clone()))
@@ -262,39 +266,84 @@ fn in_machines(binary: &Path, options: &MachineOptions) -> Result<bool> {
     let machines = options.machines();
     let mut built = Vec::new();
     for (kernel, file, _) in &machines {
-        if *file == File::Drivers && !built.contains(kernel) {
+        // Here and not beside another machine, as both may want the same list of packages.
+        vm::fetch(*kernel)?;
+        if *file == TestFile::Drivers && !built.contains(kernel) {
             vm::build_drivers(*kernel)?;
             built.push(*kernel);
         }
     }
     build_package("tikv")?;
-    let mut passed = true;
-    for (flavour, file, names) in machines {
-        let mut arguments = names;
-        arguments.extend(SERIAL);
-        // Its table is what one wants to see.
-        arguments.extend((file == File::Storm).then_some("--nocapture"));
-        arguments.extend(SLOW.iter().flat_map(|name| ["--skip", *name]));
-        if flavour != vm::Flavour::Old {
-            arguments.extend(["--skip", REFUSED]);
+    let jobs = machines
+        .into_iter()
+        .map(|machine| Ok((test_program(machine.1.name())?, machine)))
+        .collect::<Result<Vec<_>>>()?;
+    let [(program, machine)] = jobs.as_slice() else { return in_turn(jobs, binary) };
+    Ok(in_machine(program, machine, binary, None)? == 0)
+}
+
+/// Machines that run at a time. Each has two CPUs, of which one is busy most of the time.
+const AT_ONCE: usize = 2;
+
+/// Runs jobs, some at a time, and prints what each has printed once it has ended; gives whether
+/// all passed.
+fn in_turn(jobs: Vec<(OsString, Machine<'_>)>, binary: &Path) -> Result<bool> {
+    let waiting = Mutex::new(jobs.into_iter());
+    // One prints at a time.
+    let passed = Mutex::new(true);
+    let run = || -> Result<()> {
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((program, machine)) = next else { return Ok(()) };
+            let mut output = tempfile::tempfile().context("no file for a machine's output")?;
+            let code = in_machine(&program, &machine, binary, Some(output.try_clone()?));
+            let mut passed = passed.lock().unwrap_or_else(PoisonError::into_inner);
+            output.rewind()?;
+            io::copy(&mut output, &mut io::stdout().lock())?;
+            *passed &= matches!(code, Ok(0));
+            if let Err(error) = code {
+                eprintln!("xtask: {error:#}");
+            }
         }
-        let words = arguments.into_iter().map(OsString::from);
-        let program = test_program(file.name())?;
-        let command: Vec<OsString> = std::iter::once(program).chain(words).collect();
-        let code = vm::run(&vm::Job {
-            flavour,
-            command: &command,
-            directory: &workspace::root()?.join("tests"),
-            environment: &[
-                (BINARY_VARIABLE, binary.into()),
-                ("CARGO_TARGET_DIR", workspace::target_dir()?.into()),
-            ],
-            // For one that hangs: what a busy host takes for the whole list is not known.
-            limit: Duration::from_secs(2400),
-        })?;
-        passed &= code == 0;
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(run)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| bail!("a thread that runs machines has panicked"))
+        })
+    })?;
+    Ok(passed.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Runs tests in a machine; gives the exit code.
+fn in_machine(
+    program: &OsStr,
+    (flavour, file, names): &Machine<'_>,
+    binary: &Path,
+    output: Option<File>,
+) -> Result<u8> {
+    let mut arguments = names.clone();
+    arguments.extend(SERIAL);
+    // Its table is what one wants to see.
+    arguments.extend((*file == TestFile::Storm).then_some("--nocapture"));
+    arguments.extend(SLOW.iter().flat_map(|name| ["--skip", *name]));
+    if *flavour != vm::Flavour::Old {
+        arguments.extend(["--skip", REFUSED]);
     }
-    Ok(passed)
+    let words = arguments.into_iter().map(OsString::from);
+    let command: Vec<OsString> = std::iter::once(program.to_owned()).chain(words).collect();
+    vm::run(&vm::Job {
+        flavour: *flavour,
+        command: &command,
+        directory: &workspace::root()?.join("tests"),
+        environment: &[
+            (BINARY_VARIABLE, binary.into()),
+            ("CARGO_TARGET_DIR", workspace::target_dir()?.into()),
+        ],
+        // For one that hangs: what a busy host takes for the whole list is not known.
+        limit: Duration::from_secs(2400),
+        output,
+    })
 }
 
 /// Builds a package of `tests/programs` where the tests look for it: in the machine it would take

@@ -66,11 +66,7 @@ enum Threads {
 /// Boots the kernel, runs the job and gives its exit code; once more if it was the emulator that
 /// failed. A kernel that says that something is broken fails the job, whatever its exit code.
 pub(super) fn run(kernel: &Kernel, job: &Job<'_>) -> Result<u8> {
-    let folder = folder(job.flavour)?.join("run");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // One machine of a kernel at a time: they would leave their files over one another.
-    let lock = fs::File::create(folder.join("lock")).context("cannot make the machine's lock")?;
-    lock.lock().context("cannot lock the machine's folder")?;
+    let (folder, _lock) = own_folder(&folder(job.flavour)?)?;
     let first = run_once(&folder, kernel, job, Threads::Multi);
     let console = Console::read(&folder);
     // Whatever follows the first fault of a kernel may be its consequence.
@@ -85,6 +81,24 @@ pub(super) fn run(kernel: &Kernel, job: &Job<'_>) -> Result<u8> {
         return Console::read(&folder).judge(second);
     }
     console.judge(first)
+}
+
+/// A folder for the files of one machine, which no other machine of that kernel has meanwhile; it
+/// is free again when the lock is dropped.
+fn own_folder(of_kernel: &Path) -> Result<(PathBuf, fs::File)> {
+    for number in 0.. {
+        let folder = of_kernel.join(format!("run.{number}"));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let lock = fs::File::create(folder.join("lock")).context("cannot make a machine's lock")?;
+        match lock.try_lock() {
+            Ok(()) => return Ok((folder, lock)),
+            Err(fs::TryLockError::WouldBlock) => {}
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(error).context("cannot lock a machine's folder");
+            }
+        }
+    }
+    bail!("no folder is free in {}", of_kernel.display())
 }
 
 /// What the kernel has printed.
@@ -160,6 +174,11 @@ fn run_once(folder: &Path, kernel: &Kernel, job: &Job<'_>, threads: Threads) -> 
             if share.writable { "" } else { ",readonly=on" }
         );
         qemu.arg("-virtfs").arg(option("local,path=", &share.path, &suffix));
+    }
+    if let Some(output) = &job.output {
+        // The second run of a job says everything again.
+        output.set_len(0).context("cannot empty the machine's output")?;
+        qemu.stdout(output.try_clone().context("cannot share the machine's output")?);
     }
     eprintln!("xtask: booting Linux {} (emulated)", kernel.release);
     let mut child = qemu.spawn().context("cannot run qemu-system-x86_64")?;
@@ -353,6 +372,7 @@ mod tests {
                 directory: Path::new("/a b"),
                 environment: &[("NAME", "va lue".into())],
                 limit: Duration::from_secs(1),
+                output: None,
             },
             Path::new("/target/vm"),
         );

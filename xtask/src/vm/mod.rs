@@ -69,6 +69,8 @@ pub(crate) struct Job<'a> {
     pub(crate) environment: &'a [(&'a str, OsString)],
     /// After this time the machine is ended.
     pub(crate) limit: Duration,
+    /// Where what it prints goes; to standard output if nowhere else.
+    pub(crate) output: Option<fs::File>,
 }
 
 /// The task: builds leaktrace, boots, runs the command, exits as it did.
@@ -87,8 +89,14 @@ pub(crate) fn vm(flavour: Flavour, command: &[OsString]) -> Result<ExitCode> {
         directory: &directory,
         environment: &[("PATH", path), (BINARY_VARIABLE, binary.into_os_string())],
         limit: Duration::from_secs(3600),
+        output: None,
     })?;
     Ok(ExitCode::from(code))
+}
+
+/// Gets the flavour's kernel, if it is not there.
+pub(crate) fn fetch(flavour: Flavour) -> Result<()> {
+    kernel::find(flavour).map(drop)
 }
 
 /// Builds the test drivers for the flavour's kernel.
