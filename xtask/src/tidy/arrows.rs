@@ -250,7 +250,7 @@ mod tests {
             "leaktrace/src/tracer/kernel.rs",
             "use crate::session::{Outcome, spec::Spec};",
             &["leaktrace/src/tracer/kernel.rs:1: `tracer` may not use `session`: \
-               only host, bpf, attach, unwind, collect, snapshot, session::spec, error, units"],
+               only host, bpf, attach, unwind, collect, reach, snapshot, session::spec, error, units"],
         );
         check_one(
             "leaktrace/src/cli/mod.rs",
