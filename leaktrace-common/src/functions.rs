@@ -46,6 +46,8 @@ pub struct Shape {
     /// Number of the register that holds `a`: 0 is rdi, 1 is rsi; the others follow in the order of
     /// the ABI.
     pub first: u8,
+    /// Whether the stack pointer has moved there, so that it does not point to the return address.
+    pub has_moved: bool,
 }
 
 /// A function of an allocator, as its row in the list of known functions.
@@ -81,7 +83,7 @@ impl AllocFunction {
     /// How the function takes its arguments at its entry.
     pub fn shape(self) -> Shape {
         let (_, takes, first) = self.row();
-        Shape { takes, first }
+        Shape { takes, first, has_moved: false }
     }
 
     /// Whether the function is a mangled C++ operator; no build prefixes those.
@@ -100,7 +102,9 @@ impl AllocFunction {
     /// lie at the probe's address.
     pub fn cookie(self, shape: Shape) -> u32 {
         let throws = u32::from(self.throws()) << THROWS_SHIFT;
-        u32::from(self.0) | (shape.takes as u32) << 16 | u32::from(shape.first) << 24 | throws
+        let moved = u32::from(shape.has_moved) << MOVED_SHIFT;
+        let arguments = (shape.takes as u32) << 16 | u32::from(shape.first) << 24;
+        u32::from(self.0) | arguments | throws | moved
     }
 
     /// The function in a [`Self::cookie`].
@@ -129,7 +133,13 @@ pub const fn cookie_throws(cookie: u64) -> bool {
     cookie >> THROWS_SHIFT & 1 != 0
 }
 
+/// The [`Shape::has_moved`] in a probe's [`AllocFunction::cookie`].
+pub const fn cookie_has_moved(cookie: u64) -> bool {
+    cookie >> MOVED_SHIFT & 1 != 0
+}
+
 const THROWS_SHIFT: u32 = 28;
+const MOVED_SHIFT: u32 = 29;
 
 use Takes::{CountSize, Free, Out, Resize, ResizeArray, ResizeInPlace, ResizeOrFree, Size};
 
@@ -249,6 +259,10 @@ mod tests {
             assert_eq!(cookie_takes(cookie), shape.takes as u64);
             assert_eq!(cookie_first(cookie), u64::from(shape.first));
             assert_eq!(cookie_throws(cookie), function.throws());
+            assert!(!cookie_has_moved(cookie));
+            let moved = u64::from(function.cookie(Shape { has_moved: true, ..shape }));
+            assert!(cookie_has_moved(moved));
+            assert_eq!(cookie_throws(moved), function.throws());
         }
         assert_eq!(AllocFunction::of_cookie(0xffff), None);
     }

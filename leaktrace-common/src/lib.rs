@@ -41,6 +41,7 @@
 mod alloc;
 mod by_name;
 mod config;
+mod freed;
 mod functions;
 mod loss;
 mod mapping;
@@ -64,7 +65,10 @@ pub use config::{
     AreaLayout, CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS,
     RcuLayout, StackMode, TEXT_RANGES, TRACED_TWICE, TextRange,
 };
-pub use functions::{AllocFunction, Shape, Takes, cookie_first, cookie_takes, cookie_throws};
+pub use freed::{FreePlace, frees_noted};
+pub use functions::{
+    AllocFunction, Shape, Takes, cookie_first, cookie_has_moved, cookie_takes, cookie_throws,
+};
 pub use loss::LossReason;
 pub use mapping::{MapCall, MapEvent, MapEventKind, MapSyscall};
 pub use modules::{
@@ -92,7 +96,7 @@ mod pod {
     use aya::Pod;
 
     use super::{
-        AgainKey, AllocKey, Bucket, CacheName, Config, EndedProcess, FileKey, InFlight,
+        AgainKey, AllocKey, Bucket, CacheName, Config, EndedProcess, FileKey, FreePlace, InFlight,
         KernelPairCall, Outstanding, SiteKey, SiteRecord, StackRecord, Target, TextMap,
         TextMapping, TextObject, TextRange, VmallocCall,
     };
@@ -100,6 +104,8 @@ mod pod {
     // SAFETY: each type is repr(C), made of integers only and without implicit padding (the
     // size assertions beside the types hold that), so every bit pattern is a valid value.
     unsafe impl Pod for AllocKey {}
+    // SAFETY: as above.
+    unsafe impl Pod for FreePlace {}
     // SAFETY: as above.
     unsafe impl Pod for AgainKey {}
     // SAFETY: as above.

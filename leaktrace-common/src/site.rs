@@ -125,8 +125,9 @@ pub struct SiteRecord {
     pub calls: u32,
     /// A [`SiteVerdict`].
     pub verdict: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// Number of frees that were asked whether their place is to be noted; wraps around. See
+    /// [`crate::frees_noted`].
+    pub frees: u32,
     /// Freed blocks by age, see [`lifetime_bucket`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
     /// Estimates by sampling; all zero unless blocks are sampled.

@@ -1,10 +1,13 @@
 //! The counters of call sites; no other module writes them.
 
-use leaktrace_common::{LossReason, Outstanding, lifetime_bucket, sampling};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use leaktrace_common::{
+    FreePlace, LossReason, Outstanding, frees_noted, lifetime_bucket, sampling,
+};
 
 use crate::{
     atomic, loss,
-    maps::{SITES, config},
+    maps::{FREE_PLACES, SITES, config},
 };
 
 /// Counts a block as allocated at its site.
@@ -80,11 +83,51 @@ pub(crate) fn count_missed_free(old: &Outstanding, now_ns: u64) {
 /// Counts a block as freed at its site.
 #[inline(always)]
 pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {
+    count_free_at(block, now_ns, || Place::UNKNOWN);
+}
+
+/// Where a block is freed.
+pub(crate) struct Place {
+    /// Return address of the call that frees the block; 0 if it is unknown.
+    pub(crate) address: u64,
+    /// See [`FreePlace::generation`].
+    pub(crate) generation: u32,
+}
+
+impl Place {
+    pub(crate) const UNKNOWN: Self = Self { address: 0, generation: 0 };
+}
+
+/// As [`count_free`]; `place` is asked for some of the frees.
+#[inline(always)]
+pub(crate) fn count_free_at(block: &Outstanding, now_ns: u64, place: impl FnOnce() -> Place) {
     let age_ns = now_ns.saturating_sub(block.timestamp_ns);
-    leaktrace_count_free(block.site, block.size_bytes, age_ns);
+    let noted = leaktrace_count_free(block.site, block.size_bytes, age_ns);
     if config!(sampling) != 0 {
         leaktrace_weigh(block.site, block.size_bytes, block.detail, 1);
     }
+    if noted != 0 {
+        let Place { address, generation } = place();
+        if address != 0 {
+            leaktrace_note_free(block.site, generation, address, noted);
+        }
+    }
+}
+
+/// Adds `frees` to the frees of a place. Global and not inlined, so that the verifier checks it
+/// once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_note_free(site: u32, generation: u32, address: u64, frees: u32) -> u32 {
+    let place = FreePlace { site, generation, address };
+    if let Some(known) = FREE_PLACES.get_ptr_mut(&place) {
+        // SAFETY: a live map value, aligned.
+        unsafe { atomic::add(known, u64::from(frees)) };
+    } else {
+        // Of two that are first at once, one is not noted; nor is one that finds no room.
+        let _ = FREE_PLACES.insert(&place, u64::from(frees), u64::from(BPF_NOEXIST));
+    }
+    0
 }
 
 /// Adds to the site's estimates what a sampled block of a process stands for: to those of
@@ -118,7 +161,8 @@ pub extern "C" fn leaktrace_weigh(site: u32, size_bytes: u64, interval: u32, fre
     0
 }
 
-/// Part of [`count_free`]. Global and not inlined, so that the verifier checks it once.
+/// Part of [`count_free`]; returns the [`frees_noted`] of this free. Global and not inlined, so that
+/// the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) -> u32 {
@@ -129,6 +173,9 @@ pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) 
         atomic::add(&raw mut (*record).freed_bytes, size_bytes);
         let buckets = (&raw mut (*record).lifetimes).cast::<u64>();
         atomic::add(buckets.add(bucket), 1);
+        // A lost increment only moves the sample.
+        let frees = (*record).frees;
+        (*record).frees = frees.wrapping_add(1);
+        frees_noted(frees)
     }
-    0
 }

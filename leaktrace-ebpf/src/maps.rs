@@ -10,9 +10,9 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     ACQUIRERS_MOST, AgainKey, AreaLayout, Bucket, CGROUPS, CacheName, CgroupTest, Config,
-    EndedProcess, FileKey, GFP_TESTS, GfpTest, InFlight, KernelPairCall, LossReason, MAX_PROCESSES,
-    MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT, PARTS,
-    PageRegion, Pair, PairCalls, RcuLayout, SiteKey, SiteRecord, StackRecord, TEXT_RANGES,
+    EndedProcess, FileKey, FreePlace, GFP_TESTS, GfpTest, InFlight, KernelPairCall, LossReason,
+    MAX_PROCESSES, MODULE_NAME_BYTES, ModuleLayout, Outstanding, PAGE_OWNERS, PAGE_REGIONS_COUNT,
+    PARTS, PageRegion, Pair, PairCalls, RcuLayout, SiteKey, SiteRecord, StackRecord, TEXT_RANGES,
     TRACED_TWICE, Target, TextMap, TextMapping, TextObject, TextRange, VmallocCall,
 };
 
@@ -154,6 +154,12 @@ pub(crate) static RECENT_SITES: Array<u64> = Array::with_max_entries(RECENT_SLOT
 /// mmap and wipes those of images that it forgets.
 #[map]
 pub(crate) static SITES: Array<SiteRecord> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// How many frees each place has made of the blocks of each call site, as far as places were noted
+/// ([`leaktrace_common::frees_noted`]). `counters` writes it; the loader deletes the entries of call
+/// sites that it wipes. When the map is full, further places are not noted.
+#[map]
+pub(crate) static FREE_PLACES: HashMap<FreePlace, u64> = HashMap::with_max_entries(1, 0);
 
 /// Slots of [`SITES`] that the loader has wiped; as many entries as `SITES` has.
 #[map]

@@ -6,6 +6,7 @@ mod exact;
 mod filters;
 mod first_stacks;
 mod followed;
+mod freed_at;
 mod gdb;
 mod holders;
 mod host_wide;

@@ -24,9 +24,11 @@ use leaktrace_common::{AllocKey, KERNEL_SPACE, Kind, LossReason, Pair, TRACED_TW
 use super::{
     allocation::{Allocation, ZERO_SIZE_PTR, allocated, unless_recorded},
     arguments::arg,
+    generation::generation_at,
 };
 use crate::{
-    counters, filter, ledger, loss,
+    counters::{self, Place},
+    filter, ledger, loss,
     maps::{CONFIG, config},
     pair,
 };
@@ -84,7 +86,7 @@ pub(crate) fn lt_cache_alloc_n(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn lt_kfree(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
-    pair::first(Pair::Kfree, address, || free(address));
+    pair::first(Pair::Kfree, address, || free(arg!(&ctx, 0), address));
     0
 }
 
@@ -92,7 +94,7 @@ pub(crate) fn lt_kfree(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn lt_cache_free(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
-    pair::first(Pair::CacheFree, address, || free(address));
+    pair::first(Pair::CacheFree, address, || free(arg!(&ctx, 0), address));
     0
 }
 
@@ -100,7 +102,7 @@ pub(crate) fn lt_cache_free(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kfree")]
 pub(crate) fn lt_kfree_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
-    pair::second(Pair::Kfree, address, || look_again(address));
+    pair::second(Pair::Kfree, address, || look_again(arg!(&ctx, 0), address));
     0
 }
 
@@ -108,7 +110,7 @@ pub(crate) fn lt_kfree_2(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "kmem_cache_free")]
 pub(crate) fn lt_cache_free_2(ctx: RawTracePointContext) -> i32 {
     let address = arg!(&ctx, 1);
-    pair::second(Pair::CacheFree, address, || look_again(address));
+    pair::second(Pair::CacheFree, address, || look_again(arg!(&ctx, 0), address));
     0
 }
 
@@ -188,15 +190,21 @@ fn kmem_cache_alloc(ctx: &RawTracePointContext, slot: u32) {
     );
 }
 
+/// The caller of the function that frees: the first argument of both tracepoints.
 #[inline(always)]
-fn free(address: u64) {
+fn place(call_site: u64) -> Place {
+    Place { address: call_site, generation: generation_at(call_site) }
+}
+
+#[inline(always)]
+fn free(call_site: u64, address: u64) {
     if address <= ZERO_SIZE_PTR {
         return;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let key = AllocKey::new(KERNEL_SPACE, address);
-    if !ledger::on_free(key, now_ns) && !filter::is_own() {
+    if !ledger::on_free_at(key, now_ns, || place(call_site)) && !filter::is_own() {
         loss::count(LossReason::UntrackedFree);
     }
 }
@@ -204,10 +212,11 @@ fn free(address: u64) {
 /// For a second program: takes a block out of the table if [`free`] did not run for it; returns
 /// whether there was one.
 #[inline(always)]
-fn look_again(address: u64) -> bool {
+fn look_again(call_site: u64, address: u64) -> bool {
     if address <= ZERO_SIZE_PTR {
         return false;
     }
     // SAFETY: the helper has no preconditions.
-    ledger::on_free(AllocKey::new(KERNEL_SPACE, address), unsafe { bpf_ktime_get_ns() })
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    ledger::on_free_at(AllocKey::new(KERNEL_SPACE, address), now_ns, || place(call_site))
 }

@@ -19,19 +19,20 @@ use aya_ebpf::{
 };
 use leaktrace_common::{
     AllocKey, Call, InFlight, Kind, LossReason, Outstanding, SiteKey, SkippedCall, StackId,
-    StackMode, Takes, cookie_first, cookie_takes, cookie_throws,
+    StackMode, Takes, cookie_first, cookie_has_moved, cookie_takes, cookie_throws,
 };
 
 use super::{
     in_flight::{
-        SKIP_RETURN, WATCH_RETURN, is_being_resized, is_nested, leaktrace_skipped_return, product,
-        returns_to, slot,
+        SKIP_RETURN, WATCH_RETURN, is_being_resized, is_nested, is_trampoline,
+        leaktrace_skipped_return, product, returns_to, slot,
     },
     own_stack, sampling, targets,
     walk::{self, Start},
 };
 use crate::{
-    counters, filter, ledger, loss,
+    counters::{self, Place},
+    filter, ledger, loss,
     maps::{IN_FLIGHT, config},
 };
 
@@ -104,7 +105,7 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
     }
     let thread = bpf_get_current_pid_tgid();
     let Some(space) = targets::space_of((thread >> 32) as u32) else { return 0 };
-    if !ledger::on_free(AllocKey::new(space, pointer), now_ns())
+    if !ledger::on_free_at(AllocKey::new(space, pointer), now_ns(), || free_place(&ctx))
         // Most blocks are not recorded then.
         && config!(sampling) == 0
         && !is_being_resized(thread, pointer)
@@ -112,6 +113,20 @@ pub(crate) fn lt_free(ctx: ProbeContext) -> u32 {
         loss::count(LossReason::UntrackedFree);
     }
     0
+}
+
+/// The caller of the function that frees.
+#[inline(always)]
+fn free_place(ctx: &ProbeContext) -> Place {
+    // SAFETY: the helper takes the program's own context.
+    let function = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if cookie_has_moved(function) {
+        return Place::UNKNOWN;
+    }
+    // SAFETY: the context is a live pt_regs.
+    let address = returns_to(unsafe { (*ctx.regs).rsp });
+    // Where the function was jumped to, its caller's return may be watched.
+    if is_trampoline(address) { Place::UNKNOWN } else { Place { address, generation: 0 } }
 }
 
 #[inline(always)]
@@ -339,7 +354,8 @@ fn finish(flight: &InFlight, rax: u64) {
             return;
         }
         if flight.old_tracked != 0 {
-            counters::count_free(&flight.old, now_ns);
+            let place = || Place { address: flight.caller, generation: 0 };
+            counters::count_free_at(&flight.old, now_ns, place);
         } else if config!(sampling) == 0 {
             loss::count(LossReason::UntrackedFree);
         }

@@ -45,9 +45,10 @@ pub fn cheapest(code: &[u8], shape: Shape) -> Place {
     let frees = shape.takes == Takes::Free;
     let firsts = if frees { 0..1 } else { 0..2 };
     let shape_there = |holds: &Holds| {
-        firsts.clone().map(|first| Shape { first, ..shape }).find(|moved| {
+        let has_moved = holds.stack_has_moved;
+        firsts.clone().map(|first| Shape { first, has_moved, ..shape }).find(|there| {
             let mut needed = shape.takes.arguments().iter();
-            needed.all(|needed| holds.argument(moved.first + needed) == Some(shape.first + needed))
+            needed.all(|needed| holds.argument(there.first + needed) == Some(shape.first + needed))
         })
     };
     straight_line(code, frees, shape_there)
@@ -140,8 +141,11 @@ fn straight_line<T>(
             if used.access() == OpAccess::Read {
                 continue;
             }
-            if used.register().full_register() == Register::RSP && !may_move {
-                return None;
+            if used.register().full_register() == Register::RSP {
+                if !may_move {
+                    return None;
+                }
+                holds.stack_has_moved = true;
             }
             holds.set(used.register(), copied);
         }
@@ -149,17 +153,22 @@ fn straight_line<T>(
     None
 }
 
-/// The argument of the call that each register holds.
-struct Holds(Vec<(Register, u8)>);
+/// What is known of the registers.
+struct Holds {
+    /// The argument of the call that each register holds.
+    arguments: Vec<(Register, u8)>,
+    /// Whether the stack pointer has moved since the entry.
+    stack_has_moved: bool,
+}
 
 impl Holds {
     fn at_entry() -> Self {
-        Self(ARGUMENTS.into_iter().zip(0..).collect())
+        Self { arguments: ARGUMENTS.into_iter().zip(0..).collect(), stack_has_moved: false }
     }
 
     /// The argument that a whole register holds.
     fn of(&self, register: Register) -> Option<u8> {
-        self.0.iter().find(|(holder, _)| *holder == register).map(|(_, argument)| *argument)
+        self.arguments.iter().find(|(holder, _)| *holder == register).map(|(_, argument)| *argument)
     }
 
     /// The argument in the register that argument `number` was passed in.
@@ -170,11 +179,11 @@ impl Holds {
     /// Notes that an instruction writes a register or a part of it.
     fn set(&mut self, register: Register, argument: Option<u8>) {
         let whole = register.full_register();
-        self.0.retain(|(holder, _)| *holder != whole);
+        self.arguments.retain(|(holder, _)| *holder != whole);
         if let Some(argument) = argument
             && register == whole
         {
-            self.0.push((whole, argument));
+            self.arguments.push((whole, argument));
         }
     }
 }
@@ -206,10 +215,10 @@ fn is_branch_target(code: &[u8], offset: u64) -> bool {
 mod tests {
     use super::*;
 
-    const FREE: Shape = Shape { takes: Takes::Free, first: 0 };
-    const SIZE: Shape = Shape { takes: Takes::Size, first: 0 };
-    const ALIGNED: Shape = Shape { takes: Takes::Size, first: 1 };
-    const RESIZE: Shape = Shape { takes: Takes::Resize, first: 0 };
+    const FREE: Shape = Shape { takes: Takes::Free, first: 0, has_moved: false };
+    const SIZE: Shape = Shape { takes: Takes::Size, first: 0, has_moved: false };
+    const ALIGNED: Shape = Shape { takes: Takes::Size, first: 1, has_moved: false };
+    const RESIZE: Shape = Shape { takes: Takes::Resize, first: 0, has_moved: false };
 
     /// The offset of the place, and the register of the first argument; `None` if single-stepped.
     fn place(code: &[u8], shape: Shape) -> Option<(u64, u8)> {
@@ -280,7 +289,7 @@ mod tests {
             0x48, 0x8b, 0x15, 0xc9, 0xad, 0, 0, 0x48, 0x89, 0xf8, 0x64, 0x48, 0x8b, 0x3a, 0x48,
             0x83, 0xf8, 1, 0x74, 8,
         ];
-        let calloc = Shape { takes: Takes::CountSize, first: 0 };
+        let calloc = Shape { takes: Takes::CountSize, first: 0, has_moved: false };
         assert_eq!(cheapest(&code, calloc), Place { offset: 0, shape: calloc, single_steps: true });
         // free: mov %rdi,%rcx; test %rdi,%rdi; je
         assert_eq!(place(&[0x48, 0x89, 0xf9, 0x48, 0x85, 0xff, 0x74, 0x5d], FREE), Some((6, 0)));
@@ -320,6 +329,8 @@ mod tests {
         let code = [0x48, 0x83, 0xec, 0x08, 0x48, 0x85, 0xff, 0x74, 0x10];
         assert_eq!(place(&code, SIZE), None);
         assert_eq!(place(&code, FREE), Some((7, 0)));
+        assert!(cheapest(&code, FREE).shape.has_moved);
+        assert!(!cheapest(&code[4..], FREE).shape.has_moved);
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use leaktrace_common::{
-    AgainKey, AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, FileKey, KernelPairCall,
-    LossReason, MODULE_NAME_BYTES, Outstanding, PairCookie, SiteKey, SiteRecord, StackRecord,
-    TEXT_RANGES, Target, TextMap, TextMapping, TextObject, TextRange, VmallocCall,
+    AgainKey, AllocKey, BlockWord, Bucket, CacheName, Call, EndedProcess, FileKey, FreePlace,
+    KernelPairCall, LossReason, MODULE_NAME_BYTES, Outstanding, PairCookie, SiteKey, SiteRecord,
+    StackRecord, TEXT_RANGES, Target, TextMap, TextMapping, TextObject, TextRange, VmallocCall,
 };
 
 use super::{mapped::MappedArray, object::Loaded, sys};
@@ -46,6 +46,9 @@ pub struct Maps {
     filter_kmalloc: HashMap<MapData, u64, u32>,
     pub(super) sites: MappedArray<SiteRecord>,
     pub(super) site_index: HashMap<MapData, SiteKey, u32>,
+    pub(super) free_places: HashMap<MapData, FreePlace, u64>,
+    /// The descriptor of that map, to read it in batches.
+    pub(super) free_places_fd: OwnedFd,
     pub(super) free_sites: Queue<MapData, u32>,
     pub(super) free_spaces: Queue<MapData, u32>,
     events: Option<RingBuf<MapData>>,
@@ -61,18 +64,11 @@ impl Loaded {
     /// [`Error::Kernel`] when the object lacks a map (a defect) or a map cannot be mapped.
     pub fn maps(&mut self) -> Result<Maps, Error> {
         let sites = MappedArray::new("SITES", self.take("SITES")?)?;
-        let overflow = self.take("OVERFLOW")?;
-        let fail =
-            |error: Box<dyn std::error::Error + Send + Sync>| Error::kernel("map OVERFLOW", error);
-        let overflow_fd = super::object::map_data(&overflow)
-            .ok_or_else(|| fail("is no hash map".into()))?
-            .fd()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| fail(error.into()))?;
+        let (overflow, overflow_fd) = self.with_fd("OVERFLOW")?;
+        let (free_places, free_places_fd) = self.with_fd("FREE_PLACES")?;
         Ok(Maps {
             blocks: MappedArray::new("BLOCKS", self.take("BLOCKS")?)?,
-            overflow: HashMap::try_from(overflow).map_err(|error| fail(error.into()))?,
+            overflow,
             overflow_fd,
             again: self.typed("PAIR_AGAIN")?,
             again_levels: self.typed("PAIR_LEVELS")?,
@@ -98,6 +94,8 @@ impl Loaded {
             filter_kmalloc: self.typed("FILTER_KMALLOC")?,
             sites,
             site_index: self.typed("SITE_INDEX")?,
+            free_places,
+            free_places_fd,
             free_sites: self.typed("FREE_SITES")?,
             free_spaces: self.typed("FREE_SPACES")?,
             events: Some(self.typed("EVENTS")?),
@@ -125,6 +123,24 @@ impl Loaded {
         self.ebpf
             .take_map(name)
             .ok_or_else(|| Error::kernel(format!("map {name}"), "is not in the BPF object"))
+    }
+
+    /// A hash map, and a descriptor of it.
+    fn with_fd<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        name: &str,
+    ) -> Result<(HashMap<MapData, K, V>, OwnedFd), Error> {
+        let fail = |error: Box<dyn std::error::Error + Send + Sync>| {
+            Error::kernel(format!("map {name}"), error)
+        };
+        let map = self.take(name)?;
+        let fd = super::object::map_data(&map)
+            .ok_or_else(|| fail("is no hash map".into()))?
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| fail(error.into()))?;
+        Ok((HashMap::try_from(map).map_err(|error| fail(error.into()))?, fd))
     }
 
     fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
@@ -250,6 +266,16 @@ impl Maps {
     /// Number of slots of `SITES` that were ever given out.
     pub(super) fn sites_used(&self) -> usize {
         (self.cursors.read(0) as usize).min(self.sites.len())
+    }
+
+    /// Visits the places that free blocks, each with about how many it has freed of its call site.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error on reading the map.
+    pub fn read_free_places(&self, visit: impl FnMut(&FreePlace, &u64)) -> Result<(), Error> {
+        sys::read_all(self.free_places_fd.as_fd(), visit)
+            .map_err(|error| Error::kernel("cannot read where blocks are freed", error))
     }
 
     /// Marks a call site as suspect: each further allocation of it gets a stack.

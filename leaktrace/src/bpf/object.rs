@@ -70,6 +70,7 @@ impl Loaded {
             .map_max_entries("SITES", sizes.sites)
             .map_max_entries("FREE_SITES", sizes.sites)
             .map_max_entries("FREE_SPACES", sizes.spaces)
+            .map_max_entries("FREE_PLACES", sizes.free_places)
             .map_max_entries("ENDED", sizes.ended)
             .map_max_entries("TEXT_MAPS", sizes.spaces)
             .map_max_entries("EVENTS", sizes.event_ring_bytes)

@@ -9,6 +9,8 @@ pub struct Sizes {
     pub outstanding: u32,
     /// Call sites.
     pub sites: u32,
+    /// Places that free blocks, over all call sites.
+    pub free_places: u32,
     /// Distinct stacks.
     pub stacks: u32,
     /// Threads that may be inside an allocator at once; 1 where no process is traced.
@@ -45,6 +47,8 @@ impl Sizes {
         Self {
             outstanding: max_outstanding,
             sites: 32 * 1024,
+            // 1.4 MB.
+            free_places: 16 * 1024,
             stacks: 16 * 1024,
             // An LRU map keeps up to 128 free entries for each CPU (LOCAL_FREE_TARGET,
             // kernel/bpf/bpf_lru_list.c, 6.1 and 6.18): room on top, so that none is evicted
@@ -91,6 +95,7 @@ impl Sizes {
         Self {
             outstanding: 1,
             sites: 1,
+            free_places: 1,
             stacks: 1,
             threads: 1,
             walks: 1,

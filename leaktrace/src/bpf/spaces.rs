@@ -106,12 +106,20 @@ impl Maps {
         still_used: &HashSet<u64>,
     ) -> Result<(), Error> {
         self.forget_blocks(spaces)?;
+        let mut sites = HashSet::new();
         for index in 0..self.sites_used() {
             let key = self.sites.read(index).key;
             if key.kind != 0 && spaces.contains(&key.space) {
                 stacks.insert(key.stack);
+                sites.insert(index as u32);
                 self.forget_site(index, &key);
             }
+        }
+        self.forget_free_places(&sites)?;
+        for index in sites {
+            // Not before: the next call site in this slot must not inherit the places. The queue
+            // has room for every slot.
+            let _ = self.free_sites.push(index, 0);
         }
         stacks.retain(|id| *id != StackId::NOT_TAKEN && *id != StackId::LOST);
         self.forget_stacks(&stacks, still_used);
@@ -167,7 +175,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Wipes a call site that no program can reach any more, and gives its slot back.
+    /// Wipes a call site that no program can reach any more.
     fn forget_site(&mut self, index: usize, key: &SiteKey) {
         // One that is not there needs no removal.
         let _ = self.site_index.remove(key);
@@ -176,8 +184,21 @@ impl Maps {
             // integers may be all zeroes, of which kind 0 says that it is not in use.
             unsafe { record.write_volatile(std::mem::zeroed::<SiteRecord>()) };
         });
-        // The queue has room for every slot.
-        let _ = self.free_sites.push(index as u32, 0);
+    }
+
+    /// Forgets where blocks of these call sites were freed.
+    fn forget_free_places(&mut self, sites: &HashSet<u32>) -> Result<(), Error> {
+        let mut gone = Vec::new();
+        self.read_free_places(|place, _| {
+            if sites.contains(&place.site) {
+                gone.push(*place);
+            }
+        })?;
+        for place in gone {
+            // One that is not there needs no removal.
+            let _ = self.free_places.remove(&place);
+        }
+        Ok(())
     }
 
     /// Forgets those of the `stacks` that no call site has and that are not `still_used`.

@@ -102,7 +102,7 @@ mod tests {
             suspect: 0,
             calls: 0,
             verdict: 0,
-            zero: 0,
+            frees: 0,
             lifetimes: [0; LIFETIME_BUCKETS],
             weights: Weights::default(),
         };

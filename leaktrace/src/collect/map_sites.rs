@@ -153,6 +153,7 @@ impl Collector {
                 sampled: None,
                 oldest_ms: is_held.then(|| ms_since(details.oldest_ns)),
                 largest_bytes: counters.largest_bytes,
+                freed_at: Vec::new(),
                 last_ms: ms_since(counters.last_ns),
                 lifetimes: counters.lifetimes,
                 holders: Vec::new(),

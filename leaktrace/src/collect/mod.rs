@@ -5,6 +5,7 @@
 
 mod details;
 mod estimates;
+mod free_places;
 mod images;
 pub mod kmalloc;
 mod loss;
@@ -264,6 +265,7 @@ impl Collector {
             || outstanding_count <= CHEAP_BLOCKS;
         let details =
             if read_blocks { Some(self.read_blocks(now_ns, wants, &records)?) } else { None };
+        let free_places = self.free_places()?;
         if self.stack_mode == StackMode::Adaptive {
             self.find_suspects(&records);
         }
@@ -273,7 +275,10 @@ impl Collector {
             .filter(|(_, record)| record.allocated_count > 0)
             .filter_map(|(index, record)| {
                 let details = details.as_ref().map(|all| all.get(index));
-                self.site(record, details, now_ns, wants, &mut stacks)
+                let places = free_places.get(index).map(Vec::as_slice).unwrap_or_default();
+                let mut site = self.site(record, details, now_ns, wants, &mut stacks)?;
+                site.freed_at = self.freed_at(&record.key, places);
+                Some(site)
             })
             .collect();
         sites.extend(self.map_sites(now_ns, wants, &mut stacks));
@@ -394,6 +399,7 @@ impl Collector {
                 .filter(|found| found.outstanding.count > 0)
                 .map(|found| now_ns.saturating_sub(found.oldest_ns) / 1_000_000),
             largest_bytes: record.largest_bytes,
+            freed_at: Vec::new(),
             last_ms: now_ns.saturating_sub(record.last_ns) / 1_000_000,
             lifetimes: record.lifetimes,
             holders: match details {

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use leaktrace_common::LossReason;
 use serde::Serialize;
 
+use super::freed::{self, WireFreed};
 use crate::{
     report::{FrameView, Line, Part, Report, Row, Table, Unloaded, Untold},
     snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
@@ -221,6 +222,8 @@ struct WireSite<'a> {
     truncated_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "is_true")]
     stack_taken: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    freed_at: Vec<WireFreed>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     holders: Vec<WireHolder<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -456,6 +459,7 @@ fn site(row: &Row) -> WireSite<'_> {
         truncated: row.truncated.is_some(),
         truncated_reason: row.truncated,
         stack_taken: row.stack_taken,
+        freed_at: freed::wire(row),
         holders: row
             .holders
             .iter()

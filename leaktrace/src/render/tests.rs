@@ -13,8 +13,8 @@ use crate::{
     report,
     session::spec::{By, Sort, View},
     snapshot::{
-        Amount, Block, Found, Frame, Holder, Loss, Mapping, Mode, Names, Place, Process, Resolved,
-        Role, Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
+        Amount, Block, Found, Frame, FreedAt, Holder, Loss, Mapping, Mode, Names, Place, Process,
+        Resolved, Role, Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
     },
 };
 
@@ -64,6 +64,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         sampled: None,
         oldest_ms: None,
         largest_bytes: 0,
+        freed_at: Vec::new(),
         last_ms: 0,
         lifetimes: [0; LIFETIME_BUCKETS],
         holders: Vec::new(),
@@ -113,6 +114,7 @@ fn kernel() -> (Snapshot, Names) {
         outstanding: amount(outstanding.0, outstanding.1),
         oldest_ms: Some(9_800),
         largest_bytes: 64,
+        freed_at: vec![FreedAt { frame: one, count: 3 }, FreedAt { frame: two, count: 1 }],
         lifetimes: {
             let mut lifetimes = [0; LIFETIME_BUCKETS];
             lifetimes[3] = allocated.0 - outstanding.0;
@@ -177,6 +179,7 @@ fn user() -> (Snapshot, Names) {
             outstanding: amount(11_000, 1_100_000),
             oldest_ms: Some(9_876),
             largest_bytes: 100,
+            freed_at: Vec::new(),
             blocks: vec![Block { address: 0xdead_b000, size_bytes: 100, age_ms: 9_876 }],
             ..site(1, Kind::Malloc, leaf, StackRef::Known(1))
         },
@@ -187,6 +190,7 @@ fn user() -> (Snapshot, Names) {
             freed: amount(1, 16),
             outstanding: amount(1, 16),
             largest_bytes: 16,
+            freed_at: Vec::new(),
             lifetimes: {
                 let mut lifetimes = [0; LIFETIME_BUCKETS];
                 lifetimes[15] = 1;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use leaktrace_common::Kind;
 
-use super::{TextStyle, escape::escape, table};
+use super::{TextStyle, escape::escape, freed, table};
 use crate::{
     report::{FrameView, Group, Keeper, Owner, Part, Report, Row, Totals, Unloaded},
     snapshot::{Amount, Mode, Role, Sampled},
@@ -186,6 +186,7 @@ fn write_group(
         split(group, &with_stack, common.is_none(), out)?;
     }
     lifetimes(group, out)?;
+    freed::write(group, out)?;
     holders(group, out)?;
     blocks(group, out)
 }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
-use super::{Doubt, Keeper, Owner, Totals, kept, owner};
+use super::{Doubt, FreedFrom, Keeper, Owner, Totals, freed, kept, owner};
 use crate::snapshot::{
-    Block, Found, Frame, Holder, Mapping, Names, Pair, Place, Process, Resolved, Site, Snapshot,
-    StackRef, Unknown,
+    Block, Found, Frame, FreedAt, Holder, Mapping, Names, Pair, Place, Process, Resolved, Site,
+    Snapshot, StackRef, Unknown,
 };
 
 /// One call site with one stack.
@@ -48,6 +48,8 @@ pub struct Row {
     pub oldest_ms: Option<u64>,
     /// Largest single allocation, in bytes.
     pub largest_bytes: u64,
+    /// Where its freed blocks were freed, as far as that was noted.
+    pub(super) freed: Vec<FreedFrom>,
     /// Freed blocks by age, see [`crate::snapshot::Site::lifetimes`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
     /// The frames, innermost first, with inlined functions as frames of their own; never empty.
@@ -178,6 +180,7 @@ impl Row {
         self.totals.add(&other.totals);
         self.oldest_ms = self.oldest_ms.max(other.oldest_ms);
         self.largest_bytes = self.largest_bytes.max(other.largest_bytes);
+        other.freed.iter().for_each(|place| freed::add(&mut self.freed, place));
         for (sum, more) in self.lifetimes.iter_mut().zip(other.lifetimes) {
             *sum += more;
         }
@@ -291,6 +294,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         },
         oldest_ms: site.oldest_ms,
         largest_bytes: site.largest_bytes,
+        freed: freed_from(&site.freed_at, names),
         lifetimes: site.lifetimes,
         stack,
         truncated,
@@ -306,6 +310,18 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         },
     };
     (row, identity)
+}
+
+/// The places that freed the blocks of a site, with their names: the function that the code belongs
+/// to, and not those that the compiler inlined into it.
+fn freed_from(freed_at: &[FreedAt], names: &Names) -> Vec<FreedFrom> {
+    let mut places = Vec::new();
+    for place in freed_at {
+        if let Some(frame) = resolve(&place.frame, names).pop() {
+            freed::add(&mut places, &FreedFrom { frame, count: place.count });
+        }
+    }
+    places
 }
 
 /// The part that an unloaded module had in the blocks of a site.

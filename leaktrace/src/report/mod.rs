@@ -2,6 +2,7 @@
 //!
 //! This module knows no format and makes no judgement.
 
+mod freed;
 mod kept;
 mod libraries;
 mod merge;
@@ -12,6 +13,7 @@ mod trust;
 
 use leaktrace_common::{Kind, StackMode};
 
+pub use freed::FreedFrom;
 pub use kept::{Keeper, Kept};
 pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;

@@ -179,11 +179,22 @@ pub struct Site {
     pub last_ms: u64,
     /// Freed blocks by age: bucket n holds those that lived 2^n to 2^(n+1) microseconds.
     pub lifetimes: [u64; LIFETIME_BUCKETS],
+    /// Where its freed blocks were freed, as far as that was noted; most frees first.
+    pub freed_at: Vec<FreedAt>,
     /// In kernel mode, the outstanding memory by the process that allocated it; empty unless blocks
     /// were read.
     pub holders: Vec<Holder>,
     /// The outstanding blocks themselves (`--show-allocs`), oldest first.
     pub blocks: Vec<Block>,
+}
+
+/// A place that frees blocks of a call site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreedAt {
+    /// The call that freed them.
+    pub frame: Frame,
+    /// About how many: only some frees have their place noted.
+    pub count: u64,
 }
 
 /// A pair of functions that the user named.

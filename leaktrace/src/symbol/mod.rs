@@ -57,12 +57,14 @@ impl Symbolizer {
         let mut missing: HashSet<Frame> = HashSet::new();
         let of_stacks = snapshot.stacks.values().flat_map(|stack| &stack.frames);
         let of_sites = snapshot.sites.iter().map(|site| &site.call_site);
+        let of_frees = snapshot.sites.iter().flat_map(|site| &site.freed_at);
+        let of_frees = of_frees.map(|place| &place.frame);
         // A map may come later that names code made at run time.
         let has_name = |frame: &&Frame| match names.frames.get(*frame) {
             None | Some(Resolved::Unknown(Unknown::Anonymous { .. })) => false,
             Some(_) => true,
         };
-        missing.extend(of_stacks.chain(of_sites).filter(|frame| !has_name(frame)));
+        missing.extend(of_stacks.chain(of_sites).chain(of_frees).filter(|frame| !has_name(frame)));
         let mut kernel = Vec::new();
         let mut anonymous: BTreeMap<u32, Vec<Frame>> = BTreeMap::new();
         let mut objects: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
