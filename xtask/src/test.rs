@@ -177,12 +177,13 @@ const SLOW: [&str; 13] = [
 
 /// What BPF programs and the kernel have a part in. Other tests are of files, names and processes,
 /// which are the same on each kernel: they run on this host.
-const KERNEL_SIDE: [&str; 19] = [
+const KERNEL_SIDE: [&str; 20] = [
     "at_once",
     "verifier",
     "exact::",
     "first_stacks::",
     "followed::",
+    "freed_at::",
     "holders::",
     "host_wide::",
     "kernel::",
@@ -217,6 +218,7 @@ const MACHINES: [(vm::Flavour, TestFile, &[&str]); 8] = [
             "preemption::",
             "verifier",
             "exact::",
+            "freed_at::",
             "every_call_means_what",
             "processes::",
             "kernel::",
