@@ -42,7 +42,8 @@ use crate::{
         slabs,
     },
     snapshot::{
-        Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Site, Snapshot, Stack, StackRef,
+        Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Reclaimable, Site, Snapshot, Stack,
+        StackRef,
     },
 };
 
@@ -309,6 +310,8 @@ impl Collector {
                 Mode::Kernel => slabs::aliases(),
                 Mode::User | Mode::Run => BTreeMap::new(),
             },
+            // The tracer asks the kernel.
+            reclaimable: Reclaimable::default(),
             older_ms: wants.older_ns / 1_000_000,
         })
     }
