@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use leaktrace_tests::{
     SOON,
     driver::Driver,
-    report::{Amounts, Report, number},
+    report::{Amounts, Report, Site, number},
     traced::Traced,
 };
 
@@ -178,6 +178,48 @@ fn a_module_filter_keeps_what_the_kernel_allocates_for_the_module() {
     let report = traced.interrupt().final_report().clone();
     assert_eq!(entries(&report), 0, "{}", report.outline_of(|site| site.cache() != ""));
     driver.unload();
+}
+
+/// What a module allocates is left out, its own calls in the programs and what the kernel allocates
+/// for it by the stacks; what another module allocates is counted as ever.
+#[test]
+fn a_module_can_be_left_out() {
+    for stacks in ["all", "site"] {
+        let (unwanted, other) = (Driver::load("leak_device"), Driver::load("leak_clock"));
+        let args = ["kernel", "--not-module", "leak-device", "--stacks", stacks, "-i", "1s"];
+        let traced = Traced::start(&args);
+        unwanted.command("add", 100);
+        other.command("probe", 0);
+        other.command("cycle", 100);
+        let report = end_as_counted(traced, &other);
+        let (left, is_of_it) = (report.outline(), |site: &Site<'_>| site.has_frame("entry_data"));
+        assert_eq!(report.sum(is_of_it), Amounts::default(), "{left}");
+        assert!(report.sites().iter().all(|site| site.module() != "leak_device"), "{left}");
+        let entries = report.sum(|site| site.cache() == "proc_dir_entry").outstanding_count;
+        // Only stacks tell for whom the kernel allocates.
+        assert_eq!(entries, if stacks == "all" { 0 } else { 100 }, "--stacks {stacks}: {left}");
+        assert_eq!(Amounts::of(&report.value["totals"]), report.sum(|_| true), "{left}");
+        other.unload();
+        unwanted.unload();
+    }
+}
+
+/// A module that is loaded later is left out from its init on.
+#[test]
+fn a_module_that_is_loaded_later_can_be_left_out() {
+    let args = ["kernel", "--not-module", "leak_init", "--stacks", "all", "-i", "500ms"];
+    let traced = Traced::start(&args);
+    let (unwanted, other) = (Driver::load("leak_init"), Driver::load("leak_clock"));
+    unwanted.command("more", 10);
+    other.command("probe", 0);
+    let report = end_as_counted(traced, &other);
+    let is_of_it = |site: &Site<'_>| {
+        [777, 1501, 3001].contains(&number(site.value, "largest_bytes"))
+            || site.module() == "leak_init"
+    };
+    assert_eq!(report.sum(is_of_it), Amounts::default(), "{}", report.outline_of(is_of_it));
+    other.unload();
+    unwanted.unload();
 }
 
 /// A module that is not loaded yet is waited for: what it allocates from its init on is seen, each

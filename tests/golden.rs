@@ -196,6 +196,12 @@ fn filters_for_what_is_not_there_are_bad_input() {
     let mend = "no module has such a name";
     check_usage(&["kernel", "--module", "drivers/x.ko"], &["--module drivers/x.ko", mend]);
     check_usage(&["kernel", "--module", ""], &["--module", mend]);
+    check_usage(&["kernel", "--not-module", "a/b"], &["--not-module a/b", mend]);
+    let (both, mend) = ("nothing would be left", "leave one of them out");
+    check_usage(&["kernel", "--cache", "x", "--not-cache", "x"], &["--not-cache x", both, mend]);
+    check_usage(&["kernel", "--module", "a-b", "--not-module", "a_b"], &["a_b", both, mend]);
+    check_usage(&["kernel", "--not-cache", ""], &["--not-cache ``", "1 to 31 bytes"]);
+    check_usage(&["kernel", "--pair", "a:b", "--unreclaimable"], &["--unreclaimable", mend]);
     let nearest = ["--gfp `GFP_ATOMC`", "GFP_ATOMIC"];
     check_usage(&["kernel", "--gfp", "GFP_ATOMC"], &nearest);
     check_usage(&["kernel", "--gfp", "ZERO"], &["--gfp `ZERO`", "__GFP_ZERO"]);

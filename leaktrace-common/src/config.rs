@@ -45,10 +45,9 @@ pub struct Config {
     /// 1: track kernel allocations only of threads in `FILTER_COMMS`, by the thread's command name
     /// or its process'; in user mode, trace processes with these command names once they begin.
     pub filter_comms: u32,
-    /// 1: track kernel allocations from the slab caches in `FILTER_CACHES` and `FILTER_KMALLOC`
-    /// only.
+    /// A [`Choice`] of slab caches, those in `FILTER_CACHES` and `FILTER_KMALLOC`.
     pub filter_caches: u32,
-    /// 1: track kernel allocations by calls from `MODULE_TEXT` only.
+    /// A [`Choice`] of modules, those with their code in `MODULE_TEXT`.
     pub filter_modules: u32,
     /// 1: track kernel allocations of the tasks in `cgroups` only; in user mode, trace processes in
     /// those control groups once they begin.
@@ -174,6 +173,18 @@ pub struct AreaLayout {
     pub without_file: u32,
     /// The [`crate::Unwinding`] of code whose file is not in `OBJECTS`.
     pub unknown_file: u32,
+}
+
+/// What a filter does with what it names.
+pub struct Choice;
+
+impl Choice {
+    /// The filter names nothing, and all is tracked.
+    pub const ALL: u32 = 0;
+    /// Track what the filter names, and nothing else.
+    pub const ONLY: u32 = 1;
+    /// Track all but what the filter names.
+    pub const ALL_BUT: u32 = 2;
 }
 
 /// Bits of [`Config::follow`].

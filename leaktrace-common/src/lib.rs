@@ -62,8 +62,8 @@ pub use by_name::{
     PairCalls, PairCookie, PairKey, PairRelease, Success,
 };
 pub use config::{
-    AreaLayout, CGROUPS, CgroupTest, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST, PAGE_OWNERS,
-    RcuLayout, StackMode, TEXT_RANGES, TRACED_TWICE, TextRange,
+    AreaLayout, CGROUPS, CgroupTest, Choice, Config, Follow, GFP_TESTS, GfpTest, MODULES_MOST,
+    PAGE_OWNERS, RcuLayout, StackMode, TEXT_RANGES, TRACED_TWICE, TextRange,
 };
 pub use freed::{FreePlace, frees_noted};
 pub use functions::{

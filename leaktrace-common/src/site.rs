@@ -160,7 +160,7 @@ impl SiteRecord {
     }
 }
 
-/// Whether the filters want a call site (`--cache`, `--module`).
+/// Whether the filters want a call site (`--cache`, `--module`, `--not-cache`, `--not-module`).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteVerdict {

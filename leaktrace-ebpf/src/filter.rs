@@ -8,8 +8,8 @@ use aya_ebpf::{
     },
 };
 use leaktrace_common::{
-    CGROUPS, CgroupTest, Follow, GFP_TESTS, GfpTest, Kind, SiteVerdict, StackMode, TEXT_RANGES,
-    TextRange,
+    CGROUPS, CgroupTest, Choice, Follow, GFP_TESTS, GfpTest, Kind, SiteVerdict, StackMode,
+    TEXT_RANGES, TextRange,
 };
 
 use crate::{
@@ -137,7 +137,7 @@ pub extern "C" fn leaktrace_has_gfp(gfp: u32) -> u32 {
 /// call site. `base` is the index of the site's record without stack.
 #[inline(always)]
 pub(crate) fn site_verdict(base: u32, kind: Kind, detail: u64, call_site: u64) -> u32 {
-    if config!(filter_caches) == 0 && config!(filter_modules) == 0 {
+    if config!(filter_caches) == Choice::ALL && config!(filter_modules) == Choice::ALL {
         return SiteVerdict::Wanted as u32;
     }
     let known = ledger::verdict(base);
@@ -146,7 +146,15 @@ pub(crate) fn site_verdict(base: u32, kind: Kind, detail: u64, call_site: u64) -
     }
     let verdict = if !wants_cache(kind, detail) {
         SiteVerdict::Unwanted
-    } else if config!(filter_modules) == 0 || leaktrace_in_text(call_site) != 0 {
+    } else if config!(filter_modules) == Choice::ALL {
+        SiteVerdict::Wanted
+    } else if config!(filter_modules) == Choice::ALL_BUT {
+        // Of the callers, userspace asks the stacks that are known.
+        match leaktrace_in_text(call_site) {
+            0 => SiteVerdict::Wanted,
+            _ => SiteVerdict::Unwanted,
+        }
+    } else if leaktrace_in_text(call_site) != 0 {
         SiteVerdict::Wanted
     } else if config!(stack_mode) == StackMode::Site as u32 {
         SiteVerdict::Unwanted
@@ -159,11 +167,11 @@ pub(crate) fn site_verdict(base: u32, kind: Kind, detail: u64, call_site: u64) -
 
 #[inline(always)]
 pub(crate) fn wants_cache(kind: Kind, detail: u64) -> bool {
-    if config!(filter_caches) == 0 {
+    if config!(filter_caches) == Choice::ALL {
         return true;
     }
     // SAFETY: values are not looked at, only their presence.
-    unsafe {
+    let is_named = unsafe {
         match kind {
             Kind::Kmalloc => FILTER_KMALLOC.get(detail).is_some(),
             Kind::KmemCache => match cache_name(detail) {
@@ -171,10 +179,11 @@ pub(crate) fn wants_cache(kind: Kind, detail: u64) -> bool {
                 None => false,
             },
             // What a function gives is in no cache that is known.
-            Kind::Pair => true,
+            Kind::Pair => return true,
             _ => false,
         }
-    }
+    };
+    is_named == (config!(filter_caches) == Choice::ONLY)
 }
 
 /// Whether a return address lies in a module that the filter names. Global and not inlined, as

@@ -223,22 +223,25 @@ pub(crate) static FILTER_TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(10
 #[map]
 pub(crate) static FILTER_COMMS: HashMap<[u8; 16], u32> = HashMap::with_max_entries(256, 0);
 
-/// Text of the modules that the filter names; an empty range holds no address. Index 0: modules
+/// Text of the modules that the filter names (`--module`, or else `--not-module`); an empty range holds no address. Index 0: modules
 /// that were loaded at the start, written by the loader. Index 1: modules loaded since, written by
 /// the module programs. Those programs wipe ranges of both.
 #[map]
 pub(crate) static MODULE_TEXT: Array<[TextRange; TEXT_RANGES]> = Array::with_max_entries(2, 0);
 
-/// Names of the modules that the filter wants; written by the loader (`--module`).
+/// Names of the modules whose text is in [`MODULE_TEXT`] while they are loaded; written by the
+/// loader.
 #[map]
 pub(crate) static FILTER_MODULES: HashMap<[u8; MODULE_NAME_BYTES], u32> =
     HashMap::with_max_entries(64, 0);
 
-/// Names of the slab caches that the filter wants; written by the loader (`--cache`).
+/// Names of the slab caches that the filter names; written by the loader (`--cache`, or else
+/// `--not-cache` and `--unreclaimable`).
 #[map]
 pub(crate) static FILTER_CACHES: HashMap<[u8; 32], u32> = HashMap::with_max_entries(256, 0);
 
-/// kmalloc caches that the filter wants, by [`SiteKey::detail`]; written by the loader (`--cache`).
+/// kmalloc caches that the filter names, by [`SiteKey::detail`]; written by the loader, as
+/// [`FILTER_CACHES`].
 #[map]
 pub(crate) static FILTER_KMALLOC: HashMap<u64, u32> = HashMap::with_max_entries(1024, 0);
 

@@ -110,7 +110,10 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
         }
         Target::Kernel { filters, .. } => {
             let pids = filters.pids.iter().try_for_each(|pid| proc::check_exists(*pid));
-            pids.and_then(|()| filters.modules.iter().try_for_each(|name| check_name(name)))
+            let named =
+                |flag, names: &[String]| names.iter().try_for_each(|name| check_name(flag, name));
+            pids.and_then(|()| named("--module", &filters.modules))
+                .and_then(|()| named("--not-module", &filters.not_modules))
                 .and_then(|()| check_cgroups(&filters.cgroups))
         }
         Target::Command { .. } => Ok(()),

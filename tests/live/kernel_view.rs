@@ -12,7 +12,7 @@ use leaktrace_tests::{
     child::Child,
     groups::{Groups, MemoryGroups},
     leaker::Leaker,
-    report::{Report, Site, number},
+    report::{Amounts, Report, Site, number},
     traced::Traced,
 };
 use serde_json::Value;
@@ -189,6 +189,66 @@ fn a_cache_that_is_not_there_is_bad_input() {
         lines.len() == 1 && lines[0].contains("--cache UNX") && lines[0].contains("UNIX"),
         "{lines:?}"
     );
+}
+
+/// Whether the kernel takes a cache's objects back under pressure, by its own word.
+fn is_reclaimable(cache: &str) -> bool {
+    let file = Path::new("/sys/kernel/slab").join(cache).join("reclaim_account");
+    fs::read_to_string(file).is_ok_and(|answer| answer.trim() == "1")
+}
+
+/// 1,500 files of the program have a dentry each, in a cache that the kernel takes back. Such call
+/// sites come after all others, or are left out, of the totals as well.
+#[test]
+fn reclaimable_caches_come_last_or_not_at_all() {
+    let (report, pid) = trace_objects(&[]);
+    let of_program = |report: &Report, cache: &str| {
+        let sites = report.sites().into_iter().filter(|site| site.cache() == cache);
+        sites.map(|site| site.held_by(pid)).sum::<u64>()
+    };
+    assert!(is_reclaimable("dentry") && !is_reclaimable("filp"));
+    assert_eq!((of_program(&report, "dentry"), of_program(&report, "filp")), (1500, 2000));
+    let is_labelled = |site: &Site<'_>| site.value["reclaimable"] == true;
+    for site in report.sites() {
+        assert_eq!(is_labelled(&site), is_reclaimable(site.cache()), "{}", site.value);
+    }
+    let sites = report.sites();
+    let held = sites.iter().filter(|site| number(site.value, "outstanding_count") > 0);
+    let order: Vec<(bool, bool)> =
+        held.map(|site| (site.value["upper_bound"] == true, is_labelled(site))).collect();
+    assert!(order.is_sorted() && order.contains(&(false, true)), "{order:?}");
+    let all = &report.value["reclaimable"];
+    assert_eq!(all["told_by"], "kernel", "{all}");
+    assert_eq!(Amounts::of(all), report.sum(is_labelled));
+
+    let (report, pid) = trace_objects(&["--unreclaimable", "--not-cache", "filp"]);
+    let held = |cache: &str| {
+        let sites = report.sites().into_iter().filter(|site| site.cache() == cache);
+        sites.map(|site| site.held_by(pid)).sum::<u64>()
+    };
+    assert_eq!((held("dentry"), held("filp")), (0, 0), "{}", report.outline());
+    assert!(!report.sites().iter().any(|site| is_reclaimable(site.cache())));
+    // The pipes' own blocks are there as ever.
+    assert!(report.sum(|site| site.held_by(pid) > 0).outstanding_count >= 1500);
+    assert_eq!(Amounts::of(&report.value["totals"]), report.sum(|_| true));
+    assert!(report.value["reclaimable"].is_null());
+}
+
+/// What a cache is asked for and left out by another of its names is refused.
+#[test]
+fn filters_that_leave_nothing_are_bad_input() {
+    let cases: [(&[&str], &[&str]); 4] = [
+        (&["--not-cache", "UNX"], &["--not-cache UNX", "UNIX"]),
+        (&["--cache", "UNIX", "--not-cache", "UNIX-STREAM"], &["one slab cache"]),
+        (&["--cache", "dentry", "--unreclaimable"], &["--cache dentry is reclaimable"]),
+        (&["--not-module", "../x"], &["--not-module ../x"]),
+    ];
+    for (args, words) in cases {
+        let finished = run(&mut leaktrace(&[&["kernel", "-d", "1s"], args].concat()));
+        let (code, stderr) = (finished.code, finished.stderr);
+        assert_eq!((code, stderr.lines().count()), (2, 1), "{args:?}: {stderr}");
+        assert!(words.iter().all(|word| stderr.contains(word)), "{args:?}: {stderr}");
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    AllocKey, CacheName, KERNEL_SPACE, Kind, Outstanding, PAGE_OWNERS, SiteKey, SiteVerdict,
-    StackId,
+    AllocKey, CacheName, Choice, KERNEL_SPACE, Kind, Outstanding, PAGE_OWNERS, SiteKey,
+    SiteVerdict, StackId,
 };
 
 use super::generation;
@@ -185,8 +185,8 @@ pub extern "C" fn leaktrace_size_at(address: u64) -> u64 {
 }
 
 /// Whether the filters want the stack in a scratch slot. They do not want a stack of pages that
-/// belong to another allocator; and if modules are named, the stack has to pass through one. Global
-/// and not inlined, so that the verifier checks it once.
+/// belong to another allocator; and if modules are named, the stack has to pass through one, or
+/// through none that is to be left out. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_wants_frames(slot: u32, kind: u32) -> u32 {
@@ -201,16 +201,17 @@ pub extern "C" fn leaktrace_wants_frames(slot: u32, kind: u32) -> u32 {
             }
         }
     }
-    if config!(filter_modules) == 0 {
+    if config!(filter_modules) == Choice::ALL {
         return 1;
     }
+    let wants_named = config!(filter_modules) == Choice::ONLY;
     for index in 0..MODULE_FRAMES {
         // SAFETY: as above.
         if index < count && filter::leaktrace_in_text(unsafe { (*record).frames[index] }) != 0 {
-            return 1;
+            return u32::from(wants_named);
         }
     }
-    0
+    u32::from(!wants_named)
 }
 
 /// Whether a frame lies in another allocator of the kernel, to which the pages then belong. Global

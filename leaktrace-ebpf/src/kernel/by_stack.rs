@@ -2,7 +2,7 @@
 //! the filters look at that.
 
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns, programs::RawTracePointContext};
-use leaktrace_common::{AllocKey, Outstanding};
+use leaktrace_common::{AllocKey, Choice, Outstanding};
 
 use super::allocation::{Allocation, key_of, leaktrace_wants_frames};
 use crate::{filter, ledger, maps::config, stack};
@@ -11,7 +11,7 @@ use crate::{filter, ledger, maps::config, stack};
 /// [`stack::read_kernel`].
 #[inline(always)]
 pub(super) fn allocated(ctx: &RawTracePointContext, slot: u32, allocation: &Allocation) -> bool {
-    if config!(filter_caches) != 0 || !filter::wants_size(allocation.size_bytes) {
+    if config!(filter_caches) == Choice::ONLY || !filter::wants_size(allocation.size_bytes) {
         return false;
     }
     let Some(tgid) = filter::wanted_tgid(ctx, slot) else { return false };

@@ -11,12 +11,43 @@ use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
 
 /// Most flags that `--gfp` takes.
 const GFP_MOST: usize = leaktrace_common::GFP_TESTS;
-/// Most modules that `--module` takes.
+/// Most modules that `--module` takes, and `--not-module`.
 const MODULES_MOST: usize = leaktrace_common::MODULES_MOST;
 
-/// A module's name as the kernel writes it: `snd-usb-audio` becomes `snd_usb_audio`.
-fn kernel_name(module: &str) -> String {
-    module.replace('-', "_")
+/// Modules' names as the kernel writes them: `snd-usb-audio` becomes `snd_usb_audio`.
+fn kernel_names(flag: &str, modules: &[String]) -> Result<Vec<String>, Error> {
+    if modules.len() > MODULES_MOST {
+        return Err(Error::Usage(format!(
+            "{flag} takes at most {MODULES_MOST} modules: write fewer"
+        )));
+    }
+    Ok(modules.iter().map(|name| name.replace('-', "_")).collect())
+}
+
+/// Refuses names that no slab cache has.
+fn check_caches(flag: &str, caches: &[String]) -> Result<(), Error> {
+    match caches.iter().find(|name| name.is_empty() || name.len() > 31) {
+        Some(cache) => Err(Error::Usage(format!(
+            "{flag} `{cache}` names no slab cache that leaktrace can find: 1 to 31 bytes (see \
+             /proc/slabinfo)"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what one flag wants and another one leaves out.
+fn check_both(
+    flag: &str,
+    wanted: &[String],
+    other: &str,
+    unwanted: &[String],
+) -> Result<(), Error> {
+    match wanted.iter().find(|name| unwanted.contains(name)) {
+        Some(name) => Err(Error::Usage(format!(
+            "{flag} {name} and {other} {name}: nothing would be left; leave one of them out"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Trace kernel allocations: kmalloc and slab caches, vmalloc, percpu memory, pages.
@@ -57,6 +88,17 @@ pub(super) struct Args {
     /// traced from its init on; repeatable [default: all]
     #[arg(long = "module", value_name = "NAME")]
     modules: Vec<String>,
+    /// Leave out objects of this slab cache, by any of its names; repeatable [default: none]
+    #[arg(long = "not-cache", value_name = "NAME")]
+    not_caches: Vec<String>,
+    /// Leave out what this module allocates, and what it has the kernel allocate where the stack is
+    /// known (with --stacks all: everywhere); repeatable [default: none]
+    #[arg(long = "not-module", value_name = "NAME")]
+    not_modules: Vec<String>,
+    /// Leave out slab caches that the kernel takes back under pressure, as dentries and inodes
+    /// [default: they come last]
+    #[arg(long)]
+    unreclaimable: bool,
     /// Only allocations with this GFP flag, as __GFP_ZERO, or made as GFP_ATOMIC, GFP_KERNEL and
     /// the like; repeatable: any of several [default: all]
     #[arg(long = "gfp", value_name = "FLAG")]
@@ -150,21 +192,21 @@ impl Args {
         groups::check_pids(&self.pids)?;
         groups::check_comms(&self.comms)?;
         groups::check_cgroup_count(&self.cgroups)?;
-        if let Some(cache) = self.caches.iter().find(|name| name.is_empty() || name.len() > 31) {
-            return Err(Error::Usage(format!(
-                "--cache `{cache}` names no slab cache that leaktrace can find: 1 to 31 bytes \
-                 (see /proc/slabinfo)"
-            )));
-        }
+        check_caches("--cache", &self.caches)?;
+        check_caches("--not-cache", &self.not_caches)?;
+        check_both("--cache", &self.caches, "--not-cache", &self.not_caches)?;
         let gfp = gfp_names(&self.gfp)?;
-        if self.modules.len() > MODULES_MOST {
-            return Err(Error::Usage(format!(
-                "--module takes at most {MODULES_MOST} modules: write fewer"
-            )));
-        }
+        let modules = kernel_names("--module", &self.modules)?;
+        let not_modules = kernel_names("--not-module", &self.not_modules)?;
+        check_both("--module", &modules, "--not-module", &not_modules)?;
         let trace = self.common.trace(None, StackMode::Adaptive)?;
         let kinds = kinds(&self.kinds, self.pages.is_some(), !trace.pairs.is_empty());
-        let of_blocks = [("--cache", self.caches.is_empty()), ("--gfp", gfp.is_empty())];
+        let of_blocks = [
+            ("--cache", self.caches.is_empty()),
+            ("--not-cache", self.not_caches.is_empty()),
+            ("--unreclaimable", !self.unreclaimable),
+            ("--gfp", gfp.is_empty()),
+        ];
         if let (true, Some((flag, _))) =
             (kinds.is_empty(), of_blocks.iter().find(|(_, is_empty)| !is_empty))
         {
@@ -183,7 +225,10 @@ impl Args {
                 all_pages: self.pages == Some(PagesArg::All),
                 filters: KernelFilters {
                     caches: self.caches,
-                    modules: self.modules.iter().map(|name| kernel_name(name)).collect(),
+                    modules,
+                    not_caches: self.not_caches,
+                    not_modules,
+                    unreclaimable: self.unreclaimable,
                     gfp,
                     pids: self.pids,
                     comms: self.comms,

@@ -43,7 +43,8 @@ use crate::{
         slabs,
     },
     snapshot::{
-        Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Site, Snapshot, Stack, StackRef,
+        Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Reclaimable, Site, Snapshot, Stack,
+        StackRef,
     },
 };
 
@@ -314,6 +315,8 @@ impl Collector {
                 Mode::Kernel => slabs::aliases(),
                 Mode::User | Mode::Run => BTreeMap::new(),
             },
+            // The tracer asks the kernel.
+            reclaimable: Reclaimable::default(),
             older_ms: wants.older_ns / 1_000_000,
         })
     }

@@ -17,6 +17,7 @@ pub mod objects;
 pub mod page_owners;
 pub mod preemption;
 pub mod proc;
+pub mod reclaimable;
 pub mod records;
 pub mod seccomp;
 pub mod slabinfo;

@@ -21,24 +21,25 @@ pub fn is_loaded(name: &str) -> bool {
     loaded.lines().any(|line| line.split(' ').next() == Some(name))
 }
 
-/// Refuses a name that no module can have, or that of code that is always there.
+/// Refuses a name that no module can have, or that of code that is always there; `flag` is where
+/// it was named.
 ///
 /// # Errors
 ///
 /// [`Error::Usage`], with how to mend it.
-pub fn check_name(name: &str) -> Result<(), Error> {
+pub fn check_name(flag: &str, name: &str) -> Result<(), Error> {
     let is_name = !name.is_empty()
         && name.len() < MODULE_NAME_BYTES
         && !name.contains(|letter: char| matches!(letter, '/' | '.') || letter.is_control());
     if !is_name {
         return Err(Error::Usage(format!(
-            "--module {name}: no module has such a name (see /proc/modules, and modinfo)"
+            "{flag} {name}: no module has such a name (see /proc/modules, and modinfo)"
         )));
     }
     if !is_loaded(name) && Path::new("/sys/module").join(name).exists() {
         return Err(Error::Usage(format!(
-            "--module {name}: it is built into this kernel, where its code cannot be told from \
-             the rest: leave --module out"
+            "{flag} {name}: it is built into this kernel, where its code cannot be told from the \
+             rest: leave {flag} out"
         )));
     }
     Ok(())
@@ -119,9 +120,9 @@ mod tests {
 
     #[test]
     fn a_name_that_no_module_has_is_refused() {
-        assert!(check_name("no_such_module").is_ok());
+        assert!(check_name("--module", "no_such_module").is_ok());
         for name in ["", "../kernel", "a\nb", &"x".repeat(56)] {
-            let error = check_name(name).unwrap_err().to_string();
+            let error = check_name("--module", name).unwrap_err().to_string();
             assert!(error.contains("no module has such a name"), "{error}");
         }
     }

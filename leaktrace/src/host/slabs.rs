@@ -64,6 +64,11 @@ impl CacheNames {
         others
     }
 
+    /// The names that blocks are counted under.
+    pub fn caches(&self) -> impl Iterator<Item = &str> {
+        self.caches.iter().map(String::as_str)
+    }
+
     /// Every name.
     pub fn all(&self) -> impl Iterator<Item = &str> {
         self.caches.iter().chain(self.aliases.keys()).map(String::as_str)

@@ -44,6 +44,8 @@ struct WireReport<'a> {
     held: Vec<WireHeld>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kept: Vec<WireKept>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reclaimable: Option<WireReclaimed>,
     loss: WireLoss<'a>,
     limits: WireLimits,
     sites_total: usize,
@@ -143,6 +145,14 @@ struct WireKept {
 }
 
 #[derive(Serialize)]
+struct WireReclaimed {
+    told_by: &'static str,
+    sites: usize,
+    #[serde(flatten)]
+    totals: WireTotals,
+}
+
+#[derive(Serialize)]
 struct WireUntold<'a> {
     cache: &'a str,
     growth: u64,
@@ -216,6 +226,8 @@ struct WireSite<'a> {
     doubt: Option<WireDoubt>,
     #[serde(skip_serializing_if = "is_false")]
     upper_bound: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    reclaimable: bool,
     stack: Vec<WireFrame<'a>>,
     truncated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -315,6 +327,11 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             .iter()
             .map(|kept| WireKept { keeper: kept.keeper.name(), totals: totals(&kept.totals) })
             .collect(),
+        reclaimable: report.reclaimed.map(|all| WireReclaimed {
+            told_by: if all.is_listed { "list" } else { "kernel" },
+            sites: all.sites,
+            totals: totals(&all.totals),
+        }),
         loss: WireLoss {
             complete: report.trust.complete,
             missed_allocs: loss.missed_allocs(),
@@ -455,6 +472,7 @@ fn site(row: &Row) -> WireSite<'_> {
             cache_growth: doubt.growth,
         }),
         upper_bound: row.is_upper_bound,
+        reclaimable: row.is_reclaimable,
         stack: row.stack.iter().map(frame).collect(),
         truncated: row.truncated.is_some(),
         truncated_reason: row.truncated,

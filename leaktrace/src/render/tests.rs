@@ -13,8 +13,13 @@ use crate::{
     report,
     session::spec::{By, Sort, View},
     snapshot::{
+<<<<<<< HEAD
         Amount, Block, Found, Frame, FreedAt, Holder, Loss, Mapping, Mode, Names, Place, Process,
         Resolved, Role, Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
+=======
+        Amount, Block, Found, Frame, Holder, Loss, Mapping, Mode, Names, Place, Process,
+        Reclaimable, Resolved, Role, Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
+>>>>>>> wt-d
     },
 };
 
@@ -95,6 +100,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         gone_modules: std::collections::BTreeSet::new(),
         cache_growth: BTreeMap::new(),
         cache_aliases: BTreeMap::new(),
+        reclaimable: Reclaimable::default(),
         older_ms: 0,
     }
 }
@@ -384,6 +390,33 @@ fn merged_caches_and_ended_processes_are_named() {
     let json = rendered(&all, Format::Json);
     assert!(json.contains(r#""cache_aliases":["UNIX","b","c","d","e"],"#), "{json}");
     assert!(json.contains(r#"{"pid":7,"comm":"modprobe","exited":true,"#), "{json}");
+}
+
+/// A call site of a cache that the kernel takes back comes last, however much it holds.
+#[test]
+fn reclaimable_caches_are_labelled_and_come_last() {
+    let (mut snapshot, names) = kernel();
+    snapshot.sites.push(Site {
+        cache: Some("dentry".into()),
+        allocated: amount(1000, 192_000),
+        outstanding: amount(1000, 192_000),
+        ..site(1, Kind::KmemCache, frame(0x99, Place::Kernel), StackRef::NotTaken)
+    });
+    snapshot.reclaimable.caches.insert("dentry".into());
+    let mut all = (snapshot, names);
+    let text = rendered(&all, Format::Text);
+    let label = "#2  187.5 KiB in 1,000 blocks (96.9 %)  kmem_cache_alloc from cache dentry\n      \
+                 reclaimable: the kernel takes these back under pressure, unless they are in use";
+    assert!(text.contains(label), "{text}");
+    let line = "\nreclaimable, and after the rest: 187.5 KiB in 1,000 blocks of 1 call site \
+                (--unreclaimable leaves them out)";
+    assert!(text.contains(line), "{text}");
+    let json = rendered(&all, Format::Json);
+    assert!(json.contains(r#""reclaimable":{"told_by":"kernel","sites":1,"outst"#), "{json}");
+    assert_eq!(json.matches(r#""reclaimable":true"#).count(), 1, "{json}");
+    all.0.reclaimable.is_listed = true;
+    let text = rendered(&all, Format::Text);
+    assert!(text.contains("(by a list, as this kernel does not tell; --unrecl"), "{text}");
 }
 
 /// A second program on the tracepoint, or one on a function, adds frames that belong to no caller.

@@ -38,6 +38,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
         Some(sums) => table::write(sums, out, style)?,
         None => groups(report, &shown, out, style)?,
     }
+    reclaimed(report, out)?;
     held(report, out)?;
     kept(report, out)?;
     writeln!(out)?;
@@ -166,6 +167,12 @@ fn write_group(
             out,
             "      upper bound: objects of {cache} that are freed in bulk still count, as this kernel \
              does not let that be seen"
+        )?;
+    }
+    if group.is_reclaimable() {
+        writeln!(
+            out,
+            "      reclaimable: the kernel takes these back under pressure, unless they are in use"
         )?;
     }
     if let (Some(doubt), Some(cache)) = (first.doubt, &first.cache) {
@@ -443,6 +450,20 @@ fn blocks(group: &Group, out: &mut dyn Write) -> io::Result<()> {
         0 => Ok(()),
         more => writeln!(out, "      and {} more blocks", format_count(more as u64)),
     }
+}
+
+/// The call sites that come last, as the kernel takes their blocks back under pressure.
+fn reclaimed(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let Some(all) = &report.reclaimed else { return Ok(()) };
+    let sites = if all.sites == 1 { "call site" } else { "call sites" };
+    let (count, held) =
+        (format_count(all.sites as u64), figure(&all.totals, all.totals.outstanding));
+    let listed = if all.is_listed { "by a list, as this kernel does not tell; " } else { "" };
+    writeln!(
+        out,
+        "\nreclaimable, and after the rest: {held} of {count} {sites} ({listed}--unreclaimable leaves \
+         them out)"
+    )
 }
 
 /// The mappings that are no leaks of their own, a line for each role.

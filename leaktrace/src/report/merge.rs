@@ -32,6 +32,8 @@ pub struct Row {
     /// Whether some blocks may have been freed unseen: the slab cache is one whose objects are
     /// freed in bulk, and this kernel does not let leaktrace see that.
     pub is_upper_bound: bool,
+    /// Whether the kernel takes unused objects of the slab cache back under pressure.
+    pub is_reclaimable: bool,
     /// Set where the slab cache has grown by less than its outstanding blocks.
     pub doubt: Option<Doubt>,
     /// The allocator function that was called, for user memory.
@@ -280,6 +282,10 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         keeper,
         is_upper_bound: blind.bulk_frees
             && site.cache.as_deref().is_some_and(|cache| FREED_IN_BULK.contains(&cache)),
+        is_reclaimable: site
+            .cache
+            .as_ref()
+            .is_some_and(|cache| snapshot.reclaimable.caches.contains(cache)),
         doubt: None,
         module,
         function: site.function,

@@ -7,6 +7,7 @@ mod kept;
 mod libraries;
 mod merge;
 mod owner;
+mod reclaimed;
 mod reconcile;
 mod table;
 mod trust;
@@ -17,6 +18,7 @@ pub use freed::FreedFrom;
 pub use kept::{Keeper, Kept};
 pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
+pub use reclaimed::Reclaimed;
 pub use reconcile::{Doubt, Untold};
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
@@ -55,6 +57,8 @@ pub struct Report {
     /// Memory that allocators of the kernel, or the C and C++ libraries, keep for themselves; it is
     /// in no other figure.
     pub kept: Vec<Kept>,
+    /// The call sites of slab caches that the kernel takes back under pressure, if there are any.
+    pub reclaimed: Option<Reclaimed>,
     /// The call sites shown, in order; those with nothing outstanding come last.
     pub groups: Vec<Group>,
     /// Number of call sites with outstanding blocks, shown or not.
@@ -123,6 +127,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
     let mut groups = group(rows, snapshot.stack_mode == StackMode::All);
     sort(&mut groups, view.sort);
     let groups_total = groups.iter().filter(|group| group.totals.outstanding.count > 0).count();
+    let reclaimed = reclaimed::sum(&groups, snapshot);
     let table = table::build(&groups, view.by, view.sort, view.top);
     groups.truncate(view.top);
     Report {
@@ -138,6 +143,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         totals,
         held,
         kept,
+        reclaimed,
         groups,
         groups_total,
         table,
@@ -234,6 +240,7 @@ fn sort(groups: &mut [Group], by: Sort) {
         let is_upper_bound = group.rows.iter().any(|row| row.is_upper_bound);
         // Blocks of no bytes are outstanding too: malloc(0) can leak, and what functions give need
         // have no size.
-        (count == 0, is_upper_bound, Reverse(first), Reverse(bytes), Reverse(count), id(group))
+        let last = (count == 0, is_upper_bound, group.is_reclaimable());
+        (last, Reverse(first), Reverse(bytes), Reverse(count), id(group))
     });
 }

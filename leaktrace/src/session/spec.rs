@@ -78,6 +78,12 @@ pub struct KernelFilters {
     pub caches: Vec<String>,
     /// Only calls with code of these modules in their stack.
     pub modules: Vec<String>,
+    /// No objects of these slab caches.
+    pub not_caches: Vec<String>,
+    /// No calls with code of these modules in their stack, as far as it is known.
+    pub not_modules: Vec<String>,
+    /// No objects of slab caches that the kernel takes back under pressure.
+    pub unreclaimable: bool,
     /// Only allocations with one of these GFP flags; at most as many as the BPF object tests.
     pub gfp: Vec<gfp::GfpName>,
     /// Only allocations made while one of these processes runs.

@@ -18,12 +18,14 @@ mod holder;
 mod modules;
 mod names;
 pub mod reach;
+mod reclaimable;
 mod sampled;
 
 pub use budget::{Budget, BudgetAction, BudgetStep};
 pub use holder::Holder;
 pub use modules::Module;
 pub use names::{Names, Resolved, Symbol, Unknown};
+pub use reclaimable::Reclaimable;
 pub use sampled::Sampled;
 
 /// What is being traced.
@@ -86,6 +88,8 @@ pub struct Snapshot {
     /// The other names of merged slab caches (mm/slab_common.c merges caches of a size), by the
     /// name that the cache's blocks have.
     pub cache_aliases: BTreeMap<String, Vec<String>>,
+    /// The slab caches among those of the sites that the kernel takes back under pressure.
+    pub reclaimable: Reclaimable,
     /// With `--older`: the age from which on blocks count as outstanding.
     pub older_ms: u64,
 }

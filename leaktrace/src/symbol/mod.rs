@@ -190,6 +190,7 @@ mod tests {
             gone_modules: std::collections::BTreeSet::new(),
             cache_growth: std::collections::BTreeMap::new(),
             cache_aliases: std::collections::BTreeMap::new(),
+            reclaimable: crate::snapshot::Reclaimable::default(),
             older_ms: 0,
         }
     }

@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use leaktrace_common::{CGROUPS, CgroupTest, Config, GFP_TESTS, GfpTest, TEXT_RANGES, TextRange};
+use leaktrace_common::{
+    CGROUPS, CgroupTest, Choice, Config, GFP_TESTS, GfpTest, TEXT_RANGES, TextRange,
+};
 
 use crate::{
     bpf::Maps,
@@ -18,14 +20,27 @@ pub(super) fn constants(filters: &KernelFilters, config: Config) -> Result<Confi
     Ok(Config {
         filter_tgids: u32::from(!filters.pids.is_empty()),
         filter_comms: u32::from(!filters.comms.is_empty()),
-        filter_caches: u32::from(!filters.caches.is_empty()),
-        filter_modules: u32::from(!filters.modules.is_empty()),
+        filter_caches: choice(
+            &filters.caches,
+            filters.unreclaimable || !filters.not_caches.is_empty(),
+        ),
+        filter_modules: choice(&filters.modules, !filters.not_modules.is_empty()),
         filter_gfp: u32::from(!filters.gfp.is_empty()),
         gfp: gfp_tests(&filters.gfp)?,
         filter_cgroups: u32::from(!filters.cgroups.is_empty()),
         cgroups: cgroup_tests(&filters.cgroups)?,
         ..config
     })
+}
+
+/// What a filter that wants `named`, if there are any, does in the programs; `leaves_out` says that
+/// there is something else to leave out.
+fn choice(named: &[String], leaves_out: bool) -> u32 {
+    match (named.is_empty(), leaves_out) {
+        (false, _) => Choice::ONLY,
+        (true, true) => Choice::ALL_BUT,
+        (true, false) => Choice::ALL,
+    }
 }
 
 fn gfp_tests(names: &[gfp::GfpName]) -> Result<[GfpTest; GFP_TESTS], Error> {
@@ -102,15 +117,20 @@ pub(super) fn watch_caches(
 }
 
 fn no_cache(cache: &str, names: &CacheNames) -> Error {
+    Error::Usage(format!(
+        "--cache {cache}: no slab cache has this name (see /sys/kernel/slab): write {}, ..., or name the \
+         module as well that is yet to make it: --module",
+        nearest_caches(cache, names)
+    ))
+}
+
+/// The three names of caches that are nearest to this one.
+pub(super) fn nearest_caches(cache: &str, names: &CacheNames) -> String {
     let mut near: Vec<&str> = names.all().collect();
     let lower = cache.to_lowercase();
     near.sort_by_cached_key(|name| (gfp::distance(&name.to_lowercase(), &lower), *name));
     near.truncate(3);
-    Error::Usage(format!(
-        "--cache {cache}: no slab cache has this name (see /sys/kernel/slab): write {}, ..., or name the \
-         module as well that is yet to make it: --module",
-        near.join(", ")
-    ))
+    near.join(", ")
 }
 
 /// Sentences about awaited caches whose blocks are not seen, as the kernel has merged the cache
@@ -129,22 +149,28 @@ pub(super) fn merged_since(awaited: &[String]) -> Vec<String> {
     others.collect()
 }
 
-/// Tells the programs which modules the user asked for, whether loaded or not; returns what cannot
-/// be seen of them. `follows` says why modules that are loaded later cannot be seen.
+/// Tells the programs which modules the user named, whether loaded or not; returns what cannot be
+/// seen of them. `follows` says why modules that are loaded later cannot be seen.
 pub(super) fn watch_modules(
     filters: &KernelFilters,
     maps: &mut Maps,
     follows: &Result<(), String>,
     note: &mut dyn FnMut(&str),
 ) -> Result<Vec<String>, Error> {
-    if filters.modules.is_empty() {
+    let is_wanted = !filters.modules.is_empty();
+    let named = if is_wanted { &filters.modules } else { &filters.not_modules };
+    if named.is_empty() {
         return Ok(Vec::new());
     }
     // First, so that none is missed that is loaded meanwhile.
-    maps.set_module_names(&filters.modules)?;
+    maps.set_module_names(named)?;
     let (there, awaited): (Vec<String>, Vec<String>) =
-        filters.modules.iter().cloned().partition(|name| modules::is_loaded(name));
+        named.iter().cloned().partition(|name| modules::is_loaded(name));
     maps.set_module_text(text_ranges(&there)?)?;
+    if !is_wanted {
+        // Those that cannot be followed are left out of snapshots alone.
+        return Ok(Vec::new());
+    }
     match (follows, awaited.first()) {
         (Ok(()), _) => {
             for name in &awaited {

@@ -8,6 +8,7 @@ use tokio::{io::unix::AsyncFd, time::Interval};
 use super::{
     constants::{constants, pair_names},
     filters,
+    leave_out::LeaveOut,
     log::ProgramLog,
     notes::note_memory,
     step::Step,
@@ -45,6 +46,7 @@ pub struct KernelTracer {
     ends: Interval,
     /// Slab caches that the user asked for and that were not there at the start.
     awaited_caches: Vec<String>,
+    leave_out: LeaveOut,
     /// Modules that functions of pairs are of.
     pair_modules: BTreeSet<String>,
     unseen: Vec<String>,
@@ -107,6 +109,7 @@ impl KernelTracer {
             account: layout.gfp_account,
         };
         let kmalloc_names = KmallocNames::read(gfp);
+        let leave_out = LeaveOut::start(filters, &mut maps, &kmalloc_names, note)?;
         let awaited_caches = filters::watch_caches(filters, &mut maps, &kmalloc_names, note)?;
         let options = CollectorOptions {
             mode: Mode::Kernel,
@@ -138,7 +141,17 @@ impl KernelTracer {
         note(&format!("tracing kernel allocations ({kinds}); Ctrl-C ends with a report"));
         let ends = tokio::time::interval(ENDS_READ);
         let pair_modules = found.modules;
-        Ok(Self { loaded, collector, log, modules, ends, awaited_caches, pair_modules, unseen })
+        Ok(Self {
+            loaded,
+            collector,
+            log,
+            modules,
+            ends,
+            awaited_caches,
+            leave_out,
+            pair_modules,
+            unseen,
+        })
     }
 
     /// As [`super::Tracer::step`].
@@ -171,7 +184,10 @@ impl KernelTracer {
         for (program, count) in &kprobes.counts {
             *misses.entry(program.clone()).or_default() += count;
         }
-        self.collector.snapshot(wants, misses, kprobes.watches_returns(), &unseen)
+        let mut snapshot =
+            self.collector.snapshot(wants, misses, kprobes.watches_returns(), &unseen)?;
+        self.leave_out.apply(&mut snapshot);
+        Ok(snapshot)
     }
 
     /// As [`super::Tracer::end`].

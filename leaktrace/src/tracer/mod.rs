@@ -11,6 +11,7 @@ mod follow;
 mod growth;
 mod kernel;
 mod launch;
+mod leave_out;
 mod loader;
 mod log;
 mod mapped;
