@@ -142,6 +142,20 @@ const LIBRARIES: &[Recipe] = &[
     },
 ];
 
+/// The programs of the corpus of verdicts, whose sources are in `tests/corpus`.
+const CORPUS: &[Recipe] = &[
+    Recipe { name: "corpus-cpp", source: "cases.cpp", flags: &[] },
+    Recipe { name: "corpus-glib", source: "glib.c", flags: &["-l:libglib-2.0.so.0"] },
+    Recipe { name: "corpus-healthy", source: "healthy.c", flags: &["-lm"] },
+    Recipe { name: "corpus-healthy-jemalloc", source: "healthy.c", flags: &["-lm", "-ljemalloc"] },
+    Recipe { name: "corpus-kernel", source: "kernel.c", flags: &[] },
+    Recipe { name: "corpus-leaky", source: "leaky.c", flags: &[] },
+    Recipe { name: "corpus-leaky-jemalloc", source: "leaky.c", flags: &["-ljemalloc"] },
+    Recipe { name: "corpus-leaky-musl-static", source: "leaky.c", flags: &["-static"] },
+    Recipe { name: "corpus-leaky-tcmalloc", source: "leaky.c", flags: &["-ltcmalloc_minimal"] },
+    Recipe { name: "corpus-rust", source: "cases.rs", flags: &["--edition=2024", "-O"] },
+];
+
 /// Every program's name.
 pub fn names() -> impl Iterator<Item = &'static str> {
     RECIPES.iter().map(|recipe| recipe.name)
@@ -154,7 +168,16 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 ///
 /// When there is no such program, or the compiler fails or says anything.
 pub fn build_program(name: &str) -> PathBuf {
-    build(RECIPES, name)
+    build(RECIPES, "programs", name)
+}
+
+/// Compiles a program of the corpus, as [`build_program`] does a program.
+///
+/// # Panics
+///
+/// When there is no such program, or the compiler fails or says anything.
+pub fn build_corpus(name: &str) -> PathBuf {
+    build(CORPUS, "corpus", name)
 }
 
 /// A folder with a copy of a program, under the name `called`: a file that no other process maps.
@@ -176,18 +199,22 @@ pub fn private_copy(name: &str, called: &str) -> (TempDir, PathBuf) {
 ///
 /// When there is no such library, or the compiler fails or says anything.
 pub fn build_library(name: &str) -> PathBuf {
-    build(LIBRARIES, name)
+    build(LIBRARIES, "programs", name)
 }
 
-fn build(recipes: &[Recipe], name: &str) -> PathBuf {
+/// `home` is the folder of `tests` with the source.
+fn build(recipes: &[Recipe], home: &str, name: &str) -> PathBuf {
     let Some(recipe) = recipes.iter().find(|recipe| recipe.name == name) else {
         let names: Vec<&str> = recipes.iter().map(|recipe| recipe.name).collect();
         panic!("nothing to compile is called {name:?}; there are {names:?}")
     };
-    let sources = workspace().join("tests/programs");
+    let tests = workspace().join("tests");
+    let sources = tests.join(home);
     let folder = target_dir().join("test-programs");
     let program = folder.join(name);
-    if modified(&program) > newest_source(&sources) {
+    // The corpus takes headers of the programs.
+    let newest = newest_source(&sources).max(newest_source(&tests.join("programs")));
+    if modified(&program) > newest {
         return program;
     }
     std::fs::create_dir_all(&folder)

@@ -15,7 +15,7 @@ use crate::{
 /// What compiles the demo.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the tests trace, and what they compare with.
-const TEST_PACKAGES: [&str; 15] = [
+const TEST_PACKAGES: [&str; 17] = [
     "g++",
     "valgrind",
     "python3",
@@ -31,6 +31,8 @@ const TEST_PACKAGES: [&str; 15] = [
     "nodejs",
     "libssl-dev",
     "libsqlite3-dev",
+    "libglib2.0-0",
+    "nginx-light",
 ];
 /// What boots and feeds a virtual machine.
 const MACHINE_PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils"];
