@@ -13,13 +13,8 @@ use crate::{
     report,
     session::spec::{By, Sort, View},
     snapshot::{
-<<<<<<< HEAD
         Amount, Block, Found, Frame, FreedAt, Holder, Loss, Mapping, Mode, Names, Place, Process,
-        Resolved, Role, Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
-=======
-        Amount, Block, Found, Frame, Holder, Loss, Mapping, Mode, Names, Place, Process,
         Reclaimable, Resolved, Role, Sampled, Site, Snapshot, Stack, StackRef, Symbol, Unknown,
->>>>>>> wt-d
     },
 };
 
