@@ -83,7 +83,11 @@ pub(crate) fn count_missed_free(old: &Outstanding, now_ns: u64) {
 /// Counts a block as freed at its site.
 #[inline(always)]
 pub(crate) fn count_free(block: &Outstanding, now_ns: u64) {
-    count_free_at(block, now_ns, || Place::UNKNOWN);
+    let age_ns = now_ns.saturating_sub(block.timestamp_ns);
+    leaktrace_count_free(block.site, block.size_bytes, age_ns);
+    if config!(sampling) != 0 {
+        leaktrace_weigh(block.site, block.size_bytes, block.detail, 1);
+    }
 }
 
 /// Where a block is freed.
@@ -101,17 +105,29 @@ impl Place {
 /// As [`count_free`]; `place` is asked for some of the frees.
 #[inline(always)]
 pub(crate) fn count_free_at(block: &Outstanding, now_ns: u64, place: impl FnOnce() -> Place) {
-    let age_ns = now_ns.saturating_sub(block.timestamp_ns);
-    let noted = leaktrace_count_free(block.site, block.size_bytes, age_ns);
-    if config!(sampling) != 0 {
-        leaktrace_weigh(block.site, block.size_bytes, block.detail, 1);
-    }
+    count_free(block, now_ns);
+    let noted = leaktrace_frees_noted(block.site);
     if noted != 0 {
         let Place { address, generation } = place();
         if address != 0 {
             leaktrace_note_free(block.site, generation, address, noted);
         }
     }
+}
+
+/// How many frees of the site the next one stands for, if its place is to be noted; else 0. Global
+/// and not inlined, so that the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn leaktrace_frees_noted(site: u32) -> u32 {
+    let Some(record) = SITES.get_ptr_mut(site) else { return 0 };
+    // SAFETY: a live map value, aligned; a lost increment only moves the sample.
+    let number = unsafe {
+        let number = (*record).frees;
+        (*record).frees = number.wrapping_add(1);
+        number
+    };
+    frees_noted(number)
 }
 
 /// Adds `frees` to the frees of a place. Global and not inlined, so that the verifier checks it
@@ -161,8 +177,7 @@ pub extern "C" fn leaktrace_weigh(site: u32, size_bytes: u64, interval: u32, fre
     0
 }
 
-/// Part of [`count_free`]; returns the [`frees_noted`] of this free. Global and not inlined, so that
-/// the verifier checks it once.
+/// Part of [`count_free`]. Global and not inlined, so that the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) -> u32 {
@@ -173,9 +188,6 @@ pub extern "C" fn leaktrace_count_free(site: u32, size_bytes: u64, age_ns: u64) 
         atomic::add(&raw mut (*record).freed_bytes, size_bytes);
         let buckets = (&raw mut (*record).lifetimes).cast::<u64>();
         atomic::add(buckets.add(bucket), 1);
-        // A lost increment only moves the sample.
-        let frees = (*record).frees;
-        (*record).frees = frees.wrapping_add(1);
-        frees_noted(frees)
     }
+    0
 }

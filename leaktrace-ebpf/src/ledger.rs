@@ -5,7 +5,7 @@ use leaktrace_common::{AllocKey, BlockWord, LossReason, Outstanding, SiteKey, St
 
 use crate::{
     atomic,
-    counters::{Place, count_alloc, count_free_at},
+    counters::{Place, count_alloc, count_free, count_free_at},
     loss,
     maps::{CURSORS, EEXIST, FREE_SITES, RECENT_SITES, RECENT_SLOTS, SITE_INDEX, SITES, config},
     table,
@@ -191,7 +191,13 @@ pub(crate) fn on_alloc_word(word: u64, block: Outstanding) -> bool {
 /// caller decides what the free of an unknown block means.
 #[inline(always)]
 pub(crate) fn on_free(key: AllocKey, now_ns: u64) -> bool {
-    on_free_at(key, now_ns, || Place::UNKNOWN)
+    match take(key) {
+        Some(block) => {
+            count_free(&block, now_ns);
+            true
+        }
+        None => false,
+    }
 }
 
 /// As [`on_free`]; `place` is asked for some of the frees where the block is freed.
