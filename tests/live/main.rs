@@ -3,6 +3,7 @@
 
 mod allocators;
 mod exact;
+mod explained;
 mod filters;
 mod first_stacks;
 mod followed;

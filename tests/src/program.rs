@@ -79,6 +79,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "execer-static", source: "execer.c", flags: &["-static"] },
     Recipe { name: "family", source: "family.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
+    Recipe { name: "grower", source: "grower.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "handles", source: "handles.c", flags: &["-lssl", "-lcrypto", "-lsqlite3"] },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
     Recipe { name: "keeps", source: "keeps.c", flags: &[] },

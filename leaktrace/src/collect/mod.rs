@@ -43,7 +43,7 @@ use crate::{
     },
     snapshot::{
         Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Reclaimable, Site, Snapshot, Stack,
-        StackRef,
+        StackRef, Watched,
     },
 };
 
@@ -222,8 +222,11 @@ impl Collector {
         now.into_iter()
             .map(|(cache, usage)| {
                 let before = then.get(&cache).map_or(0, |usage| usage.in_use);
-                let growth =
-                    CacheGrowth { objects: usage.in_use - before, at_hand: usage.at_hand() };
+                let growth = CacheGrowth {
+                    objects: usage.in_use - before,
+                    at_hand: usage.at_hand(),
+                    object_bytes: usage.object_bytes(),
+                };
                 (cache, growth)
             })
             .collect()
@@ -312,6 +315,7 @@ impl Collector {
             },
             // The tracer asks the kernel.
             reclaimable: Reclaimable::default(),
+            watched: Watched::default(),
             older_ms: wants.older_ns / 1_000_000,
         })
     }

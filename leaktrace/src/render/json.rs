@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use leaktrace_common::LossReason;
 use serde::Serialize;
 
+use super::explained::WireExplained;
 use crate::{
     report::{FrameView, Line, Part, Report, Row, Table, Unloaded, Untold},
     snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
@@ -45,6 +46,8 @@ struct WireReport<'a> {
     kept: Vec<WireKept>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reclaimable: Option<WireReclaimed>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    explained: Vec<WireExplained<'a>>,
     loss: WireLoss<'a>,
     limits: WireLimits,
     sites_total: usize,
@@ -329,6 +332,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             sites: all.sites,
             totals: totals(&all.totals),
         }),
+        explained: report.explained.iter().map(WireExplained::of).collect(),
         loss: WireLoss {
             complete: report.trust.complete,
             missed_allocs: loss.missed_allocs(),

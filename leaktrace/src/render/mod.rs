@@ -1,6 +1,7 @@
 //! Report -> bytes. Escaping and units live in this module alone, also for standard error.
 
 mod escape;
+mod explained;
 mod json;
 mod table;
 #[cfg(test)]

@@ -95,6 +95,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         cache_growth: BTreeMap::new(),
         cache_aliases: BTreeMap::new(),
         reclaimable: Reclaimable::default(),
+        watched: crate::snapshot::Watched::default(),
         older_ms: 0,
     }
 }

@@ -23,6 +23,7 @@ pub use trust::Trust;
 
 use self::reconcile::Reconciled;
 use crate::{
+    analyze::explained::{self, Explained},
     session::spec::{Sort, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
@@ -63,6 +64,8 @@ pub struct Report {
     pub groups_total: usize,
     /// Sums by another criterion than the call site, if the user asked for them.
     pub table: Option<Table>,
+    /// By how much what people watch grew, and how much of that the traced blocks explain.
+    pub explained: Vec<Explained>,
     /// What the report could not see.
     pub trust: Trust,
     /// Number of outstanding blocks that there is room for.
@@ -145,6 +148,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         groups,
         groups_total,
         table,
+        explained: explained::explain(snapshot, names),
         trust: trust::trust(snapshot, &totals, &doubts, untold),
         max_outstanding: snapshot.max_outstanding,
         sample_bytes: snapshot.sample_bytes,

@@ -189,6 +189,7 @@ mod tests {
             cache_growth: std::collections::BTreeMap::new(),
             cache_aliases: std::collections::BTreeMap::new(),
             reclaimable: crate::snapshot::Reclaimable::default(),
+            watched: crate::snapshot::Watched::default(),
             older_ms: 0,
         }
     }
