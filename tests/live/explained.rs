@@ -1,6 +1,6 @@
 //! By how much the memory that people watch grew, and how much of it the report explains.
 
-use std::{fs, process::Command};
+use std::{fs, os::unix::net::UnixStream, process::Command};
 
 use leaktrace_tests::{
     LATE, SOON,
@@ -170,4 +170,43 @@ fn what_a_runtime_maps_itself_is_said_to_be_missing() {
     assert!(is_near(number(one, "grew_bytes"), growth) && growth > 60 * MIB, "{one}: {growth}");
     assert!((0.05..0.6).contains(&share(one)), "{one}");
     assert!(hint(one).contains("--kind malloc,mmap"), "{one}");
+}
+
+fn allow_many_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write one rlimit.
+    let result = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Sockets that are held fill slabs: the report says so of their cache and of SUnreclaim, and that the
+/// blocks explain it.
+#[test]
+fn growth_of_slabs_is_explained() {
+    const PAIRS: usize = 4000;
+    allow_many_files();
+    let traced = Traced::start(&["kernel", "-i", "1h"]);
+    let pairs: Vec<_> = (0..PAIRS).map(|_| UnixStream::pair().unwrap()).collect();
+    let ended = traced.interrupt();
+    let report = ended.final_report();
+    drop(pairs);
+    let all = report.value["explained"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // A socket of AF_UNIX comes from the cache that its own is one with, if it is one with another.
+    let cache = report.sites().into_iter().find_map(|site| {
+        let names = site.value["cache_aliases"].as_array().into_iter().flatten();
+        let is_its = site.cache() == "UNIX" || names.into_iter().any(|name| name == "UNIX");
+        is_its.then(|| site.cache())
+    });
+    let cache = cache.unwrap_or_else(|| panic!("{}", report.outline()));
+    let one = all.iter().find(|one| one["cache"] == cache).unwrap_or_else(|| panic!("{all:?}"));
+    assert!((0.9..=1.1).contains(&share(one)), "{one}");
+    assert!(number(one, "grew_bytes") >= 2 * PAIRS as u64 * 1000, "{one}");
+    // The rest of the host may give memory back meanwhile, and take some.
+    let slabs = grown(report, "SUnreclaim").unwrap_or_else(|| panic!("{all:?}"));
+    assert!(number(slabs, "explained_bytes") >= 2 * PAIRS as u64 * 1000, "{slabs}");
+    assert!(share(slabs) > 0.5, "{slabs}");
 }

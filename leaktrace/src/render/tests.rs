@@ -37,6 +37,7 @@ fn frame(address: u64, place: Place) -> Frame {
 fn known(name: &str, offset: u64, object: &str, line: Option<(&str, u32)>) -> Symbol {
     Symbol {
         name: name.into(),
+        linkage: None,
         offset,
         object: object.into(),
         file: line.map(|(file, _)| file.into()),

@@ -8,6 +8,7 @@ mod merge;
 mod owner;
 mod reclaimed;
 mod reconcile;
+mod suppressed;
 mod table;
 mod trust;
 
@@ -18,13 +19,14 @@ pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
 pub use reclaimed::Reclaimed;
 pub use reconcile::{Doubt, Untold};
+pub use suppressed::Suppressed;
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
 
 use self::reconcile::Reconciled;
 use crate::{
     analyze::explained::{self, Explained},
-    session::spec::{Sort, View},
+    session::spec::{Sort, Suppressions, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
 
@@ -56,6 +58,8 @@ pub struct Report {
     /// Memory that allocators of the kernel, or the C and C++ libraries, keep for themselves; it is
     /// in no other figure.
     pub kept: Vec<Kept>,
+    /// The rules of `--suppressions` and what each has left out, in their order.
+    pub suppressed: Vec<Suppressed>,
     /// The call sites of slab caches that the kernel takes back under pressure, if there are any.
     pub reclaimed: Option<Reclaimed>,
     /// The call sites shown, in order; those with nothing outstanding come last.
@@ -114,10 +118,21 @@ pub struct Group {
 
 /// Builds the report of a snapshot.
 pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
+    build_without(snapshot, names, view, &Suppressions::default())
+}
+
+/// Builds the report of a snapshot, without what is suppressed.
+pub fn build_without(
+    snapshot: &Snapshot,
+    names: &Names,
+    view: &View,
+    suppressions: &Suppressions,
+) -> Report {
     let Reconciled { doubts, untold } = reconcile::reconcile(snapshot);
     let (held, mut rows) = set_aside(merge::rows(snapshot, names));
     libraries::find(&mut rows, snapshot);
-    let (kept, mut rows) = set_kept_aside(rows);
+    let (kept, rows) = set_kept_aside(rows);
+    let (suppressed, mut rows) = suppressed::set_aside(rows, suppressions);
     for row in &mut rows {
         row.doubt = row.cache.as_ref().and_then(|cache| doubts.get(cache)).copied();
     }
@@ -144,6 +159,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         totals,
         held,
         kept,
+        suppressed,
         reclaimed,
         groups,
         groups_total,

@@ -113,6 +113,7 @@ impl Symbolizer {
         let name = |frame: &Frame| match map.find(frame.address.wrapping_sub(1)) {
             Some((name, offset)) => Resolved::Known(vec![Symbol {
                 name: name.to_owned(),
+                linkage: None,
                 offset,
                 object: "[jit]".to_owned(),
                 file: None,
@@ -139,8 +140,9 @@ fn convert(sym: &blazesym::symbolize::Sym<'_>, object: &str) -> Resolved {
     };
     let symbol = |name: &str, offset, info, inlined| {
         let (file, line) = place(info);
-        let name = mangled::demangle(name).into_owned();
-        Symbol { name, offset, object: object.to_owned(), file, line, inlined }
+        let (linkage, name) = (name, mangled::demangle(name).into_owned());
+        let linkage = (linkage != name).then(|| linkage.to_owned());
+        Symbol { name, linkage, offset, object: object.to_owned(), file, line, inlined }
     };
     let mut symbols: Vec<Symbol> = sym
         .inlined

@@ -86,11 +86,8 @@ fn snapshot(mode: Mode, kinds: &[Kind], sites: Vec<Site>) -> Snapshot {
 fn of_process(kinds: &[Kind], sites: Vec<Site>, grew: u64) -> Option<Explained> {
     let mut snapshot = snapshot(Mode::User, kinds, sites);
     let bytes = |own| ProcessBytes { own, shared: 0 };
-    let watched = WatchedProcess {
-        then: bytes(10 * MIB),
-        now: bytes(10 * MIB + grew),
-        age_ms: None,
-    };
+    let watched =
+        WatchedProcess { then: bytes(10 * MIB), now: bytes(10 * MIB + grew), age_ms: None };
     snapshot.watched.processes.insert(1, watched);
     let mut all = explain(&snapshot, &Names::default());
     assert!(all.len() < 2, "{all:?}");
@@ -144,10 +141,9 @@ fn slabs_take_more_than_their_objects() {
     let mut snapshot = snapshot(Mode::Kernel, &[], sites);
     snapshot.reclaimable.caches.insert("dentry".into());
     let grown = |objects| CacheGrowth { objects, at_hand: 1000, object_bytes: 64 };
-    snapshot.cache_growth =
-        [("kmalloc-64", 60_000), ("kmalloc-rnd-01-64", 40_000), ("still", 900)]
-            .map(|(name, objects)| (name.to_owned(), grown(objects)))
-            .into();
+    snapshot.cache_growth = [("kmalloc-64", 60_000), ("kmalloc-rnd-01-64", 40_000), ("still", 900)]
+        .map(|(name, objects)| (name.to_owned(), grown(objects)))
+        .into();
     snapshot.watched.host = [
         (HostFigure::UnreclaimableSlab, 6_500_000),
         (HostFigure::Percpu, 3_000_000),
