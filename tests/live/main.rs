@@ -27,6 +27,7 @@ mod sampling;
 mod semantics;
 mod start;
 mod storm;
+mod suppressions;
 mod under_seccomp;
 mod unwinding;
 mod valgrind;

@@ -100,6 +100,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "maze-cpp", source: "maze.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "maze-rust", source: "maze.rs", flags: &["--edition=2024", "-O"] },
     Recipe { name: "neverfrees-musl-static", source: "neverfrees.c", flags: &["-static"] },
+    Recipe { name: "newleaks", source: "newleaks.cpp", flags: &[] },
     Recipe { name: "paced", source: "paced.c", flags: &[] },
     Recipe { name: "pairs", source: "pairs.c", flags: &[] },
     Recipe { name: "pairs-cpp", source: "pairs.cpp", flags: &[] },
