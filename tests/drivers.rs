@@ -208,8 +208,9 @@ fn a_module_can_be_left_out() {
 #[test]
 fn a_module_that_is_loaded_later_can_be_left_out() {
     let args = ["kernel", "--not-module", "leak_init", "--stacks", "all", "-i", "500ms"];
+    let other = Driver::load("leak_clock");
     let traced = Traced::start(&args);
-    let (unwanted, other) = (Driver::load("leak_init"), Driver::load("leak_clock"));
+    let unwanted = Driver::load("leak_init");
     unwanted.command("more", 10);
     other.command("probe", 0);
     let report = end_as_counted(traced, &other);

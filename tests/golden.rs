@@ -191,6 +191,25 @@ fn words_that_are_no_choice_are_bad_usage() {
     }
 }
 
+/// The line that is wrong is named.
+#[test]
+fn malformed_suppressions_are_bad_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rules");
+    let path = file.display().to_string();
+    let check = |text: &str, parts: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let parts = [&["--suppressions", &path], parts].concat();
+        check_usage(&["run", "--suppressions", &path, "--", "true"], &parts);
+    };
+    check("leak:a\n\nrace:b\n", &["line 3", "`race:b` is neither"]);
+    check("{\nname\nMemcheck:Leak\nfun:x\n", &["line 1", "no `}`"]);
+    check("{\nname\nMemcheck:Leak\nfan:x\n}\n", &["line 4", "fun:NAME"]);
+    check("leak:\u{1b}[2J\n\u{1b}[2J\n", &["line 2", "\\x1b"]);
+    check_usage(&["user", "-p", "1", "--suppressions", "/no/such"], &["/no/such", "No such file"]);
+    check_usage(&["run", "--gen-suppressions", "-f", "json", "--", "true"], &["--gen-suppr"]);
+}
+
 #[test]
 fn filters_for_what_is_not_there_are_bad_input() {
     let mend = "no module has such a name";

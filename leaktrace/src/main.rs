@@ -142,10 +142,14 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
                 snapshot,
                 &names,
                 &spec.view,
+                &spec.suppressions,
                 spec.output.format,
                 &mut report,
                 &style,
             )?;
+            if spec.output.gen_suppressions && shown.is_final {
+                render::suppressions(&shown, &mut report)?;
+            }
             leaks = shown.totals.outstanding.count;
             sink = sink.take().map(|open| open.write(&report)).transpose()?;
             Ok(())

@@ -3,6 +3,7 @@
 
 mod allocators;
 mod exact;
+mod explained;
 mod filters;
 mod first_stacks;
 mod followed;
@@ -27,6 +28,7 @@ mod sampling;
 mod semantics;
 mod start;
 mod storm;
+mod suppressions;
 mod under_seccomp;
 mod unwinding;
 mod valgrind;

@@ -13,6 +13,7 @@
 //! | [`kernel`] | the BPF programs that the kernel has loaded |
 //! | [`maps`] | what leaktrace's BPF maps hold of a call |
 //! | [`oracle`] | gdb: backtraces of sampled malloc calls |
+//! | [`schema`] | docs/schema.json, which every report has to keep |
 //! | [`samples`] | compares these with leaktrace's stacks of the same calls |
 //! | [`child`] | a child process whose output is read line by line, with deadlines |
 //!
@@ -32,6 +33,7 @@ pub mod oracle;
 pub mod program;
 pub mod report;
 pub mod samples;
+pub mod schema;
 pub mod storm;
 pub mod traced;
 

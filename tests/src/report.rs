@@ -4,6 +4,8 @@ use std::ops::Add;
 
 use serde_json::Value;
 
+use crate::schema;
+
 /// The six figures of a call site, or a sum of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amounts {
@@ -75,11 +77,12 @@ impl Report {
     ///
     /// # Panics
     ///
-    /// When it is no report of schema 1.
+    /// When it is no report of schema 1, as docs/schema.json has it.
     pub fn parse(line: &str) -> Self {
         let value: Value = serde_json::from_str(line)
             .unwrap_or_else(|error| panic!("a report is one JSON object a line: {error}: {line}"));
         assert_eq!(value["schema"], 1, "schema of {line}");
+        schema::assert_kept(&value);
         Self { value }
     }
 
@@ -243,9 +246,14 @@ mod tests {
          "holders":[{"pid":7,"outstanding_count":4,"outstanding_bytes":256},{"pid":8,"outstanding_count":1,"outstanding_bytes":64}],
          "outstanding_count":5,"outstanding_bytes":320,"allocated_count":5,"allocated_bytes":320,"freed_count":0,"freed_bytes":0}]}"#;
 
+    /// A report that has but what these tests ask for.
+    fn partial() -> Report {
+        Report { value: serde_json::from_str(LINE).unwrap() }
+    }
+
     #[test]
     fn sites_are_summed_by_process_and_function() {
-        let report = Report::parse(LINE);
+        let report = partial();
         let expected = Amounts {
             outstanding_count: 3,
             outstanding_bytes: 35,
@@ -264,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_process_holds_its_part_of_a_kernel_site() {
-        let report = Report::parse(LINE);
+        let report = partial();
         let held = |pid| report.sites().iter().map(|site| site.held_by(pid)).sum::<u64>();
         assert_eq!((held(7), held(8), held(9)), (4, 1, 0));
     }
@@ -272,6 +280,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "got      Amounts { outstanding_count: 1,")]
     fn a_wrong_figure_is_shown() {
-        Report::parse(LINE).assert_sites(7, &[("g".into(), Amounts::default())]);
+        partial().assert_sites(7, &[("g".into(), Amounts::default())]);
     }
 }

@@ -2,6 +2,11 @@
 //!
 //! This module is pure. It sees plain data, names no function and prints nothing.
 
+mod cache_class;
+pub mod explained;
+
+pub use cache_class::{KMALLOC, cache_class};
+
 /// How the memory of a call site behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {

@@ -1,6 +1,6 @@
 //! Flags that several verbs share, and what they mean.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use leaktrace_common::{CGROUPS, sampling};
@@ -8,8 +8,8 @@ use leaktrace_common::{CGROUPS, sampling};
 use crate::{
     error::Error,
     session::spec::{
-        By, Format, NamedPair, Output, ProbeAt, Schedule, Sort, StackMode, TraceOptions, Unwind,
-        UserKinds, View, pairs,
+        By, Format, NamedPair, Output, ProbeAt, Schedule, Sort, StackMode, Suppressions,
+        TraceOptions, Unwind, UserKinds, View, pairs,
     },
     units::{parse_bytes, parse_duration, parse_percent},
 };
@@ -121,6 +121,13 @@ pub(super) struct UserArgs {
     /// sampled, and probes taken away where that is not enough [default: no limit]
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     max_overhead: Option<u32>,
+    /// Leave out the call sites that a rule of this file matches: lines `leak:NAME` of
+    /// LeakSanitizer's, blocks of Valgrind's; repeatable [default: none]
+    #[arg(long = "suppressions", value_name = "FILE")]
+    suppressions: Vec<PathBuf>,
+    /// Write such a block behind the last report for each call site that it shows [default: off]
+    #[arg(long)]
+    gen_suppressions: bool,
     /// What sums are shown by: each call site with its stack, or one line a process
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = UserByArg::Site)]
     by: UserByArg,
@@ -175,6 +182,19 @@ impl UserArgs {
                 "--sample-bytes {bytes}: write 16 to 256MiB, or leave it out to record every block"
             ))),
         }
+    }
+
+    /// The rules of all files.
+    pub(super) fn suppressions(&self) -> Result<Suppressions, Error> {
+        let mut texts = Vec::new();
+        for path in &self.suppressions {
+            let text = fs::read(path).map_err(|error| {
+                Error::Usage(format!("--suppressions {}: {error}", path.display()))
+            })?;
+            texts.push(String::from_utf8_lossy(&text).into_owned());
+        }
+        let files = self.suppressions.iter().map(PathBuf::as_path);
+        Suppressions::parse(files.zip(texts.iter().map(String::as_str))).map_err(Error::Usage)
     }
 
     /// What sums are shown by.
@@ -320,15 +340,23 @@ impl CommonArgs {
     }
 
     /// How and where reports are printed.
-    pub(super) fn output(&self) -> Output {
-        Output {
+    pub(super) fn output(&self, user: Option<&UserArgs>) -> Result<Output, Error> {
+        let gen_suppressions = user.is_some_and(|user| user.gen_suppressions);
+        if gen_suppressions && self.format == FormatArg::Json {
+            return Err(Error::Usage(
+                "--gen-suppressions writes text, and would break the JSON: leave out one of them"
+                    .into(),
+            ));
+        }
+        Ok(Output {
+            gen_suppressions,
             format: match self.format {
                 FormatArg::Text => Format::Text,
                 FormatArg::Json => Format::Json,
             },
             write: self.write.clone(),
             quiet: self.quiet,
-        }
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     error::Error,
-    session::spec::{By, KernelFilters, KernelKind, Spec, StackMode, Target, gfp},
+    session::spec::{By, KernelFilters, KernelKind, Spec, StackMode, Suppressions, Target, gfp},
 };
 
 use super::groups::{self, CommonArgs, DEFAULT_INTERVAL};
@@ -218,7 +218,8 @@ impl Args {
             trace,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
             view: self.common.view(self.by.meaning())?,
-            output: self.common.output(),
+            output: self.common.output(None)?,
+            suppressions: Suppressions::default(),
             debug_dirs: self.common.debug_dirs()?,
             target: Target::Kernel {
                 kinds,

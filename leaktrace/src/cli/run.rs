@@ -43,7 +43,8 @@ impl Args {
             trace: self.common.trace(Some(&self.user), StackMode::All)?,
             schedule: self.common.schedule(None)?,
             view: self.common.view(self.user.by())?,
-            output: self.common.output(),
+            output: self.common.output(Some(&self.user))?,
+            suppressions: self.user.suppressions()?,
             debug_dirs: self.common.debug_dirs()?,
             target: Target::Command { argv: self.argv, error_exitcode: self.error_exitcode },
         })

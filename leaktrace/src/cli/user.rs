@@ -81,7 +81,8 @@ impl Args {
             trace: self.common.trace(Some(&self.user), StackMode::All)?,
             schedule: self.common.schedule(Some(DEFAULT_INTERVAL))?,
             view: self.common.view(self.user.by())?,
-            output: self.common.output(),
+            output: self.common.output(Some(&self.user))?,
+            suppressions: self.user.suppressions()?,
             debug_dirs: self.common.debug_dirs()?,
             target: Target::Processes(wanted),
         })

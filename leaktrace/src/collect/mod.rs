@@ -44,7 +44,7 @@ use crate::{
     },
     snapshot::{
         Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Reclaimable, Site, Snapshot, Stack,
-        StackRef,
+        StackRef, Watched,
     },
 };
 
@@ -223,8 +223,11 @@ impl Collector {
         now.into_iter()
             .map(|(cache, usage)| {
                 let before = then.get(&cache).map_or(0, |usage| usage.in_use);
-                let growth =
-                    CacheGrowth { objects: usage.in_use - before, at_hand: usage.at_hand() };
+                let growth = CacheGrowth {
+                    objects: usage.in_use - before,
+                    at_hand: usage.at_hand(),
+                    object_bytes: usage.object_bytes(),
+                };
                 (cache, growth)
             })
             .collect()
@@ -317,6 +320,7 @@ impl Collector {
             },
             // The tracer asks the kernel.
             reclaimable: Reclaimable::default(),
+            watched: Watched::default(),
             older_ms: wants.older_ns / 1_000_000,
         })
     }

@@ -11,6 +11,7 @@ pub mod elf;
 pub mod features;
 pub mod kallsyms;
 pub mod layout;
+pub mod memory;
 pub mod module_code;
 pub mod modules;
 pub mod objects;

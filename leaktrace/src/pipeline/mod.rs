@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     render::{self, TextStyle},
     report::{self, Report},
-    session::spec::{Format, View},
+    session::spec::{Format, Suppressions, View},
     snapshot::{Names, Snapshot},
 };
 
@@ -21,11 +21,12 @@ pub fn show(
     snapshot: &Snapshot,
     names: &Names,
     view: &View,
+    suppressions: &Suppressions,
     format: Format,
     out: &mut dyn Write,
     style: &TextStyle,
 ) -> Result<Report, Error> {
-    let report = report::build(snapshot, names, view);
+    let report = report::build_without(snapshot, names, view, suppressions);
     render::render(&report, format, out, style)?;
     Ok(report)
 }

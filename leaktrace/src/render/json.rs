@@ -12,7 +12,11 @@ use jiff::Timestamp;
 use leaktrace_common::LossReason;
 use serde::Serialize;
 
-use super::freed::{self, WireFreed};
+use super::{
+    explained::WireExplained,
+    freed::{self, WireFreed},
+    suppressions::WireSuppressed,
+};
 use crate::{
     report::{FrameView, Line, Part, Report, Row, Table, Unloaded, Untold},
     snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
@@ -46,6 +50,10 @@ struct WireReport<'a> {
     kept: Vec<WireKept>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reclaimable: Option<WireReclaimed>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    suppressed: Vec<WireSuppressed<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    explained: Vec<WireExplained<'a>>,
     loss: WireLoss<'a>,
     limits: WireLimits,
     sites_total: usize,
@@ -332,6 +340,8 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             sites: all.sites,
             totals: totals(&all.totals),
         }),
+        suppressed: report.suppressed.iter().map(WireSuppressed::of).collect(),
+        explained: report.explained.iter().map(WireExplained::of).collect(),
         loss: WireLoss {
             complete: report.trust.complete,
             missed_allocs: loss.missed_allocs(),

@@ -1,8 +1,10 @@
 //! Report -> bytes. Escaping and units live in this module alone, also for standard error.
 
 mod escape;
+mod explained;
 mod freed;
 mod json;
+mod suppressions;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -30,6 +32,15 @@ impl TextStyle {
 /// processes, files and arguments that the line quotes may hold anything.
 pub fn line(text: &str) -> String {
     escape::escape(text)
+}
+
+/// Writes suppressions for the call sites of processes that a report shows, as blocks of Valgrind's.
+///
+/// # Errors
+///
+/// The error of writing to `out`.
+pub fn suppressions(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    suppressions::write_blocks(report, out)
 }
 
 /// Writes a report.

@@ -37,6 +37,7 @@ fn frame(address: u64, place: Place) -> Frame {
 fn known(name: &str, offset: u64, object: &str, line: Option<(&str, u32)>) -> Symbol {
     Symbol {
         name: name.into(),
+        linkage: None,
         offset,
         object: object.into(),
         file: line.map(|(file, _)| file.into()),
@@ -96,6 +97,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         cache_growth: BTreeMap::new(),
         cache_aliases: BTreeMap::new(),
         reclaimable: Reclaimable::default(),
+        watched: crate::snapshot::Watched::default(),
         older_ms: 0,
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use leaktrace_common::Kind;
 
-use super::{TextStyle, escape::escape, freed, table};
+use super::{TextStyle, escape::escape, explained, freed, suppressions, table};
 use crate::{
     report::{FrameView, Group, Keeper, Owner, Part, Report, Row, Totals, Unloaded},
     snapshot::{Amount, Mode, Role, Sampled},
@@ -41,6 +41,8 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
     reclaimed(report, out)?;
     held(report, out)?;
     kept(report, out)?;
+    suppressions::write(report, out)?;
+    explained::write(report, out)?;
     writeln!(out)?;
     trust(report, out, style)?;
     writeln!(out)

@@ -140,6 +140,7 @@ mod tests {
             .map(|symbol| FrameView {
                 address: 1,
                 symbol: Some((*symbol).to_owned()),
+                linkage: None,
                 offset: 0,
                 object: Some("vmlinux".into()),
                 file: None,

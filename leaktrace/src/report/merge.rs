@@ -106,6 +106,8 @@ pub struct FrameView {
     pub address: u64,
     /// Function, if known.
     pub symbol: Option<String>,
+    /// The linker's name of the function, where it is another one.
+    pub linkage: Option<String>,
     /// Offset of the call in the function.
     pub offset: u64,
     /// The object: `vmlinux`, `[module]` or a path; if known.
@@ -407,6 +409,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
     let unknown = |unknown: &Unknown| FrameView {
         address: frame.address,
         symbol: None,
+        linkage: None,
         offset: 0,
         object: unknown.object().map(str::to_owned),
         file: None,
@@ -423,6 +426,7 @@ fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
             .map(|symbol| FrameView {
                 address: frame.address,
                 symbol: Some(symbol.name.clone()),
+                linkage: symbol.linkage.clone(),
                 offset: symbol.offset,
                 object: Some(symbol.object.clone()),
                 file: symbol.file.clone(),

@@ -9,6 +9,7 @@ mod merge;
 mod owner;
 mod reclaimed;
 mod reconcile;
+mod suppressed;
 mod table;
 mod trust;
 
@@ -20,12 +21,14 @@ pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
 pub use reclaimed::Reclaimed;
 pub use reconcile::{Doubt, Untold};
+pub use suppressed::Suppressed;
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
 
 use self::reconcile::Reconciled;
 use crate::{
-    session::spec::{Sort, View},
+    analyze::explained::{self, Explained},
+    session::spec::{Sort, Suppressions, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
 
@@ -57,6 +60,8 @@ pub struct Report {
     /// Memory that allocators of the kernel, or the C and C++ libraries, keep for themselves; it is
     /// in no other figure.
     pub kept: Vec<Kept>,
+    /// The rules of `--suppressions` and what each has left out, in their order.
+    pub suppressed: Vec<Suppressed>,
     /// The call sites of slab caches that the kernel takes back under pressure, if there are any.
     pub reclaimed: Option<Reclaimed>,
     /// The call sites shown, in order; those with nothing outstanding come last.
@@ -65,6 +70,8 @@ pub struct Report {
     pub groups_total: usize,
     /// Sums by another criterion than the call site, if the user asked for them.
     pub table: Option<Table>,
+    /// By how much what people watch grew, and how much of that the traced blocks explain.
+    pub explained: Vec<Explained>,
     /// What the report could not see.
     pub trust: Trust,
     /// Number of outstanding blocks that there is room for.
@@ -113,10 +120,21 @@ pub struct Group {
 
 /// Builds the report of a snapshot.
 pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
+    build_without(snapshot, names, view, &Suppressions::default())
+}
+
+/// Builds the report of a snapshot, without what is suppressed.
+pub fn build_without(
+    snapshot: &Snapshot,
+    names: &Names,
+    view: &View,
+    suppressions: &Suppressions,
+) -> Report {
     let Reconciled { doubts, untold } = reconcile::reconcile(snapshot);
     let (held, mut rows) = set_aside(merge::rows(snapshot, names));
     libraries::find(&mut rows, snapshot);
-    let (kept, mut rows) = set_kept_aside(rows);
+    let (kept, rows) = set_kept_aside(rows);
+    let (suppressed, mut rows) = suppressed::set_aside(rows, suppressions);
     for row in &mut rows {
         row.doubt = row.cache.as_ref().and_then(|cache| doubts.get(cache)).copied();
     }
@@ -143,10 +161,12 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         totals,
         held,
         kept,
+        suppressed,
         reclaimed,
         groups,
         groups_total,
         table,
+        explained: explained::explain(snapshot, names),
         trust: trust::trust(snapshot, &totals, &doubts, untold),
         max_outstanding: snapshot.max_outstanding,
         sample_bytes: snapshot.sample_bytes,

@@ -160,6 +160,7 @@ mod tests {
         FrameView {
             address: 1,
             symbol: symbol.map(str::to_owned),
+            linkage: None,
             offset: 0,
             object: Some(object.into()),
             file: None,

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::snapshot::{CacheGrowth, Snapshot};
+use crate::{
+    analyze::{KMALLOC, cache_class},
+    snapshot::{CacheGrowth, Snapshot},
+};
 
 /// A cache whose outstanding blocks are more than the cache grew by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +42,6 @@ const WAITING_FOR_RCU: u64 = 20_000;
 /// each holder in /proc, and the kernel keeps the inodes of these files. No cache of these is ever
 /// filled in bulk.
 const FILLED_BY_US: [&str; 3] = ["proc_inode_cache", "dentry", "lsm_inode_cache"];
-/// Sizes as the names of kmalloc's caches end.
-const SIZES: [&str; 13] =
-    ["8", "16", "32", "64", "96", "128", "192", "256", "512", "1k", "2k", "4k", "8k"];
-
-/// Stands before the size in the name of all of kmalloc's caches of a size.
-const KMALLOC: &str = "kmalloc-*";
-
 /// What the tracked blocks of a cache add up to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tracked {
@@ -99,12 +95,12 @@ fn untold(tracked: &BTreeMap<&str, Tracked>, grown: &BTreeMap<String, CacheGrowt
         if FILLED_BY_US.contains(&cache.as_str()) {
             continue;
         }
-        let (_, sum) = sums.entry(class(cache)).or_default();
+        let (_, sum) = sums.entry(cache_class(cache)).or_default();
         sum.objects += growth.objects;
         sum.at_hand += growth.at_hand;
     }
     for (cache, more) in tracked {
-        if let Some((sum, _)) = sums.get_mut(&class(cache)) {
+        if let Some((sum, _)) = sums.get_mut(&cache_class(cache)) {
             sum.outstanding += more.outstanding;
             sum.freed += more.freed;
         }
@@ -121,21 +117,12 @@ fn untold(tracked: &BTreeMap<&str, Tracked>, grown: &BTreeMap<String, CacheGrowt
         .collect()
 }
 
-/// The name under which a cache is compared. kmalloc has several caches of one size (by flags, by
-/// chance where the kernel was built so, by subsystem), which the tracepoint does not tell apart.
-fn class(cache: &str) -> String {
-    match cache.rsplit_once('-') {
-        Some((_, size)) if SIZES.contains(&size) => format!("{KMALLOC}{size}"),
-        _ => cache.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn grown(objects: i64) -> CacheGrowth {
-        CacheGrowth { objects, at_hand: 1000 }
+        CacheGrowth { objects, at_hand: 1000, object_bytes: 64 }
     }
 
     #[test]

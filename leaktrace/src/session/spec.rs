@@ -3,12 +3,13 @@
 
 pub mod gfp;
 pub mod pairs;
+pub mod suppressions;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 pub use leaktrace_common::StackMode;
 
-pub use self::pairs::NamedPair;
+pub use self::{pairs::NamedPair, suppressions::Suppressions};
 
 /// A whole tracing session.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Spec {
     pub schedule: Schedule,
     /// What a report shows.
     pub view: View,
+    /// Rules for what is not to be shown.
+    pub suppressions: Suppressions,
     /// How and where it is printed.
     pub output: Output,
     /// Directories with debug information, besides those of packages.
@@ -265,6 +268,8 @@ pub struct Output {
     pub format: Format,
     /// A file to write to instead of standard output.
     pub write: Option<PathBuf>,
+    /// Whether to write rules for what the last report shows, for `--suppressions`.
+    pub gen_suppressions: bool,
     /// Whether to print no notes and no progress on standard error.
     pub quiet: bool,
 }

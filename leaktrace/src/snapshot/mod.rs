@@ -20,6 +20,7 @@ mod names;
 pub mod reach;
 mod reclaimable;
 mod sampled;
+mod watched;
 
 pub use budget::{Budget, BudgetAction, BudgetStep};
 pub use holder::Holder;
@@ -27,6 +28,7 @@ pub use modules::Module;
 pub use names::{Names, Resolved, Symbol, Unknown};
 pub use reclaimable::Reclaimable;
 pub use sampled::Sampled;
+pub use watched::{HostFigure, HostGrowth, ProcessBytes, Watched, WatchedProcess};
 
 /// What is being traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,8 @@ pub struct Snapshot {
     pub cache_aliases: BTreeMap<String, Vec<String>>,
     /// The slab caches among those of the sites that the kernel takes back under pressure.
     pub reclaimable: Reclaimable,
+    /// The memory that people watch.
+    pub watched: Watched,
     /// With `--older`: the age from which on blocks count as outstanding.
     pub older_ms: u64,
 }
@@ -102,6 +106,8 @@ pub struct CacheGrowth {
     /// Objects that the kernel may count as in use though nobody has them: CPUs keep them for their
     /// next allocations.
     pub at_hand: i64,
+    /// Bytes of slab for each object, with its share of what is left over in a slab.
+    pub object_bytes: u64,
 }
 
 /// A number of blocks and the bytes asked for by them.

@@ -27,6 +27,9 @@ pub enum Resolved {
 pub struct Symbol {
     /// Demangled name.
     pub name: String,
+    /// The linker's name, where it is another one.
+    #[serde(default)]
+    pub linkage: Option<String>,
     /// Offset of the call from the start of the function, in bytes.
     pub offset: u64,
     /// The object: `vmlinux`, a module as `[name]`, or the path of a mapped file.

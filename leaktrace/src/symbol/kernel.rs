@@ -129,7 +129,8 @@ impl Kernel {
             });
         };
         let (name, offset) = (name.to_owned(), address - begins);
-        let symbol = Symbol { name, offset, object, file: None, line: None, inlined: false };
+        let symbol =
+            Symbol { name, linkage: None, offset, object, file: None, line: None, inlined: false };
         Resolved::Known(self.lines.in_module(symbol, module, snapshot.modules.len(), address))
     }
 
@@ -259,6 +260,7 @@ impl Functions {
         };
         is_in.then(|| Symbol {
             name: name.to_owned(),
+            linkage: None,
             offset,
             object: object.to_owned(),
             file: None,

@@ -127,6 +127,7 @@ fn with_lines(symbol: Symbol, mut lines: Vec<Line>) -> Vec<Symbol> {
         .into_iter()
         .map(|line| Symbol {
             name: line.function,
+            linkage: None,
             offset: 0,
             object: symbol.object.clone(),
             file: line.file,
@@ -224,6 +225,7 @@ void _start(void) { kfree(caller(1)); }
     fn symbol(object: &str) -> Symbol {
         Symbol {
             name: "caller.isra.0".into(),
+            linkage: None,
             offset: 1,
             object: object.into(),
             file: None,

@@ -115,6 +115,7 @@ impl Symbolizer {
         let name = |frame: &Frame| match map.find(frame.address.wrapping_sub(1)) {
             Some((name, offset)) => Resolved::Known(vec![Symbol {
                 name: name.to_owned(),
+                linkage: None,
                 offset,
                 object: "[jit]".to_owned(),
                 file: None,
@@ -141,8 +142,9 @@ fn convert(sym: &blazesym::symbolize::Sym<'_>, object: &str) -> Resolved {
     };
     let symbol = |name: &str, offset, info, inlined| {
         let (file, line) = place(info);
-        let name = mangled::demangle(name).into_owned();
-        Symbol { name, offset, object: object.to_owned(), file, line, inlined }
+        let (linkage, name) = (name, mangled::demangle(name).into_owned());
+        let linkage = (linkage != name).then(|| linkage.to_owned());
+        Symbol { name, linkage, offset, object: object.to_owned(), file, line, inlined }
     };
     let mut symbols: Vec<Symbol> = sym
         .inlined
@@ -191,6 +193,7 @@ mod tests {
             cache_growth: std::collections::BTreeMap::new(),
             cache_aliases: std::collections::BTreeMap::new(),
             reclaimable: crate::snapshot::Reclaimable::default(),
+            watched: crate::snapshot::Watched::default(),
             older_ms: 0,
         }
     }

@@ -13,6 +13,7 @@ use super::{
     notes::note_memory,
     step::Step,
     wait::{self, wait_for_ring},
+    watched::HostWatch,
 };
 use crate::{
     attach::{kernel, kernel_pairs},
@@ -47,6 +48,7 @@ pub struct KernelTracer {
     /// Slab caches that the user asked for and that were not there at the start.
     awaited_caches: Vec<String>,
     leave_out: LeaveOut,
+    host: HostWatch,
     /// Modules that functions of pairs are of.
     pair_modules: BTreeSet<String>,
     unseen: Vec<String>,
@@ -134,6 +136,7 @@ impl KernelTracer {
         collector.follow_modules(config.kernel_text);
         let modules = wait::modules(&collector)?;
         collector.start();
+        let host = HostWatch::start();
         note_memory(map_bytes, trace, note);
         let pairs = trace.pairs.iter().map(|pair| pair.name.as_str());
         let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).chain(pairs).collect();
@@ -149,6 +152,7 @@ impl KernelTracer {
             ends,
             awaited_caches,
             leave_out,
+            host,
             pair_modules,
             unseen,
         })
@@ -186,6 +190,7 @@ impl KernelTracer {
         }
         let mut snapshot =
             self.collector.snapshot(wants, misses, kprobes.watches_returns(), &unseen)?;
+        snapshot.watched = self.host.watched();
         self.leave_out.apply(&mut snapshot);
         Ok(snapshot)
     }

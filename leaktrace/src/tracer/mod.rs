@@ -26,6 +26,7 @@ mod step;
 mod unseen;
 mod user;
 pub(crate) mod wait;
+mod watched;
 
 pub use self::step::{End, Step};
 use self::{kernel::KernelTracer, user::UserTracer};

@@ -100,6 +100,8 @@ pub(super) struct Traced {
     /// Allocators that the process maps and that are in the report.
     pub(super) allocators: Vec<ObjectId>,
     is_late: bool,
+    /// Whether the image began by exec while the process was traced.
+    pub(super) is_new_image: bool,
     /// When the process' mappings are to be read again.
     pub(super) due: Option<Instant>,
     /// Wait before the next reading; it gets longer while readings bring nothing new.
@@ -328,7 +330,8 @@ impl Processes {
         }
         // First what the new image needs, then what the old one left.
         collector.add_process(new_space, describe(pid, String::new()));
-        if let Some(old) = self.traced.insert(pid, Traced::new(new_space, time_ns)) {
+        let new = Traced { is_new_image: true, ..Traced::new(new_space, time_ns) };
+        if let Some(old) = self.traced.insert(pid, new) {
             self.counts.late -= u64::from(old.is_late);
         }
         if let Some(pairs) = &mut self.pairs {

@@ -17,6 +17,7 @@ use super::{
     seccomp_guard::SeccompGuard,
     step::{End, Step},
     wait::{self, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick, wait_until},
+    watched::ProcessWatch,
 };
 use crate::{
     attach::user::Way,
@@ -44,6 +45,7 @@ pub struct UserTracer {
     /// Readable once there are many records of mappings.
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
+    watch: ProcessWatch,
     log: ProgramLog,
     unseen: Vec<String>,
     /// Whether to print notes about tables and probes.
@@ -156,6 +158,7 @@ impl UserTracer {
             None => Vec::new(),
         };
         let overhead = Overhead::start(trace, &processes)?;
+        let watch = ProcessWatch::start(&processes);
         let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
         let child = suspended.map(Suspended::resume).transpose()?;
         collector.start();
@@ -190,6 +193,7 @@ impl UserTracer {
             map_ring,
             records,
             overhead,
+            watch,
             log,
             unseen: unseen.into_iter().collect(),
             is_verbose,
@@ -201,6 +205,7 @@ impl UserTracer {
         let look = self.processes.next_look();
         let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
         let growth = self.processes.next_growth_check();
+        let memory = self.watch.due();
         let mut step = Step::default();
         tokio::select! {
             biased;
@@ -231,6 +236,7 @@ impl UserTracer {
             () = self.log.wait() => step.notes = self.log.lines(),
             () = wait_until(look) => self.look(Instant::now()),
             () = wait_for_tick(cost) => step.notes.extend(self.look_at_cost()?),
+            () = wait_until(memory) => self.watch.look(&self.processes),
             () = wait_until(growth) => step.notes = self.processes.check_growth(&self.collector),
         }
         Ok(step)
@@ -254,6 +260,7 @@ impl UserTracer {
         unseen.extend(self.processes.unseen(&self.collector));
         let mut snapshot = self.collector.snapshot(wants, misses, true, &unseen)?;
         snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
+        self.watch.fill(&self.processes, &mut snapshot);
         Ok(snapshot)
     }
 

@@ -8,6 +8,7 @@ fn what_an_unloaded_module_left_is_told_by_its_part() {
     let symbol = |name: &str, object: &str| {
         Resolved::Known(vec![Symbol {
             name: name.into(),
+            linkage: None,
             offset: 0,
             object: object.into(),
             file: None,
