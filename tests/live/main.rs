@@ -32,3 +32,4 @@ mod suppressions;
 mod under_seccomp;
 mod unwinding;
 mod valgrind;
+mod verdicts;

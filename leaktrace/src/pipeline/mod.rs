@@ -1,4 +1,4 @@
-//! From a snapshot to a printed report on one screen: Snapshot + names -> Report -> bytes.
+//! From a snapshot to a printed report on one screen: Snapshot + names + history -> Report -> bytes.
 
 pub mod sink;
 
@@ -6,6 +6,7 @@ use std::io::Write;
 
 use crate::{
     error::Error,
+    history::History,
     render::{self, TextStyle},
     report::{self, Report},
     session::spec::{Format, Suppressions, View},
@@ -20,13 +21,14 @@ use crate::{
 pub fn show(
     snapshot: &Snapshot,
     names: &Names,
+    history: &History,
     view: &View,
     suppressions: &Suppressions,
     format: Format,
     out: &mut dyn Write,
     style: &TextStyle,
 ) -> Result<Report, Error> {
-    let report = report::build_without(snapshot, names, view, suppressions);
+    let report = report::build_without(snapshot, names, history, view, suppressions);
     render::render(&report, format, out, style)?;
     Ok(report)
 }

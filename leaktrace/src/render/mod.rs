@@ -9,6 +9,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod text;
+mod verdict;
 
 use std::io::{self, Write};
 

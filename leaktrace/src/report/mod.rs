@@ -1,6 +1,6 @@
 //! Snapshot + names -> Report: merged, sorted, cut. A renderer gets nothing else.
 //!
-//! This module knows no format and makes no judgement.
+//! This module knows no format; its judgements are those of [`crate::analyze`].
 
 mod freed;
 mod kept;
@@ -12,6 +12,7 @@ mod reconcile;
 mod suppressed;
 mod table;
 mod trust;
+mod verdict;
 
 use leaktrace_common::{Kind, StackMode};
 
@@ -24,10 +25,13 @@ pub use reconcile::{Doubt, Untold};
 pub use suppressed::Suppressed;
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
+pub use verdict::Summary;
 
 use self::reconcile::Reconciled;
+pub use crate::analyze::{Class, Confidence, Verdict};
 use crate::{
     analyze::explained::{self, Explained},
+    history::History,
     session::spec::{Sort, Suppressions, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
@@ -55,6 +59,8 @@ pub struct Report {
     pub user_kinds: Vec<Kind>,
     /// Over all call sites, shown or not.
     pub totals: Totals,
+    /// All verdicts together, of call sites shown or not.
+    pub summary: Summary,
     /// Mappings that are no leaks of their own, by role; they are in no other figure.
     pub held: Vec<Held>,
     /// Memory that allocators of the kernel, or the C and C++ libraries, keep for themselves; it is
@@ -113,20 +119,23 @@ pub struct Group {
     pub totals: Totals,
     /// Age of the oldest outstanding block, if known.
     pub oldest_ms: Option<u64>,
+    /// Whether it leaks.
+    pub verdict: Verdict,
     /// A row for each stack, most outstanding bytes first; never empty. Under `--stacks all` there
     /// is just one.
     pub rows: Vec<Row>,
 }
 
 /// Builds the report of a snapshot.
-pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
-    build_without(snapshot, names, view, &Suppressions::default())
+pub fn build(snapshot: &Snapshot, names: &Names, history: &History, view: &View) -> Report {
+    build_without(snapshot, names, history, view, &Suppressions::default())
 }
 
 /// Builds the report of a snapshot, without what is suppressed.
 pub fn build_without(
     snapshot: &Snapshot,
     names: &Names,
+    history: &History,
     view: &View,
     suppressions: &Suppressions,
 ) -> Report {
@@ -143,6 +152,7 @@ pub fn build_without(
         totals.add(&row.totals);
     }
     let mut groups = group(rows, snapshot.stack_mode == StackMode::All);
+    let summary = verdict::judge(&mut groups, snapshot, history);
     sort(&mut groups, view.sort);
     let groups_total = groups.iter().filter(|group| group.totals.outstanding.count > 0).count();
     let reclaimed = reclaimed::sum(&groups, snapshot);
@@ -159,6 +169,7 @@ pub fn build_without(
         processes_ended: snapshot.processes_ended,
         user_kinds: snapshot.user_kinds.clone(),
         totals,
+        summary,
         held,
         kept,
         suppressed,
@@ -234,6 +245,7 @@ fn group(rows: Vec<Row>, each_alone: bool) -> Vec<Group> {
                 groups.push(Group {
                     totals: row.totals,
                     oldest_ms: row.oldest_ms,
+                    verdict: Verdict::default(),
                     rows: vec![row],
                 });
             }
@@ -251,7 +263,13 @@ fn sort(groups: &mut [Group], by: Sort) {
     let id = |group: &Group| group.rows.iter().map(|row| row.id).min();
     groups.sort_by_key(|group| {
         let Amount { count, bytes } = group.totals.outstanding;
+        let growth = group.verdict.growth_bytes_per_s.map_or(0, |per_s| (per_s * 3600.0) as u64);
+        let confidence = match by {
+            Sort::Leak => Some((group.verdict.confidence, !group.verdict.only_time_is_missing)),
+            _ => None,
+        };
         let first = match by {
+            Sort::Leak | Sort::Growth => growth,
             Sort::Bytes => bytes,
             Sort::Count => count,
             // Unknown ages come last.
@@ -260,7 +278,8 @@ fn sort(groups: &mut [Group], by: Sort) {
         let is_upper_bound = group.rows.iter().any(|row| row.is_upper_bound);
         // Blocks of no bytes are outstanding too: malloc(0) can leak, and what functions give need
         // have no size.
-        let last = (count == 0, is_upper_bound, group.is_reclaimable());
-        (last, Reverse(first), Reverse(bytes), Reverse(count), id(group))
+        let is_last = (count == 0, is_upper_bound, group.is_reclaimable());
+        let then = (Reverse(bytes), Reverse(count), id(group));
+        (is_last, confidence, Reverse(first), then)
     });
 }

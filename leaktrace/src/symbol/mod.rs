@@ -195,6 +195,7 @@ mod tests {
             reclaimable: crate::snapshot::Reclaimable::default(),
             watched: crate::snapshot::Watched::default(),
             older_ms: 0,
+            scans: Vec::new(),
         }
     }
 

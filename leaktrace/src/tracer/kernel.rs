@@ -29,7 +29,7 @@ use crate::{
         page_owners,
     },
     session::spec::{KernelFilters, KernelKind, TraceOptions, pairs},
-    snapshot::{Mode, Snapshot},
+    snapshot::{Counts, Mode, Snapshot},
 };
 
 /// Time between two readings of process ends. The kernel side keeps the last 16,384 ends, which is
@@ -193,6 +193,11 @@ impl KernelTracer {
         snapshot.watched = self.host.watched();
         self.leave_out.apply(&mut snapshot);
         Ok(snapshot)
+    }
+
+    /// As [`super::Tracer::sample`].
+    pub(super) fn sample(&self) -> Counts {
+        self.collector.counts()
     }
 
     /// As [`super::Tracer::end`].

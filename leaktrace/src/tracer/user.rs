@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     host::{features::HostFacts, objects::ObjectTable, proc},
     session::spec::{TraceOptions, Wanted},
-    snapshot::{Mode, Snapshot},
+    snapshot::{Counts, Mode, Snapshot},
 };
 
 /// Traces user allocations.
@@ -262,6 +262,13 @@ impl UserTracer {
         snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
         self.watch.fill(&self.processes, &mut snapshot);
         Ok(snapshot)
+    }
+
+    /// As [`super::Tracer::sample`].
+    pub(super) fn sample(&mut self) -> Result<Counts, Error> {
+        // Process images that are gone, and mappings.
+        self.drain_rings()?;
+        Ok(self.collector.counts())
     }
 
     /// As [`super::Tracer::forward`].

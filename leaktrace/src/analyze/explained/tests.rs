@@ -33,6 +33,8 @@ fn site(kind: Kind, space: u32, count: u64, bytes: u64) -> Site {
         oldest_ms: None,
         largest_bytes: 0,
         freed_at: Vec::new(),
+        born: None,
+        reached: None,
         last_ms: 0,
         lifetimes: [0; LIFETIME_BUCKETS],
         holders: Vec::new(),
@@ -80,6 +82,7 @@ fn snapshot(mode: Mode, kinds: &[Kind], sites: Vec<Site>) -> Snapshot {
         reclaimable: Reclaimable::default(),
         watched: Watched { least_bytes: 2 * MIB, ..Watched::default() },
         older_ms: 0,
+        scans: Vec::new(),
     }
 }
 
