@@ -28,9 +28,12 @@ pub use trust::Trust;
 pub use verdict::Summary;
 
 use self::reconcile::Reconciled;
-pub use crate::analyze::{Class, Confidence, Verdict};
+pub use crate::analyze::{
+    Class, Confidence, Verdict,
+    explained::{Explained, What},
+};
 use crate::{
-    analyze::explained::{self, Explained},
+    analyze::explained,
     history::History,
     session::spec::{Sort, Suppressions, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
