@@ -405,9 +405,10 @@ fn reclaimable_caches_are_labelled_and_come_last() {
     snapshot.reclaimable.caches.insert("dentry".into());
     let mut all = (snapshot, names);
     let text = rendered(&all, Format::Text);
-    let label = "#2  187.5 KiB in 1,000 blocks (96.9 %)  kmem_cache_alloc from cache dentry\n      \
-                 reclaimable: the kernel takes these back under pressure, unless they are in use";
-    assert!(text.contains(label), "{text}");
+    let first = "#2  187.5 KiB in 1,000 blocks (96.9 %)  kmem_cache_alloc from cache dentry\n";
+    let label = "\n      reclaimable: the kernel takes these back under pressure, unless they are in \
+                 use\n";
+    assert!(text.contains(first) && text.contains(label), "{text}");
     let line = "\nreclaimable, and after the rest: 187.5 KiB in 1,000 blocks of 1 call site \
                 (--unreclaimable leaves them out)";
     assert!(text.contains(line), "{text}");
