@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 53] = [
+        let runs: [(&str, &[&str], &[&str]); 59] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -196,6 +196,7 @@ mod tests {
             ("family", &["2"], &["round", "round", "holding"]),
             ("forker", &[], &["holding"]),
             ("handles", &[], &["holding"]),
+            ("hoards", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),
             ("kobjects", &["one-cpu"], &["holding", "closed"]),
@@ -220,6 +221,11 @@ mod tests {
             ("pool", &[], &["holding"]),
             ("pool-static", &[], &["holding"]),
             ("quitter", &["stay"], &["holding"]),
+            ("reach", &[], &["holding"]),
+            ("reach-jemalloc", &[], &["holding"]),
+            ("reach-mimalloc", &[], &["holding"]),
+            ("reach-musl", &[], &["holding"]),
+            ("reach-tcmalloc", &[], &["holding"]),
             ("renamed", &[], &["holding"]),
             ("reused", &[], &["holding"]),
             ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),

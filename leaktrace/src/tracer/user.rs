@@ -14,6 +14,7 @@ use super::{
     overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
     ring::{self, Ring, drain},
+    scans::Scans,
     seccomp_guard::SeccompGuard,
     step::{End, Step},
     wait::{self, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick, wait_until},
@@ -30,11 +31,11 @@ use crate::{
 
 /// Traces user allocations.
 pub struct UserTracer {
-    processes: Processes,
+    pub(super) processes: Processes,
     /// Rules for the processes that are traced besides those that the user names.
     rules: Rules,
     loaded: Loaded,
-    collector: Collector,
+    pub(super) collector: Collector,
     /// The command that leaktrace has started.
     child: Option<Child>,
     /// Process IDs, with descriptors that become readable when the process ends.
@@ -45,6 +46,7 @@ pub struct UserTracer {
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
     log: ProgramLog,
+    pub(super) scans: Scans,
     unseen: Vec<String>,
     /// Whether to print notes about tables and probes.
     is_verbose: bool,
@@ -191,6 +193,7 @@ impl UserTracer {
             records,
             overhead,
             log,
+            scans: Scans::new(trace.reachability),
             unseen: unseen.into_iter().collect(),
             is_verbose,
         })
@@ -254,6 +257,9 @@ impl UserTracer {
         unseen.extend(self.processes.unseen(&self.collector));
         let mut snapshot = self.collector.snapshot(wants, misses, true, &unseen)?;
         snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
+        if wants.is_final {
+            self.scans.add_to(&mut snapshot);
+        }
         Ok(snapshot)
     }
 
@@ -275,6 +281,11 @@ impl UserTracer {
         // Links first, so that no program runs on maps that are gone.
         drop(self.processes);
         drop(self.loaded);
+    }
+
+    /// Whether allocators are traced.
+    pub(super) fn traces_malloc(&self) -> bool {
+        self.processes.traces_malloc
     }
 
     /// Whether no traced process is left and none can come.
