@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 59] = [
+        let runs: [(&str, &[&str], &[&str]); 60] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -196,6 +196,7 @@ mod tests {
             ("family", &["2"], &["round", "round", "holding"]),
             ("forker", &[], &["holding"]),
             ("handles", &[], &["holding"]),
+            ("heap", &["1", "1000"], &["holding"]),
             ("hoards", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),

@@ -80,6 +80,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "family", source: "family.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
     Recipe { name: "handles", source: "handles.c", flags: &["-lssl", "-lcrypto", "-lsqlite3"] },
+    Recipe { name: "heap", source: "heap.c", flags: &[] },
     Recipe { name: "hoards", source: "hoards.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
     Recipe { name: "keeps", source: "keeps.c", flags: &[] },
