@@ -22,6 +22,7 @@ mod old_kernel;
 mod pairs;
 mod preemption;
 mod processes;
+mod reach;
 mod run;
 mod runtimes;
 mod sampling;

@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
-    sync::atomic::{Ordering, compiler_fence},
+    sync::{
+        Arc,
+        atomic::{Ordering, compiler_fence},
+    },
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
@@ -17,7 +20,7 @@ use crate::error::Error;
 
 /// The maps of a loaded object.
 pub struct Maps {
-    pub(super) blocks: MappedArray<Bucket>,
+    pub(super) blocks: Arc<MappedArray<Bucket>>,
     pub(super) overflow: HashMap<MapData, u64, Outstanding>,
     /// The descriptor of the overflow map, to read it in batches.
     pub(super) overflow_fd: OwnedFd,
@@ -44,7 +47,7 @@ pub struct Maps {
     ended: MappedArray<EndedProcess>,
     filter_caches: HashMap<MapData, [u8; 32], u32>,
     filter_kmalloc: HashMap<MapData, u64, u32>,
-    pub(super) sites: MappedArray<SiteRecord>,
+    pub(super) sites: Arc<MappedArray<SiteRecord>>,
     pub(super) site_index: HashMap<MapData, SiteKey, u32>,
     pub(super) free_places: HashMap<MapData, FreePlace, u64>,
     /// The descriptor of that map, to read it in batches.
@@ -63,11 +66,11 @@ impl Loaded {
     ///
     /// [`Error::Kernel`] when the object lacks a map (a defect) or a map cannot be mapped.
     pub fn maps(&mut self) -> Result<Maps, Error> {
-        let sites = MappedArray::new("SITES", self.take("SITES")?)?;
+        let sites = Arc::new(MappedArray::new("SITES", self.take("SITES")?)?);
         let (overflow, overflow_fd) = self.with_fd("OVERFLOW")?;
         let (free_places, free_places_fd) = self.with_fd("FREE_PLACES")?;
         Ok(Maps {
-            blocks: MappedArray::new("BLOCKS", self.take("BLOCKS")?)?,
+            blocks: Arc::new(MappedArray::new("BLOCKS", self.take("BLOCKS")?)?),
             overflow,
             overflow_fd,
             again: self.typed("PAIR_AGAIN")?,

@@ -8,8 +8,8 @@ use leaktrace_common::{CGROUPS, sampling};
 use crate::{
     error::Error,
     session::spec::{
-        By, Format, NamedPair, Output, ProbeAt, Schedule, Sort, StackMode, Suppressions,
-        TraceOptions, Unwind, UserKinds, View, pairs,
+        By, Format, NamedPair, Output, ProbeAt, Reachability, Schedule, Sort, StackMode,
+        Suppressions, TraceOptions, Unwind, UserKinds, View, pairs,
     },
     units::{parse_bytes, parse_duration, parse_percent},
 };
@@ -129,6 +129,11 @@ pub(super) struct UserArgs {
     /// Write such a block behind the last report for each call site that it shows [default: off]
     #[arg(long)]
     gen_suppressions: bool,
+    /// How the final report tells which outstanding blocks are lost, as no address of them is in the
+    /// process's memory, and who holds the others: by looking through the memory several times
+    /// while the process runs (some seconds; Ctrl-C skips it), or not at all
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = ReachabilityArg::Live)]
+    reachability: ReachabilityArg,
     /// What sums are shown by: each call site with its stack, or one line a process
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = UserByArg::Site)]
     by: UserByArg,
@@ -223,6 +228,12 @@ enum ProbeAtArg {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ReachabilityArg {
+    Live,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum UnwindArg {
     Auto,
     Dwarf,
@@ -273,6 +284,10 @@ impl CommonArgs {
             objects: user.map(|user| user.objects.clone()).unwrap_or_default(),
             verbose: self.verbose,
             pairs: self.pairs(user)?,
+            reachability: match user.map(|user| user.reachability) {
+                None | Some(ReachabilityArg::Off) => Reachability::Off,
+                Some(ReachabilityArg::Live) => Reachability::Live,
+            },
         })
     }
 

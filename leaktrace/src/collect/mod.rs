@@ -571,7 +571,7 @@ fn local_id(space: u32, id: u64) -> u64 {
 }
 
 /// A site's identity as one number.
-fn site_id(key: &SiteKey) -> u64 {
+pub fn site_id(key: &SiteKey) -> u64 {
     let kind = u64::from(key.kind) | u64::from(key.generation) << 16;
     [kind, u64::from(key.space), key.detail, key.call_site, key.stack]
         .into_iter()

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::{
     explained::WireExplained,
     freed::{self, WireFreed},
+    reach::{WireHolding, WireReach, WireScan, wire, wire_holdings, wire_scans},
     suppressions::WireSuppressed,
 };
 use crate::{
@@ -58,6 +59,8 @@ struct WireReport<'a> {
     explained: Vec<WireExplained<'a>>,
     loss: WireLoss<'a>,
     limits: WireLimits,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scans: Vec<WireScan<'a>>,
     sites_total: usize,
     sites: Vec<WireSite<'a>>,
     #[serde(flatten)]
@@ -267,6 +270,10 @@ struct WireSite<'a> {
     holders: Vec<WireHolder<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     blocks: Vec<WireBlock>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reachability: Option<WireReach>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    held_by: Vec<WireHolding<'a>>,
 }
 
 #[derive(Serialize)]
@@ -385,6 +392,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             recursion_misses: &loss.recursion_misses,
         },
         limits: WireLimits { max_outstanding: report.max_outstanding },
+        scans: wire_scans(report),
         sites_total: report.groups_total,
         sites: report
             .groups
@@ -552,6 +560,8 @@ fn site<'a>(row: &'a Row, of_group: &'a Verdict) -> WireSite<'a> {
                 age_ms: block.age_ms,
             })
             .collect(),
+        reachability: row.reach.as_ref().map(wire),
+        held_by: row.reach.as_ref().map(wire_holdings).unwrap_or_default(),
     }
 }
 

@@ -4,6 +4,7 @@ mod escape;
 mod explained;
 mod freed;
 mod json;
+mod reach;
 mod suppressions;
 mod table;
 #[cfg(test)]

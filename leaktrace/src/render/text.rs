@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use leaktrace_common::Kind;
 
-use super::{TextStyle, escape::escape, explained, freed, suppressions, table, verdict};
+use super::{TextStyle, escape::escape, explained, freed, reach, suppressions, table, verdict};
 use crate::{
     report::{FrameView, Group, Keeper, Owner, Part, Report, Row, Totals, Unloaded},
     snapshot::{Amount, Mode, Role, Sampled},
@@ -47,6 +47,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
     suppressions::write(report, out)?;
     explained::write(report, out)?;
     writeln!(out)?;
+    reach::scans(report, out)?;
     trust(report, out, style)?;
     writeln!(out)
 }
@@ -200,6 +201,7 @@ fn write_group(
     }
     lifetimes(group, out)?;
     freed::write(group, out)?;
+    reach::lines(report, group, out)?;
     holders(group, out)?;
     blocks(group, out)
 }

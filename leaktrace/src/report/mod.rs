@@ -7,6 +7,7 @@ mod kept;
 mod libraries;
 mod merge;
 mod owner;
+mod reach;
 mod reclaimed;
 mod reconcile;
 mod suppressed;
@@ -20,6 +21,7 @@ pub use freed::FreedFrom;
 pub use kept::{Keeper, Kept};
 pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
+pub use reach::{Holding, Reach};
 pub use reclaimed::Reclaimed;
 pub use reconcile::{Doubt, Untold};
 pub use suppressed::Suppressed;
@@ -36,7 +38,7 @@ use crate::{
     analyze::explained,
     history::History,
     session::spec::{Sort, Suppressions, View},
-    snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
+    snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot, reach::Scan},
 };
 
 /// The content of a report.
@@ -81,6 +83,8 @@ pub struct Report {
     pub table: Option<Table>,
     /// By how much what people watch grew, and how much of that the traced blocks explain.
     pub explained: Vec<Explained>,
+    /// How the memory of processes was looked at; empty where it was not.
+    pub scans: Vec<Scan>,
     /// What the report could not see.
     pub trust: Trust,
     /// Number of outstanding blocks that there is room for.
@@ -181,10 +185,21 @@ pub fn build_without(
         groups_total,
         table,
         explained: explained::explain(snapshot, names),
+        scans: snapshot.scans.clone(),
         trust: trust::trust(snapshot, &totals, &doubts, untold),
         max_outstanding: snapshot.max_outstanding,
         sample_bytes: snapshot.sample_bytes,
         budget: snapshot.budget.clone(),
+    }
+}
+
+impl Group {
+    /// What scans said of its blocks, over its rows.
+    pub fn reach(&self) -> Option<Reach> {
+        let mut rows = self.rows.iter().filter_map(|row| row.reach.clone());
+        let mut sum = rows.next()?;
+        rows.for_each(|row| sum.merge(row));
+        Some(sum)
     }
 }
 

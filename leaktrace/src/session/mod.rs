@@ -82,6 +82,12 @@ async fn follow(
         ticks
     });
     let deadline = schedule.duration.map(|duration| start + duration);
+    // The end that is known beforehand: the scans begin so early that its report is on time.
+    let counted = schedule.interval.zip(schedule.count).map(|(interval, count)| {
+        start + interval.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+    });
+    let end = deadline.into_iter().chain(counted).min();
+    let mut scan_at = end.zip(tracer.scan_time()).map(|(end, time)| end - time.min(end - start));
     let mut reports = 0;
     let mut rhythm = Rhythm::new(start);
     loop {
@@ -92,6 +98,8 @@ async fn follow(
                 if tracer.forward(number) {
                     continue;
                 }
+                // Those that are under way are to be waited for no longer.
+                tracer.skip_scans();
                 Some(Outcome::Done)
             }
             step = tracer.step() => {
@@ -113,15 +121,47 @@ async fn follow(
                 continue;
             }
             () = wait_until(deadline) => Some(Outcome::Done),
+            () = wait_until(scan_at) => {
+                scan_at = None;
+                let line = tracer.begin_scans(end.map(Instant::into_std))?;
+                line.iter().for_each(|line| note(line));
+                continue;
+            }
             () = wait_for_tick(ticks.as_mut()) => {
                 reports += 1;
                 schedule.count.is_some_and(|count| reports >= count).then_some(Outcome::Done)
             }
         };
+        if outcome == Some(Outcome::Done) {
+            if let Some(line) = tracer.begin_scans(deadline.map(Instant::into_std))? {
+                note(&line);
+            }
+            finish_scans(tracer, signals, note).await?;
+        }
         let snapshot = tracer.snapshot(&spec.view, outcome.is_some())?;
         sink(Told::Report(Box::new(snapshot)))?;
         if let Some(outcome) = outcome {
             return Ok(outcome);
         }
     }
+}
+
+/// Waits for the scans that are under way; a signal ends them.
+async fn finish_scans(
+    tracer: &mut Tracer,
+    signals: &mut Signals,
+    note: &mut dyn FnMut(&str),
+) -> Result<(), Error> {
+    let Some(mut scans) = tracer.take_scans() else { return Ok(()) };
+    let found = loop {
+        tokio::select! {
+            biased;
+            _ = signals.next() => scans.skip(),
+            found = scans.done() => break found,
+            // Processes go on, begin and end meanwhile.
+            step = tracer.step() => step?.notes.iter().for_each(|line| note(line)),
+        }
+    };
+    tracer.give_scans(found);
+    Ok(())
 }

@@ -152,6 +152,8 @@ pub struct TraceOptions {
     pub objects: Vec<PathBuf>,
     /// The pairs of functions that the user named.
     pub pairs: Vec<NamedPair>,
+    /// How the memory of processes is looked at for addresses of outstanding blocks.
+    pub reachability: Reachability,
     /// How much to note about the tracing itself. 0: nothing; 1: tables, probes and the verifier's
     /// words; 2: what the BPF programs log as well.
     pub verbose: u8,
@@ -168,6 +170,15 @@ impl TraceOptions {
     pub fn takes_all(&self) -> bool {
         self.min_size_bytes == 0 && self.max_size_bytes == u64::MAX && !self.is_sampled()
     }
+}
+
+/// How the memory of a process is looked at for addresses of its outstanding blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reachability {
+    /// While it runs, several times.
+    Live,
+    /// Not at all.
+    Off,
 }
 
 /// The kinds of user allocations.

@@ -27,7 +27,7 @@ pub use budget::{Budget, BudgetAction, BudgetStep};
 pub use counts::{Counts, SiteCounts};
 pub use holder::Holder;
 pub use modules::Module;
-pub use names::{Names, Resolved, Symbol, Unknown};
+pub use names::{Names, Resolved, RootName, Symbol, Unknown};
 pub use reclaimable::Reclaimable;
 pub use sampled::Sampled;
 pub use watched::{HostFigure, HostGrowth, ProcessBytes, Watched, WatchedProcess};
@@ -444,6 +444,23 @@ impl Loss {
             .into_iter()
             .map(|reason| self.count(reason))
             .sum()
+    }
+
+    /// Whether every free of a tracked block was seen, as far as is known. What makes a report
+    /// incomplete without hiding a free, such as a stack that was not taken, does not matter here.
+    pub fn sees_all_frees(&self) -> bool {
+        let harmless = [
+            LossReason::StacksFull,
+            LossReason::StackUnreadable,
+            LossReason::ScratchBusy,
+            LossReason::OutstandingFull,
+            LossReason::OutstandingRefused,
+            LossReason::SitesFull,
+            LossReason::ResultUnreadable,
+        ];
+        let mut others = self.clone();
+        others.reasons.retain(|reason, _| !harmless.contains(reason));
+        others.is_complete()
     }
 
     /// Whether every allocation and free since the start is in the figures, each with its stack

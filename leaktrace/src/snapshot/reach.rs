@@ -55,7 +55,8 @@ pub struct HeldBy {
     pub root: Root,
     /// The blocks held, over all ways that begin there.
     pub held: Amount,
-    /// The most usual number of tracked blocks between the root and the held blocks.
+    /// The most usual number of tracked blocks between the root and the held blocks; 64 stands for
+    /// 64 or more.
     pub through: u32,
 }
 
@@ -97,6 +98,21 @@ pub enum Root {
     OlderHeap,
     /// The kernel: the data of an epoll descriptor or a timer.
     Kernel,
+}
+
+impl Root {
+    /// The kind of root, as JSON has it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Global { .. } => "global",
+            Self::ThreadLocal { .. } => "thread_local",
+            Self::Stack { .. } => "stack",
+            Self::Register { .. } => "register",
+            Self::Mapping { .. } => "mapping",
+            Self::OlderHeap => "older_heap",
+            Self::Kernel => "kernel",
+        }
+    }
 }
 
 /// How the memory of a process was looked at.

@@ -21,6 +21,7 @@ mod pairs;
 mod processes;
 mod requested;
 mod ring;
+mod scans;
 mod seccomp_guard;
 mod step;
 mod unseen;
@@ -28,12 +29,15 @@ mod user;
 pub(crate) mod wait;
 mod watched;
 
+use std::time::{Duration, Instant};
+
 pub use self::step::{End, Step};
 use self::{kernel::KernelTracer, user::UserTracer};
 use crate::{
     collect::Wants,
     error::Error,
     host::features::HostFacts,
+    reach::{Reach, Running},
     session::spec::{By, Target, TraceOptions, View},
     snapshot::{Counts, Snapshot},
 };
@@ -113,6 +117,53 @@ impl Tracer {
         match self {
             Self::Kernel(tracer) => Ok(tracer.sample()),
             Self::User(tracer) => tracer.sample(),
+        }
+    }
+
+    /// How long it takes to look through the traced memory for addresses of outstanding blocks;
+    /// `None` if that is not to be done.
+    pub fn scan_time(&self) -> Option<Duration> {
+        match self {
+            Self::Kernel(_) => None,
+            Self::User(tracer) => tracer.scan_time(),
+        }
+    }
+
+    /// Begins to look through the traced memory, in a thread of its own, for what the final snapshot
+    /// is to say of it; does nothing if that has begun or is not to be done. After `until`, nothing
+    /// is begun that can be left out. Returns a line for the person at the terminal.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] when no descriptor is left.
+    pub fn begin_scans(&mut self, until: Option<Instant>) -> Result<Option<String>, Error> {
+        match self {
+            Self::Kernel(_) => Ok(None),
+            Self::User(tracer) => tracer.begin_scans(until),
+        }
+    }
+
+    /// Has the scans that have begun end soon, without verdicts.
+    pub fn skip_scans(&self) {
+        match self {
+            Self::Kernel(_) => {}
+            Self::User(tracer) => tracer.scans.skip(),
+        }
+    }
+
+    /// Takes out the scans that have begun, to wait for their end.
+    pub fn take_scans(&mut self) -> Option<Running> {
+        match self {
+            Self::Kernel(_) => None,
+            Self::User(tracer) => tracer.scans.take(),
+        }
+    }
+
+    /// Gives back what scans have found, for the final snapshot.
+    pub fn give_scans(&mut self, found: Reach) {
+        match self {
+            Self::Kernel(_) => {}
+            Self::User(tracer) => tracer.scans.give(found),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The tracer of user allocations, including those of a command that leaktrace starts.
 
-use std::{collections::BTreeMap, ffi::OsString, os::fd::OwnedFd};
+use std::{collections::BTreeMap, ffi::OsString, os::fd::OwnedFd, time::Duration};
 
 use leaktrace_common::{Event as ProcessEvent, Kind, MapEvent};
 use tokio::{io::unix::AsyncFd, time::Instant};
@@ -14,6 +14,7 @@ use super::{
     overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
     ring::{self, Ring, drain},
+    scans::Scans,
     seccomp_guard::SeccompGuard,
     step::{End, Step},
     wait::{self, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick, wait_until},
@@ -47,6 +48,7 @@ pub struct UserTracer {
     overhead: Option<Overhead>,
     watch: ProcessWatch,
     log: ProgramLog,
+    pub(super) scans: Scans,
     unseen: Vec<String>,
     /// Whether to print notes about tables and probes.
     is_verbose: bool,
@@ -195,6 +197,7 @@ impl UserTracer {
             overhead,
             watch,
             log,
+            scans: Scans::new(trace.reachability),
             unseen: unseen.into_iter().collect(),
             is_verbose,
         })
@@ -261,6 +264,9 @@ impl UserTracer {
         let mut snapshot = self.collector.snapshot(wants, misses, true, &unseen)?;
         snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
         self.watch.fill(&self.processes, &mut snapshot);
+        if wants.is_final {
+            self.scans.add_to(&mut snapshot);
+        }
         Ok(snapshot)
     }
 
@@ -289,6 +295,19 @@ impl UserTracer {
         // Links first, so that no program runs on maps that are gone.
         drop(self.processes);
         drop(self.loaded);
+    }
+
+    /// As [`super::Tracer::scan_time`].
+    pub(super) fn scan_time(&self) -> Option<Duration> {
+        self.scans.time(&self.processes)
+    }
+
+    /// As [`super::Tracer::begin_scans`].
+    pub(super) fn begin_scans(
+        &mut self,
+        until: Option<std::time::Instant>,
+    ) -> Result<Option<String>, Error> {
+        self.scans.begin(&self.processes, &self.collector, until)
     }
 
     /// Whether no traced process is left and none can come.
