@@ -8,8 +8,8 @@ use aya_ebpf::{
     },
 };
 use leaktrace_common::{
-    CGROUPS, CgroupTest, Choice, Follow, GFP_TESTS, GfpTest, Kind, SiteVerdict, StackMode, TEXT_RANGES,
-    TextRange,
+    CGROUPS, CgroupTest, Choice, Follow, GFP_TESTS, GfpTest, Kind, SiteVerdict, StackMode,
+    TEXT_RANGES, TextRange,
 };
 
 use crate::{

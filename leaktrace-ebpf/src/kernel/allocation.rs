@@ -7,8 +7,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leaktrace_common::{
-    AllocKey, CacheName, Choice, KERNEL_SPACE, Kind, Outstanding, PAGE_OWNERS, SiteKey, SiteVerdict,
-    StackId,
+    AllocKey, CacheName, Choice, KERNEL_SPACE, Kind, Outstanding, PAGE_OWNERS, SiteKey,
+    SiteVerdict, StackId,
 };
 
 use super::generation;
