@@ -22,7 +22,7 @@ fn programs() -> [Vec<String>; 2] {
 /// The report of a program with rules in a file.
 fn trace_with(rules: &str, argv: &[String], folder: &Path) -> (Finished, Report) {
     let file = folder.join("rules");
-    fs::write(&file, rules).unwrap();
+    fs::write(&file, rules).unwrap_or_else(|error| panic!("{error}"));
     let file = file.display().to_string();
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     trace(&["--error-exitcode", "9", "--suppressions", &file], &argv)
@@ -78,6 +78,10 @@ fn rules_that_leaktrace_writes_work_for_valgrind_too() {
         assert!(rules.contains("Memcheck:Leak"), "{text}");
         let (finished, report) = trace_with(&rules, &argv, folder.path());
         assert_eq!((finished.code, report.sites().len()), (0, 0), "{rules}\n{}", report.outline());
+        if argv.len() > 1 {
+            // To Valgrind its block is in use.
+            continue;
+        }
         let file = folder.path().join("rules");
         let mut command = Command::new("valgrind");
         command.args(["--leak-check=full", "--show-leak-kinds=definite", "--error-exitcode=7"]);

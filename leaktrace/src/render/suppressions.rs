@@ -62,7 +62,10 @@ fn block(row: &Row, out: &mut dyn Write) -> io::Result<()> {
         return Ok(());
     }
     writeln!(out, "{{\n   <insert_a_suppression_name_here>\n   Memcheck:Leak")?;
-    for frame in frames.iter().take(LINES_MOST) {
+    // Valgrind's stacks end there (--show-below-main), and a block with more lines matches none.
+    let main = frames.iter().rposition(|frame| frame.name == "main");
+    let shown = main.map_or(frames.len(), |at| at + 1);
+    for frame in frames.iter().take(shown.min(LINES_MOST)) {
         writeln!(out, "   {}", location(frame))?;
     }
     writeln!(out, "}}")
@@ -74,7 +77,8 @@ fn location(frame: &Frame<'_>) -> String {
         ("", "", "") => "obj:*".to_owned(),
         ("", "", object) => format!("obj:{}", literal(object)),
         ("", name, _) => format!("fun:{}", literal(name)),
-        (linkage, ..) => format!("fun:{}", literal(linkage)),
+        // Valgrind tells `operator new[]`, which may be what was called, from that.
+        (linkage, ..) => format!("fun:{}", literal(linkage).replacen("_Znw", "_Zn?", 1)),
     }
 }
 

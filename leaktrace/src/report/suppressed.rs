@@ -50,10 +50,22 @@ pub(super) fn set_aside(
     (all.collect(), others)
 }
 
+/// `operator new` by the linker's name, and what jumps to it: name and linker's name of
+/// `operator new[]`. The last one stays what it is.
+const ARRAYS: [(&str, (&str, &str)); 3] = [
+    ("_Znwm", ("operator new[](unsigned long)", "_Znam")),
+    (
+        "_ZnwmRKSt9nothrow_t",
+        ("operator new[](unsigned long, std::nothrow_t const&)", "_ZnamRKSt9nothrow_t"),
+    ),
+    ("", ("", "")),
+];
+
 impl Row {
     /// The stack as LeakSanitizer and Valgrind would have it, whose stacks begin in the allocator's
     /// function: as it is, and, where `operator new` calls malloc, from that operator on, as both
-    /// replace it. The last one is what they see.
+    /// replace it. The last one is what they see; where that may be `operator new[]` as well, there
+    /// are some before it that have that.
     pub fn views(&self) -> Vec<Vec<Frame<'_>>> {
         let frames: Vec<Frame<'_>> = self
             .stack
@@ -73,12 +85,18 @@ impl Row {
         };
         let operators = frames.iter().take_while(|frame| is_operator(frame)).count();
         let from_operator = operators.checked_sub(1).and_then(|last| frames.get(last..));
+        // `operator new[]` of libstdc++ jumps to `operator new` and leaves no frame (new_opv.cc).
         let from_operator = from_operator.map(|frames| {
-            let mut frames = frames.to_vec();
-            if let Some(operator) = frames.first_mut() {
-                operator.is_allocator = true;
-            }
-            frames
+            ARRAYS.map(|(one, array)| {
+                let mut frames = frames.to_vec();
+                if let Some(operator) = frames.first_mut() {
+                    operator.is_allocator = true;
+                    if !one.is_empty() && operator.linkage == one {
+                        (operator.name, operator.linkage) = (array.0, array.1);
+                    }
+                }
+                frames
+            })
         });
         let function = self.function.map(|function| Frame {
             name: function.name(),
@@ -87,6 +105,6 @@ impl Row {
             ..Frame::default()
         });
         let whole = function.into_iter().chain(frames).collect();
-        [Some(whole), from_operator].into_iter().flatten().collect()
+        std::iter::once(whole).chain(from_operator.into_iter().flatten()).collect()
     }
 }

@@ -132,7 +132,6 @@ fn begins(stack: &[Frame<'_>], locations: &[Location]) -> bool {
 }
 
 fn is_at(location: &Location, frame: &Frame<'_>) -> bool {
-    let known = |name| if name == "" { UNKNOWN } else { name };
     match location {
         // By either name: a linker's name is what Valgrind writes.
         Location::Function(wanted) => {
@@ -150,4 +149,9 @@ fn is_at(location: &Location, frame: &Frame<'_>) -> bool {
         }
         Location::Any => true,
     }
+}
+
+/// What Valgrind takes for a name.
+fn known(name: &str) -> &str {
+    if name.is_empty() { UNKNOWN } else { name }
 }
