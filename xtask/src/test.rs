@@ -36,6 +36,8 @@ pub(crate) enum File {
     Live,
     Drivers,
     Storm,
+    /// Only where it is asked for: an emulated machine is too slow for the whole corpus at once.
+    Verdicts,
 }
 
 impl File {
@@ -44,6 +46,7 @@ impl File {
             Self::Live => "live",
             Self::Drivers => "drivers",
             Self::Storm => "storm",
+            Self::Verdicts => "verdicts",
         }
     }
 }
@@ -98,7 +101,10 @@ pub(crate) fn test(layers: &[Layer], options: &MachineOptions) -> Result<ExitCod
             (Layer::Golden, Some(binary)) => integration(&["--test", "golden"], &[], binary),
             // The harness first: what it builds must run by itself.
             (Layer::Live, Some(binary)) => integration(&["--lib"], &[], binary)
-                .and_then(|passed| Ok(integration(&["--test", "live"], &HOST, binary)? && passed)),
+                .and_then(|passed| Ok(integration(&["--test", "live"], &HOST, binary)? && passed))
+                .and_then(|passed| {
+                    Ok(integration(&["--test", "verdicts"], &TABLES, binary)? && passed)
+                }),
             (Layer::Vm, Some(binary)) => in_machines(binary, options),
         };
         match passed {
@@ -145,6 +151,9 @@ fn run(cargo: &mut Command) -> Result<bool> {
 
 /// The live tests share the kernel.
 const SERIAL: [&str; 1] = ["--test-threads=1"];
+
+/// Tables that one wants to see.
+const TABLES: [&str; 2] = [SERIAL[0], "--nocapture"];
 
 /// On this host they cost no process but their own.
 const HOST: [&str; 5] = [SERIAL[0], "--skip", "host_wide::", "--skip", REFUSED];
@@ -247,7 +256,10 @@ impl MachineOptions {
             return MACHINES.into_iter().map(machine).collect();
         };
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
-        let is_asked = |file: &File| self.file.is_empty() || self.file.contains(file);
+        let is_asked = |file: &File| match self.file.as_slice() {
+            [] => *file != File::Verdicts,
+            files => files.contains(file),
+        };
         let runs = |file: &File| *file != File::Drivers || kernel.takes_drivers();
         let files = File::value_variants().iter().copied();
         files
@@ -272,8 +284,9 @@ fn in_machines(binary: &Path, options: &MachineOptions) -> Result<bool> {
     for (flavour, file, names) in machines {
         let mut arguments = names;
         arguments.extend(SERIAL);
-        // Its table is what one wants to see.
-        arguments.extend((file == File::Storm).then_some("--nocapture"));
+        // Their tables are what one wants to see.
+        let has_table = matches!(file, File::Storm | File::Verdicts);
+        arguments.extend(has_table.then_some("--nocapture"));
         arguments.extend(SLOW.iter().flat_map(|name| ["--skip", *name]));
         if flavour != vm::Flavour::Old {
             arguments.extend(["--skip", REFUSED]);
