@@ -220,6 +220,16 @@ SITE void open_record(void)
 
 static void record_turn(void) { leak_times(10, open_record); }
 
+/* A matrix of rows. */
+SITE void make_matrix(void)
+{
+    double **rows = used(calloc(8, sizeof *rows));
+    for (int i = 0; i < 8; i++)
+        rows[i] = used(malloc(64));
+}
+
+static void matrix_turn(void) { leak_times(3, make_matrix); }
+
 /* Each thread leaves a buffer behind. */
 SITE void *thread_that_forgets(void *unused)
 {
@@ -295,6 +305,7 @@ static const struct corpus_case cases[] = {
     {"forgotten", NULL, forgotten_turn},
     {"large", NULL, large_turn},
     {"list", NULL, list_turn},
+    {"matrix", NULL, matrix_turn},
     {"once", NULL, once_turn},
     {"one", NULL, one_turn},
     {"realloc", NULL, realloc_turn},
