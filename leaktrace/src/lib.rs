@@ -14,6 +14,7 @@
 //! | [`tracer`] | owns probes, maps and collector of what it traces | yes |
 //! | [`session`] | the loop of one tracer: when its reports are due | yes |
 //! | [`snapshot`] | plain data: one interval's raw state | no |
+//! | [`history`] | the counters of call sites over time | no |
 //! | [`symbol`] | names for frames | reads files |
 //! | [`analyze`] | figures -> verdicts | no |
 //! | [`report`] | Snapshot + names -> sorted, cut rows | no |
@@ -26,6 +27,7 @@ pub mod bpf;
 pub mod cli;
 pub mod collect;
 pub mod error;
+pub mod history;
 pub mod host;
 pub mod pipeline;
 pub mod render;

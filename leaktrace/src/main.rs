@@ -12,6 +12,7 @@ use leaktrace::{
     attach::trial,
     cli::{self, Command, Parsed},
     error::{self, Error},
+    history::History,
     host::{
         cgroup,
         doctor::{self, Check},
@@ -22,10 +23,10 @@ use leaktrace::{
     pipeline::{self, sink::Sink},
     render::{self, TextStyle},
     session::{
-        self, Outcome,
+        self, Outcome, Told,
         spec::{Spec, Target},
     },
-    snapshot::Names,
+    snapshot::{Counts, Names},
     symbol::Symbolizer,
 };
 
@@ -127,17 +128,27 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
     };
     let mut symbolizer = Symbolizer::new(&spec.debug_dirs);
     let mut names = Names::default();
+    let mut history = History::default();
     // Of the last report: blocks that the program should have freed.
     let mut leaks = 0;
     let outcome = session::run(
         spec,
         &facts,
-        &mut |snapshot| {
-            symbolizer.resolve(snapshot, &mut names);
+        &mut |told| {
+            let snapshot = match told {
+                Told::Counts(counts) => {
+                    history.add(&counts);
+                    return Ok(());
+                }
+                Told::Report(snapshot) => snapshot,
+            };
+            history.add(&Counts::of(&snapshot));
+            symbolizer.resolve(&snapshot, &mut names);
             let mut report = Vec::new();
             let shown = pipeline::show(
-                snapshot,
+                &snapshot,
                 &names,
+                &history,
                 &spec.view,
                 spec.output.format,
                 &mut report,

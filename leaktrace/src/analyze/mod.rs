@@ -1,6 +1,24 @@
 //! From figures to judgements: what leaks, of what class, and how sure that is.
 //!
 //! This module is pure. It sees plain data, names no function and prints nothing.
+//!
+//! - `generations`: of the blocks that were allocated in each part of the time, how many are left.
+//! - `trend`: how fast outstanding memory grows.
+//! - `judge`: all facts together.
+//!
+//! The constants come from `simulation`, which docs/verdicts.md describes.
+
+mod generations;
+mod judge;
+mod survivors;
+mod trend;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+pub use judge::{Facts, is_replacement, judge};
 
 /// How the memory of a call site behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +63,30 @@ pub struct Verdict {
     pub evidence: String,
     /// The trend of its outstanding bytes, where there is one to tell.
     pub growth_bytes_per_s: Option<f64>,
+    /// The bytes that leaked so far, where it is a leak.
+    pub leaked_bytes: u64,
+    /// Where it cannot be told yet: after which further time it can, if that is known.
+    pub ask_again_ms: Option<u64>,
+}
+
+impl Default for Verdict {
+    fn default() -> Self {
+        Self {
+            class: Class::UnknownYet,
+            confidence: Confidence::Unknown,
+            evidence: String::new(),
+            growth_bytes_per_s: None,
+            leaked_bytes: 0,
+            ask_again_ms: None,
+        }
+    }
+}
+
+impl Verdict {
+    /// Whether it is a leak, certainly or most probably.
+    pub fn is_leak(&self) -> bool {
+        matches!(self.confidence, Confidence::Certain | Confidence::Likely)
+    }
 }
 
 impl Class {

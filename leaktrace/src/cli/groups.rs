@@ -41,8 +41,9 @@ pub(super) struct CommonArgs {
     /// Leave out allocations larger than this, in bytes or as 10MB [default: no limit]
     #[arg(short = 'Z', long, value_name = "SIZE", value_parser = parse_bytes)]
     max_size: Option<u64>,
-    /// Order of call sites: most bytes, most blocks, or oldest block first
-    #[arg(short, long, value_enum, default_value_t = SortArg::Bytes)]
+    /// Order of call sites: by verdict (what leaks, then what cannot be told yet, then what is
+    /// healthy, each by growth), or most bytes, most blocks, oldest block or most growth first
+    #[arg(short, long, value_enum, default_value_t = SortArg::Leak)]
     sort: SortArg,
     /// List the outstanding blocks of each call site [default: off]
     #[arg(short = 'a', long)]
@@ -134,9 +135,11 @@ pub(super) enum FormatArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SortArg {
+    Leak,
     Bytes,
     Count,
     Age,
+    Growth,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -297,6 +300,8 @@ impl CommonArgs {
         Ok(View {
             top: self.top,
             sort: match self.sort {
+                SortArg::Leak => Sort::Leak,
+                SortArg::Growth => Sort::Growth,
                 SortArg::Bytes => Sort::Bytes,
                 SortArg::Count => Sort::Count,
                 SortArg::Age => Sort::Age,

@@ -66,7 +66,7 @@ fn defaults_of_each_verb() {
     assert_eq!(all.target, Target::Processes(Wanted { all: true, ..Wanted::default() }));
     assert_eq!(user.trace.stacks, StackMode::All);
     assert_eq!(user.trace.max_outstanding, 1_000_000);
-    assert_eq!((user.view.top, user.view.sort), (10, Sort::Bytes));
+    assert_eq!((user.view.top, user.view.sort), (10, Sort::Leak));
     assert_eq!(user.trace.objects, [""; 0].map(PathBuf::from));
     let named = spec("leaktrace user -p 5 -O /lib/pool.so --obj prog").trace.objects;
     assert_eq!(named, ["/lib/pool.so", "prog"].map(PathBuf::from));
@@ -234,7 +234,7 @@ fn refusals_read_well() {
         ("doctor -f x", "--format does not take `x`: write one of text, json", "leaktrace doctor"),
         (
             "kernel -s \u{1b}[31m",
-            "--sort does not take `\u{1b}[31m`: write one of bytes, count, age",
+            "--sort does not take `\u{1b}[31m`: write one of leak, bytes, count, age, growth",
             "leaktrace kernel",
         ),
     ];

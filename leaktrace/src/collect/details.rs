@@ -9,7 +9,7 @@ use super::{
     estimates::BlockSum,
     names::{ProcessNames, Who},
 };
-use crate::snapshot::{Amount, Block, Holder};
+use crate::snapshot::{Amount, Block, GENERATIONS, Holder};
 
 /// Most blocks listed for a site with `--show-allocs`.
 pub(super) const BLOCKS_SHOWN: usize = 10_000;
@@ -31,6 +31,8 @@ pub(super) struct SiteDetails {
     /// The sum of the blocks of a process.
     pub(super) sum: BlockSum,
     pub(super) oldest_ns: u64,
+    /// All outstanding blocks, young ones as well, see [`crate::snapshot::Site::born`].
+    pub(super) born: [u64; GENERATIONS],
     /// What each process holds.
     by_process: HashMap<(u32, Who), Held>,
     pub(super) blocks: Vec<Block>,

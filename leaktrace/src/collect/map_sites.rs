@@ -11,7 +11,7 @@ use leaktrace_common::{Kind, MapEvent, StackId};
 use super::{Collector, Wants, details::BLOCKS_SHOWN, mmaps::Mmaps};
 use crate::{
     host::objects::ObjectId,
-    snapshot::{Frame, Mapping, Place, Role, Site, Stack, StackRef},
+    snapshot::{Frame, Mapping, Place, Role, Site, SiteCounts, Stack, StackRef},
 };
 
 /// The beginning of the file name of glibc's dynamic loader (`ld-linux-x86-64.so.2`).
@@ -90,6 +90,15 @@ impl Collector {
         self.mapped.as_ref().map_or(0, |mapped| mapped.mmaps.lost())
     }
 
+    /// The counters of the call sites of mappings.
+    pub(super) fn map_counts(&self) -> impl Iterator<Item = SiteCounts> {
+        let sites = self.mapped.iter().flat_map(|mapped| mapped.mmaps.sites());
+        sites.filter(|(_, site, _)| self.images.has(site.space)).map(|(_, site, counters)| {
+            let (allocated, freed) = (counters.allocated, counters.freed);
+            SiteCounts { id: site.id(), allocated, freed }
+        })
+    }
+
     /// The call sites of mappings.
     pub(super) fn map_sites(
         &mut self,
@@ -155,6 +164,8 @@ impl Collector {
                 largest_bytes: counters.largest_bytes,
                 last_ms: ms_since(counters.last_ns),
                 lifetimes: counters.lifetimes,
+                born: None,
+                reached: None,
                 holders: Vec::new(),
                 blocks: details.blocks,
             });

@@ -3,6 +3,7 @@
 //! Totals come from the sites' counters. Single blocks are read only where ages, holders or the
 //! blocks themselves are wanted. This module knows no function names, no verdicts and no formats.
 
+mod counts;
 mod details;
 mod estimates;
 mod images;
@@ -42,7 +43,8 @@ use crate::{
         slabs,
     },
     snapshot::{
-        Blind, CacheGrowth, Frame, Mode, Object, Pair, Place, Site, Snapshot, Stack, StackRef,
+        Blind, CacheGrowth, Frame, GENERATIONS, Mode, Object, Pair, Place, Site, Snapshot, Stack,
+        StackRef,
     },
 };
 
@@ -304,6 +306,7 @@ impl Collector {
             blocks_read: read_blocks,
             modules: self.modules.all(),
             gone_modules: self.modules.gone(),
+            scans: Vec::new(),
             cache_growth,
             cache_aliases: match self.mode {
                 Mode::Kernel => slabs::aliases(),
@@ -358,6 +361,7 @@ impl Collector {
             Kind::KmemCache => self.cache_made(key.detail, stacks),
             _ => None,
         };
+        let is_read = details.is_some();
         let details = details.flatten();
         Some(Site {
             id: site_id(key),
@@ -396,6 +400,8 @@ impl Collector {
             largest_bytes: record.largest_bytes,
             last_ms: now_ns.saturating_sub(record.last_ns) / 1_000_000,
             lifetimes: record.lifetimes,
+            born: is_read.then(|| details.map_or([0; GENERATIONS], |found| found.born)),
+            reached: None,
             holders: match details {
                 Some(found) => found.holders(now_ns, wants.holders, &self.process_names),
                 None => Vec::new(),
@@ -475,6 +481,9 @@ impl Collector {
         let makers = self.cache_makers(records);
         let mut made = HashMap::new();
         let mut all: HashMap<u32, SiteDetails> = HashMap::new();
+        let elapsed_ns = self.started.elapsed().as_nanos() as u64;
+        let started_ns = now_ns.saturating_sub(elapsed_ns);
+        let generation_ns = (elapsed_ns / GENERATIONS as u64).max(1);
         let names = &mut self.process_names;
         names.begin(&self.maps);
         self.maps.read_outstanding(|key, block| {
@@ -484,8 +493,14 @@ impl Collector {
             // Percpu memory has a space of its own, and belongs to the kernel as well.
             let is_kernel = matches!(key.space, KERNEL_SPACE | PERCPU_SPACE);
             let who = is_kernel.then(|| names.who(block.detail, block.timestamp_ns));
+            let details = all.entry(block.site).or_default();
+            let at_ns = block.timestamp_ns.saturating_sub(started_ns);
+            let generation = (at_ns / generation_ns) as usize;
+            if let Some(born) = details.born.get_mut(generation.min(GENERATIONS - 1)) {
+                *born += 1;
+            }
             if now_ns.saturating_sub(block.timestamp_ns) >= wants.older_ns {
-                all.entry(block.site).or_default().add(key, block, who, now_ns, wants.blocks);
+                details.add(key, block, who, now_ns, wants.blocks);
             }
         })?;
         self.caches_made = made;

@@ -1,4 +1,4 @@
-//! From a snapshot to a printed report on one screen: Snapshot + names -> Report -> bytes.
+//! From a snapshot to a printed report on one screen: Snapshot + names + history -> Report -> bytes.
 
 pub mod sink;
 
@@ -6,6 +6,7 @@ use std::io::Write;
 
 use crate::{
     error::Error,
+    history::History,
     render::{self, TextStyle},
     report::{self, Report},
     session::spec::{Format, View},
@@ -20,12 +21,13 @@ use crate::{
 pub fn show(
     snapshot: &Snapshot,
     names: &Names,
+    history: &History,
     view: &View,
     format: Format,
     out: &mut dyn Write,
     style: &TextStyle,
 ) -> Result<Report, Error> {
-    let report = report::build(snapshot, names, view);
+    let report = report::build(snapshot, names, history, view);
     render::render(&report, format, out, style)?;
     Ok(report)
 }

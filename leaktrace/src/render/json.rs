@@ -4,6 +4,7 @@
 //! Unknown values are absent, never zero. docs/json.md describes every field.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     io::{self, Write},
 };
@@ -13,7 +14,7 @@ use leaktrace_common::LossReason;
 use serde::Serialize;
 
 use crate::{
-    report::{FrameView, Line, Part, Report, Row, Table, Unloaded, Untold},
+    report::{FrameView, Line, Part, Report, Row, Table, Unloaded, Untold, Verdict},
     snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
 };
 
@@ -39,6 +40,7 @@ struct WireReport<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     processes: Vec<WireTraced<'a>>,
     totals: WireTotals,
+    summary: WireSummary,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held: Vec<WireHeld>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -176,9 +178,24 @@ struct WireDoubt {
 }
 
 #[derive(Serialize)]
-struct WireVerdict {
-    reachability: &'static str,
-    evidence: String,
+struct WireVerdict<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reachability: Option<&'static str>,
+    class: &'static str,
+    confidence: &'static str,
+    evidence: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ask_again_ms: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct WireSummary {
+    verdict: &'static str,
+    leaking_sites: usize,
+    leaked_bytes: u64,
+    unknown_sites: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ask_again_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -210,7 +227,9 @@ struct WireSite<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     unloaded_module: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    verdict: Option<WireVerdict>,
+    growth_bytes_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<WireVerdict<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     doubt: Option<WireDoubt>,
     #[serde(skip_serializing_if = "is_false")]
@@ -302,6 +321,13 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             .map(|traced| WireTraced { process: process(traced), allocator: &traced.allocator })
             .collect(),
         totals: totals(&report.totals),
+        summary: WireSummary {
+            verdict: report.summary.verdict(),
+            leaking_sites: report.summary.leaking_sites,
+            leaked_bytes: report.summary.leaked_bytes,
+            unknown_sites: report.summary.unknown_sites,
+            ask_again_ms: report.summary.ask_again_ms,
+        },
         held: report
             .held
             .iter()
@@ -330,7 +356,11 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         },
         limits: WireLimits { max_outstanding: report.max_outstanding },
         sites_total: report.groups_total,
-        sites: report.groups.iter().flat_map(|group| &group.rows).map(site).collect(),
+        sites: report
+            .groups
+            .iter()
+            .flat_map(|group| group.rows.iter().map(|row| site(row, &group.verdict)))
+            .collect(),
         table: report.table.as_ref().map(table),
     };
     serde_json::to_writer(&mut *out, &wire)?;
@@ -409,23 +439,35 @@ fn group(line: &Line) -> WireGroup<'_> {
     }
 }
 
-fn verdict(row: &Row) -> Option<WireVerdict> {
-    let Unloaded { module, part } = row.left_by()?;
-    let (reachability, evidence) = match part {
-        Part::MadeTheirCache => (
+/// The verdict on a row: that on its call site, but for what an unloaded module left behind.
+fn verdict<'a>(row: &Row, of_group: &'a Verdict) -> WireVerdict<'a> {
+    let left = row.left_by().and_then(|Unloaded { module, part }| match part {
+        Part::MadeTheirCache => Some((
             "definitely lost",
             format!("module {module} made their cache, and was unloaded with these outstanding"),
-        ),
-        Part::AllocatedThem => {
-            ("left behind", format!("module {module} allocated these itself, and was unloaded"))
-        }
-        // No verdict: whoever they were allocated for may need them.
-        Part::CalledFor => return None,
+        )),
+        Part::AllocatedThem => Some((
+            "left behind",
+            format!("module {module} allocated these itself, and was unloaded"),
+        )),
+        // Whoever they were allocated for may need them.
+        Part::CalledFor => None,
+    });
+    let (reachability, evidence) = match left {
+        Some((reachability, evidence)) => (Some(reachability), Cow::Owned(evidence)),
+        None => (None, Cow::Borrowed(of_group.evidence.as_str())),
     };
-    Some(WireVerdict { reachability, evidence })
+    WireVerdict {
+        class: of_group.class.name(),
+        confidence: of_group.confidence.name(),
+        reachability,
+        evidence,
+        ask_again_ms: of_group.ask_again_ms,
+    }
 }
 
-fn site(row: &Row) -> WireSite<'_> {
+fn site<'a>(row: &'a Row, of_group: &'a Verdict) -> WireSite<'a> {
+    let is_outstanding = row.totals.outstanding.count > 0;
     WireSite {
         id: format!("{:016x}", row.id),
         kind: row.kind.name(),
@@ -446,7 +488,8 @@ fn site(row: &Row) -> WireSite<'_> {
         largest_bytes: row.largest_bytes,
         estimated: row.totals.sampled.is_some(),
         unloaded_module: row.left_by().map(|unloaded| unloaded.module.as_str()),
-        verdict: verdict(row),
+        growth_bytes_per_s: of_group.growth_bytes_per_s.filter(|_| is_outstanding),
+        verdict: is_outstanding.then(|| verdict(row, of_group)),
         doubt: row.doubt.map(|doubt| WireDoubt {
             cache_outstanding: doubt.outstanding,
             cache_growth: doubt.growth,

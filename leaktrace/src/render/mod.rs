@@ -6,6 +6,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod text;
+mod verdict;
 
 use std::io::{self, Write};
 

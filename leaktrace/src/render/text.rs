@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use leaktrace_common::Kind;
 
-use super::{TextStyle, escape::escape, table};
+use super::{TextStyle, escape::escape, table, verdict};
 use crate::{
     report::{FrameView, Group, Keeper, Owner, Part, Report, Row, Totals, Unloaded},
     snapshot::{Amount, Mode, Role, Sampled},
@@ -28,6 +28,9 @@ const PLACE_COLUMN: usize = 46;
 /// Writes one report.
 pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> io::Result<()> {
     header(report, out, style)?;
+    if report.groups_total > 0 {
+        verdict::summary(&report.summary, out, style)?;
+    }
     let shown: Vec<&Group> =
         report.groups.iter().filter(|group| group.totals.outstanding.count > 0).collect();
     if shown.is_empty() {
@@ -157,8 +160,9 @@ fn write_group(
     }
     writeln!(out)?;
     let common = common_module(group);
-    if let Some(unloaded) = common {
-        writeln!(out, "      {}", left_by(unloaded))?;
+    match common {
+        Some(unloaded) => writeln!(out, "      {}", left_by(unloaded))?,
+        None => verdict::line(&group.verdict, out, style)?,
     }
     if let (true, Some(cache)) = (first.is_upper_bound, &first.cache) {
         let cache = escape(cache);

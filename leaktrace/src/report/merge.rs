@@ -6,8 +6,8 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
 use super::{Doubt, Keeper, Owner, Totals, kept, owner};
 use crate::snapshot::{
-    Block, Found, Frame, Holder, Mapping, Names, Pair, Place, Process, Resolved, Site, Snapshot,
-    StackRef, Unknown,
+    Block, Found, Frame, GENERATIONS, Holder, Mapping, Names, Pair, Place, Process, Resolved, Site,
+    Snapshot, StackRef, Unknown, reach::Reached,
 };
 
 /// One call site with one stack.
@@ -15,6 +15,8 @@ use crate::snapshot::{
 pub struct Row {
     /// The smallest ID of the merged sites.
     pub id: u64,
+    /// The IDs of all merged sites.
+    pub ids: Vec<u64>,
     /// The kind of allocation.
     pub kind: Kind,
     /// The slab cache, if known.
@@ -50,6 +52,10 @@ pub struct Row {
     pub largest_bytes: u64,
     /// Freed blocks by age, see [`crate::snapshot::Site::lifetimes`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
+    /// The outstanding blocks by when they were allocated, see [`crate::snapshot::Site::born`].
+    pub born: Option<[u64; GENERATIONS]>,
+    /// What scans said of the outstanding blocks.
+    pub reached: Option<Reached>,
     /// The frames, innermost first, with inlined functions as frames of their own; never empty.
     pub stack: Vec<FrameView>,
     /// Why the stack is cut short.
@@ -60,7 +66,7 @@ pub struct Row {
     pub holders: Vec<Holder>,
     /// The outstanding blocks, if the user asked for them.
     pub blocks: Vec<Block>,
-    space: u32,
+    pub(super) space: u32,
     call_site: Vec<FrameIdentity>,
 }
 
@@ -175,6 +181,15 @@ impl Row {
 
     fn merge(&mut self, other: Self) {
         self.id = self.id.min(other.id);
+        self.ids.extend(other.ids);
+        self.born = self.born.zip(other.born).map(|(mut born, more)| {
+            born.iter_mut().zip(more).for_each(|(sum, count)| *sum += count);
+            born
+        });
+        self.reached = self.reached.take().zip(other.reached).map(|(mut reached, more)| {
+            reached.add(&more);
+            reached
+        });
         self.totals.add(&other.totals);
         self.oldest_ms = self.oldest_ms.max(other.oldest_ms);
         self.largest_bytes = self.largest_bytes.max(other.largest_bytes);
@@ -264,6 +279,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         .filter(|_| !is_of_process);
     let row = Row {
         id: site.id,
+        ids: vec![site.id],
         unloaded: unloaded(site, &stack, owner.as_ref(), snapshot, names),
         kind: site.kind,
         cache_aliases: site
@@ -292,6 +308,8 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         oldest_ms: site.oldest_ms,
         largest_bytes: site.largest_bytes,
         lifetimes: site.lifetimes,
+        born: site.born,
+        reached: site.reached.clone(),
         stack,
         truncated,
         stack_taken,

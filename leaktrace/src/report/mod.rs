@@ -1,6 +1,6 @@
 //! Snapshot + names -> Report: merged, sorted, cut. A renderer gets nothing else.
 //!
-//! This module knows no format and makes no judgement.
+//! This module knows no format; its judgements are those of [`crate::analyze`].
 
 mod kept;
 mod libraries;
@@ -9,6 +9,7 @@ mod owner;
 mod reconcile;
 mod table;
 mod trust;
+mod verdict;
 
 use leaktrace_common::{Kind, StackMode};
 
@@ -18,9 +19,12 @@ pub use owner::Owner;
 pub use reconcile::{Doubt, Untold};
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
+pub use verdict::Summary;
 
 use self::reconcile::Reconciled;
+pub use crate::analyze::{Class, Confidence, Verdict};
 use crate::{
+    history::History,
     session::spec::{Sort, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
@@ -48,6 +52,8 @@ pub struct Report {
     pub user_kinds: Vec<Kind>,
     /// Over all call sites, shown or not.
     pub totals: Totals,
+    /// All verdicts together, of call sites shown or not.
+    pub summary: Summary,
     /// Mappings that are no leaks of their own, by role; they are in no other figure.
     pub held: Vec<Held>,
     /// Memory that allocators of the kernel, or the C and C++ libraries, keep for themselves; it is
@@ -100,13 +106,15 @@ pub struct Group {
     pub totals: Totals,
     /// Age of the oldest outstanding block, if known.
     pub oldest_ms: Option<u64>,
+    /// Whether it leaks.
+    pub verdict: Verdict,
     /// A row for each stack, most outstanding bytes first; never empty. Under `--stacks all` there
     /// is just one.
     pub rows: Vec<Row>,
 }
 
 /// Builds the report of a snapshot.
-pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
+pub fn build(snapshot: &Snapshot, names: &Names, history: &History, view: &View) -> Report {
     let Reconciled { doubts, untold } = reconcile::reconcile(snapshot);
     let (held, mut rows) = set_aside(merge::rows(snapshot, names));
     libraries::find(&mut rows, snapshot);
@@ -119,6 +127,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         totals.add(&row.totals);
     }
     let mut groups = group(rows, snapshot.stack_mode == StackMode::All);
+    let summary = verdict::judge(&mut groups, snapshot, history);
     sort(&mut groups, view.sort);
     let groups_total = groups.iter().filter(|group| group.totals.outstanding.count > 0).count();
     let table = table::build(&groups, view.by, view.sort, view.top);
@@ -134,6 +143,7 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         processes_ended: snapshot.processes_ended,
         user_kinds: snapshot.user_kinds.clone(),
         totals,
+        summary,
         held,
         kept,
         groups,
@@ -206,6 +216,7 @@ fn group(rows: Vec<Row>, each_alone: bool) -> Vec<Group> {
                 groups.push(Group {
                     totals: row.totals,
                     oldest_ms: row.oldest_ms,
+                    verdict: Verdict::default(),
                     rows: vec![row],
                 });
             }
@@ -223,7 +234,13 @@ fn sort(groups: &mut [Group], by: Sort) {
     let id = |group: &Group| group.rows.iter().map(|row| row.id).min();
     groups.sort_by_key(|group| {
         let Amount { count, bytes } = group.totals.outstanding;
+        let growth = group.verdict.growth_bytes_per_s.map_or(0, |per_s| (per_s * 3600.0) as u64);
+        let confidence = match by {
+            Sort::Leak => Some(group.verdict.confidence),
+            _ => None,
+        };
         let first = match by {
+            Sort::Leak | Sort::Growth => growth,
             Sort::Bytes => bytes,
             Sort::Count => count,
             // Unknown ages come last.
@@ -232,6 +249,7 @@ fn sort(groups: &mut [Group], by: Sort) {
         let is_upper_bound = group.rows.iter().any(|row| row.is_upper_bound);
         // Blocks of no bytes are outstanding too: malloc(0) can leak, and what functions give need
         // have no size.
-        (count == 0, is_upper_bound, Reverse(first), Reverse(bytes), Reverse(count), id(group))
+        let last = (Reverse(bytes), Reverse(count), id(group));
+        (count == 0, is_upper_bound, confidence, Reverse(first), last)
     });
 }

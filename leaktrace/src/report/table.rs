@@ -86,7 +86,8 @@ pub(super) fn build(groups: &[Group], by: By, sort: Sort, top: usize) -> Option<
     lines.sort_by_key(|line| {
         let Amount { count, bytes } = line.outstanding;
         let first = match sort {
-            Sort::Bytes => bytes,
+            // Sums have no verdict.
+            Sort::Leak | Sort::Growth | Sort::Bytes => bytes,
             Sort::Count => count,
             Sort::Age => line.oldest_ms.map_or(0, |age| age + 1),
         };

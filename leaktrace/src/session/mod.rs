@@ -1,15 +1,16 @@
 //! The loop of a tracing session: runs one tracer, and asks it for reports when they are due.
 
+mod rhythm;
 mod signals;
 pub mod spec;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::{signals::Signals, spec::Spec};
+use self::{rhythm::Rhythm, signals::Signals, spec::Spec};
 use crate::{
     error::Error,
     host::features::HostFacts,
-    snapshot::Snapshot,
+    snapshot::{Counts, Snapshot},
     tracer::{
         End, Tracer,
         wait::{wait_for_tick, wait_until},
@@ -28,7 +29,16 @@ pub enum Outcome {
     },
 }
 
-/// Traces as `spec` says, and passes each due snapshot to `sink`.
+/// What a session tells.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// A report is due.
+    Report(Box<Snapshot>),
+    /// How far the counters are, between reports.
+    Counts(Counts),
+}
+
+/// Traces as `spec` says, and passes each due snapshot to `sink`, with samples in between.
 ///
 /// `note` takes lines for the person at the terminal.
 ///
@@ -39,7 +49,7 @@ pub enum Outcome {
 pub fn run(
     spec: &Spec,
     facts: &HostFacts,
-    sink: &mut dyn FnMut(&Snapshot) -> Result<(), Error>,
+    sink: &mut dyn FnMut(Told) -> Result<(), Error>,
     note: &mut dyn FnMut(&str),
 ) -> Result<Outcome, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -61,7 +71,7 @@ async fn follow(
     tracer: &mut Tracer,
     spec: &Spec,
     signals: &mut Signals,
-    sink: &mut dyn FnMut(&Snapshot) -> Result<(), Error>,
+    sink: &mut dyn FnMut(Told) -> Result<(), Error>,
     note: &mut dyn FnMut(&str),
 ) -> Result<Outcome, Error> {
     let schedule = spec.schedule;
@@ -73,6 +83,7 @@ async fn follow(
     });
     let deadline = schedule.duration.map(|duration| start + duration);
     let mut reports = 0;
+    let mut rhythm = Rhythm::new(start);
     loop {
         let outcome = tokio::select! {
             biased;
@@ -95,13 +106,20 @@ async fn follow(
                     Some(End::Command { code }) => Some(Outcome::CommandEnded { code }),
                 }
             }
+            () = wait_until(Some(rhythm.due())) => {
+                let began = Instant::now();
+                sink(Told::Counts(tracer.sample()?))?;
+                rhythm.sampled(began, Instant::now());
+                continue;
+            }
             () = wait_until(deadline) => Some(Outcome::Done),
             () = wait_for_tick(ticks.as_mut()) => {
                 reports += 1;
                 schedule.count.is_some_and(|count| reports >= count).then_some(Outcome::Done)
             }
         };
-        sink(&tracer.snapshot(&spec.view, outcome.is_some())?)?;
+        let snapshot = tracer.snapshot(&spec.view, outcome.is_some())?;
+        sink(Told::Report(Box::new(snapshot)))?;
         if let Some(outcome) = outcome {
             return Ok(outcome);
         }

@@ -244,6 +244,11 @@ impl By {
 /// The order of call sites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
+    /// Certain leaks first, then likely ones, then what cannot be told yet, then what is healthy;
+    /// within these by growth, then by bytes.
+    Leak,
+    /// Most growth of outstanding bytes first.
+    Growth,
     /// Most outstanding bytes first.
     Bytes,
     /// Most outstanding blocks first.

@@ -14,6 +14,7 @@ use leaktrace_common::{
 use serde::{Deserialize, Serialize};
 
 mod budget;
+mod counts;
 mod holder;
 mod modules;
 mod names;
@@ -21,6 +22,7 @@ pub mod reach;
 mod sampled;
 
 pub use budget::{Budget, BudgetAction, BudgetStep};
+pub use counts::{Counts, SiteCounts};
 pub use holder::Holder;
 pub use modules::Module;
 pub use names::{Names, Resolved, Symbol, Unknown};
@@ -36,6 +38,9 @@ pub enum Mode {
     /// A command that leaktrace started.
     Run,
 }
+
+/// Number of equal parts of the time since the start, in which outstanding blocks were allocated.
+pub const GENERATIONS: usize = 16;
 
 /// Everything that is known at one moment.
 #[derive(Clone, Debug)]
@@ -88,6 +93,8 @@ pub struct Snapshot {
     pub cache_aliases: BTreeMap<String, Vec<String>>,
     /// With `--older`: the age from which on blocks count as outstanding.
     pub older_ms: u64,
+    /// How the memory of processes was looked at; empty where it was not.
+    pub scans: Vec<reach::Scan>,
 }
 
 /// How a slab cache has grown since the start, by the kernel's own count.
@@ -179,6 +186,12 @@ pub struct Site {
     pub last_ms: u64,
     /// Freed blocks by age: bucket n holds those that lived 2^n to 2^(n+1) microseconds.
     pub lifetimes: [u64; LIFETIME_BUCKETS],
+    /// The outstanding blocks by when they were allocated: number n by those in the nth part of the
+    /// time since the start. Where blocks are sampled, the recorded ones. Unknown unless blocks were
+    /// read.
+    pub born: Option<[u64; GENERATIONS]>,
+    /// What scans of the process's memory said of the outstanding blocks, if there were any.
+    pub reached: Option<reach::Reached>,
     /// In kernel mode, the outstanding memory by the process that allocated it; empty unless blocks
     /// were read.
     pub holders: Vec<Holder>,

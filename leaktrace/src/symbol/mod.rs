@@ -189,6 +189,7 @@ mod tests {
             cache_growth: std::collections::BTreeMap::new(),
             cache_aliases: std::collections::BTreeMap::new(),
             older_ms: 0,
+            scans: Vec::new(),
         }
     }
 

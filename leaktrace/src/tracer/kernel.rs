@@ -27,7 +27,7 @@ use crate::{
         page_owners,
     },
     session::spec::{KernelFilters, KernelKind, TraceOptions, pairs},
-    snapshot::{Mode, Snapshot},
+    snapshot::{Counts, Mode, Snapshot},
 };
 
 /// Time between two readings of process ends. The kernel side keeps the last 16,384 ends, which is
@@ -172,6 +172,11 @@ impl KernelTracer {
             *misses.entry(program.clone()).or_default() += count;
         }
         self.collector.snapshot(wants, misses, kprobes.watches_returns(), &unseen)
+    }
+
+    /// As [`super::Tracer::sample`].
+    pub(super) fn sample(&self) -> Counts {
+        self.collector.counts()
     }
 
     /// As [`super::Tracer::end`].

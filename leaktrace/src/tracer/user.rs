@@ -25,7 +25,7 @@ use crate::{
     error::Error,
     host::{features::HostFacts, objects::ObjectTable, proc},
     session::spec::{TraceOptions, Wanted},
-    snapshot::{Mode, Snapshot},
+    snapshot::{Counts, Mode, Snapshot},
 };
 
 /// Traces user allocations.
@@ -255,6 +255,13 @@ impl UserTracer {
         let mut snapshot = self.collector.snapshot(wants, misses, true, &unseen)?;
         snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
         Ok(snapshot)
+    }
+
+    /// As [`super::Tracer::sample`].
+    pub(super) fn sample(&mut self) -> Result<Counts, Error> {
+        // Process images that are gone, and mappings.
+        self.drain_rings()?;
+        Ok(self.collector.counts())
     }
 
     /// As [`super::Tracer::forward`].

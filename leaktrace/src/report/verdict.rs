@@ -1,0 +1,209 @@
+//! A verdict for each call site, and their sum.
+
+use leaktrace_common::LIFETIME_BUCKETS;
+
+use super::{Group, Part, Row};
+use crate::{
+    analyze::{self, Confidence, Facts, Verdict},
+    history::{History, Point},
+    snapshot::{
+        BudgetAction, GENERATIONS, Mode, Snapshot,
+        reach::{Reached, Way},
+    },
+};
+
+/// All verdicts together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Number of call sites that leak, certainly or most probably.
+    pub leaking_sites: usize,
+    /// Bytes that they leaked so far.
+    pub leaked_bytes: u64,
+    /// Number of call sites with outstanding blocks of which it cannot be told yet.
+    pub unknown_sites: usize,
+    /// The longest time after which it can be told of all of these, where that is known.
+    pub ask_again_ms: Option<u64>,
+}
+
+impl Summary {
+    /// The verdict on everything that is traced, in a word or two.
+    pub fn verdict(&self) -> &'static str {
+        match (self.leaking_sites, self.unknown_sites) {
+            (1.., _) => "leaking",
+            (0, 1..) => "unknown yet",
+            (0, 0) => "healthy",
+        }
+    }
+}
+
+/// Judges every call site.
+pub(super) fn judge(groups: &mut [Group], snapshot: &Snapshot, history: &History) -> Summary {
+    let replaced = Replaced::of(groups, snapshot, history);
+    let mut summary = Summary::default();
+    for group in groups.iter_mut().filter(|group| group.totals.outstanding.count > 0) {
+        group.verdict = verdict(group, snapshot, history, replaced.as_ref());
+        match group.verdict.confidence {
+            Confidence::Certain | Confidence::Likely => {
+                summary.leaking_sites += 1;
+                summary.leaked_bytes += group.verdict.leaked_bytes;
+            }
+            Confidence::Unknown => {
+                summary.unknown_sites += 1;
+                summary.ask_again_ms = summary.ask_again_ms.max(group.verdict.ask_again_ms);
+            }
+            Confidence::Healthy => {}
+        }
+    }
+    summary
+}
+
+fn verdict(
+    group: &Group,
+    snapshot: &Snapshot,
+    history: &History,
+    replaced: Option<&Replaced>,
+) -> Verdict {
+    let points = series(group, snapshot, history);
+    let left = left(group);
+    let mut verdict = analyze::judge(&Facts {
+        points: &points,
+        born: born(group),
+        lifetimes: lifetimes(group),
+        outstanding: group.totals.outstanding,
+        certain: left
+            .as_ref()
+            .filter(|left| left.0 == Part::MadeTheirCache)
+            .map(|left| left.1.clone()),
+        distrust: distrust(group, &points, snapshot, replaced),
+        reached: reached(group, snapshot),
+        has_ended: group.rows.iter().all(|row| row.process.as_ref().is_some_and(|of| of.exited)),
+    });
+    if let Some((Part::AllocatedThem, why)) = left
+        && !verdict.is_leak()
+        && group.rows.iter().all(|row| row.doubt.is_none() && !row.is_upper_bound)
+    {
+        verdict.class = analyze::Class::OneTime;
+        verdict.confidence = Confidence::Likely;
+        verdict.evidence = why;
+        verdict.leaked_bytes = group.totals.outstanding.bytes;
+        verdict.ask_again_ms = None;
+    }
+    verdict
+}
+
+fn series(group: &Group, snapshot: &Snapshot, history: &History) -> Vec<Point> {
+    let ids: Vec<u64> = group.rows.iter().flat_map(|row| &row.ids).copied().collect();
+    let (allocated, freed) = (group.totals.allocated, group.totals.freed);
+    history.series(&ids, Point { ms: snapshot.elapsed_ms, allocated, freed })
+}
+
+/// The outstanding blocks by when they were allocated, if that is known of all rows.
+fn born(group: &Group) -> Option<[u64; GENERATIONS]> {
+    group.rows.iter().try_fold([0; GENERATIONS], |mut sum, row| {
+        let born = row.born?;
+        sum.iter_mut().zip(born).for_each(|(sum, count)| *sum += count);
+        Some(sum)
+    })
+}
+
+fn lifetimes(group: &Group) -> [u64; LIFETIME_BUCKETS] {
+    group.rows.iter().fold([0; LIFETIME_BUCKETS], |mut sum, row| {
+        sum.iter_mut().zip(row.lifetimes).for_each(|(sum, count)| *sum += count);
+        sum
+    })
+}
+
+/// The part that an unloaded module had in all outstanding blocks, with a sentence.
+fn left(group: &Group) -> Option<(Part, String)> {
+    let mut rows = group.rows.iter().filter(|row| row.totals.outstanding.count > 0);
+    let first = rows.next()?.left_by()?;
+    if !rows.all(|row| row.left_by() == Some(first)) {
+        return None;
+    }
+    let module = &first.module;
+    let why = match first.part {
+        Part::MadeTheirCache => {
+            format!("module {module} made their cache, and was unloaded with these outstanding")
+        }
+        Part::AllocatedThem => {
+            format!("module {module} allocated these itself, and was unloaded")
+        }
+        Part::CalledFor => return None,
+    };
+    Some((first.part, why))
+}
+
+/// Why the call site's growth may be none.
+fn distrust(
+    group: &Group,
+    points: &[Point],
+    snapshot: &Snapshot,
+    replaced: Option<&Replaced>,
+) -> Option<&'static str> {
+    let loss = &snapshot.loss;
+    let missed = loss.missed_frees() + loss.recursion_misses.values().sum::<u64>();
+    let last_step = snapshot.budget.as_ref().and_then(|budget| budget.steps.last());
+    if group.rows.iter().any(|row| row.doubt.is_some()) {
+        Some("its slab cache did not grow as these blocks did")
+    } else if group.rows.iter().any(|row| row.is_upper_bound) {
+        Some("frees in bulk are not seen")
+    } else if missed.saturating_mul(10) > group.totals.outstanding.count {
+        Some("frees were missed")
+    } else if last_step.is_some_and(|step| step.action == BudgetAction::Nothing) {
+        Some("its probes were taken away")
+    } else if replaced.is_some_and(|replaced| replaced.may_be(points, snapshot.elapsed_ms)) {
+        Some("as many older blocks of the process were freed meanwhile")
+    } else {
+        None
+    }
+}
+
+/// Frees of blocks that are older than the trace: such blocks may have made room for those that
+/// look like growth. The kernel is too large for that; there slab caches tell.
+struct Replaced {
+    /// Such frees in the second half of the time.
+    untracked: u64,
+    /// Growth of all call sites meanwhile, in blocks.
+    growth: u64,
+}
+
+impl Replaced {
+    fn of(groups: &[Group], snapshot: &Snapshot, history: &History) -> Option<Self> {
+        if snapshot.mode != Mode::User || snapshot.loss.filtered {
+            return None;
+        }
+        let now = snapshot.loss.count(leaktrace_common::LossReason::UntrackedFree);
+        let untracked = now.saturating_sub(history.untracked_frees(snapshot.elapsed_ms / 2)?);
+        if untracked == 0 {
+            return None;
+        }
+        let grown =
+            |group: &Group| late_growth(&series(group, snapshot, history), snapshot.elapsed_ms);
+        Some(Self { untracked, growth: groups.iter().map(grown).sum() })
+    }
+
+    fn may_be(&self, points: &[Point], now_ms: u64) -> bool {
+        analyze::is_replacement(late_growth(points, now_ms), self.growth, self.untracked)
+    }
+}
+
+/// Blocks that were added in the second half of the time.
+fn late_growth(points: &[Point], now_ms: u64) -> u64 {
+    let half = points.iter().take_while(|point| point.ms <= now_ms / 2).last();
+    let before = half.map_or(0, |point| point.outstanding().count);
+    points.last().map_or(0, |now| now.outstanding().count.saturating_sub(before))
+}
+
+/// What scans said of all rows, and how they were made; `None` unless all were scanned.
+fn reached(group: &Group, snapshot: &Snapshot) -> Option<(Reached, Way)> {
+    let scan = |row: &&Row| {
+        let mut scans = snapshot.scans.iter();
+        scans.find(|scan| scan.space == row.space && scan.refused.is_none())
+    };
+    let way = group.rows.first().as_ref().and_then(scan)?.way;
+    let mut sum = Reached::default();
+    for reached in group.rows.iter().map(|row| row.reached.as_ref()) {
+        sum.add(reached?);
+    }
+    Some((sum, way))
+}
