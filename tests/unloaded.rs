@@ -139,7 +139,7 @@ fn memory_in_use_is_no_leak_of_the_module_that_caused_it() {
     let inodes = report.sum(|site| {
         site.has_frame("make_file")
             && site.cache() == "shmem_inode_cache"
-            && site.value["verdict"].is_null()
+            && site.value["verdict"]["reachability"].is_null()
             && site.value["unloaded_module"] == "leak_files"
     });
     assert_eq!(inodes.outstanding_count, u64::from(FILES), "{all}");

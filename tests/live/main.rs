@@ -29,3 +29,4 @@ mod storm;
 mod under_seccomp;
 mod unwinding;
 mod valgrind;
+mod verdicts;

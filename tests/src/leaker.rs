@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 53] = [
+        let runs: [(&str, &[&str], &[&str]); 54] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -226,6 +226,7 @@ mod tests {
             ("semantics", &[], &["holding"]),
             ("short", &[], &["holding"]),
             ("uring", &[], &["holding", "closed"]),
+            ("verdicts", &[], &["running"]),
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();
         // Those that leaktrace runs have no stages.

@@ -119,6 +119,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "semantics", source: "semantics.c", flags: &[] },
     Recipe { name: "short", source: "short.c", flags: &[] },
     Recipe { name: "uring", source: "uring.c", flags: &[] },
+    Recipe { name: "verdicts", source: "verdicts.c", flags: &[] },
 ];
 
 const LIBRARIES: &[Recipe] = &[

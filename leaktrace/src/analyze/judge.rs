@@ -70,8 +70,8 @@ pub struct Facts<'a> {
 enum Shape {
     /// Blocks of all ages stay, and more come: growth. In so many of so many settled generations.
     Grows { alive: usize, of: usize },
-    /// It may be growth.
-    MayGrow { why: String, wait_ms: Option<u64> },
+    /// It may be growth; `only_time` says that nothing speaks against it but that it is early.
+    MayGrow { why: String, wait_ms: Option<u64>, only_time: bool },
     /// It grew and does no more.
     Stopped,
     /// Its blocks were allocated in the beginning and stay.
@@ -122,6 +122,7 @@ fn verdict(class: Class, confidence: Confidence, evidence: String) -> Verdict {
         growth_bytes_per_s: None,
         leaked_bytes: 0,
         ask_again_ms: None,
+        only_time_is_missing: false,
     }
 }
 
@@ -202,10 +203,11 @@ impl Seen {
 
     fn shape(&self, facts: &Facts<'_>) -> Shape {
         let wait = |ms: f64| Some((ms - self.age_ms as f64).max(1_000.0) as u64);
-        let may = |why: &str, wait_ms| Shape::MayGrow { why: why.to_owned(), wait_ms };
+        let may =
+            |why: &str, wait_ms| Shape::MayGrow { why: why.to_owned(), wait_ms, only_time: false };
         let age = self.age_ms as f64;
         if self.age_ms < SHORTEST_MS {
-            return may("too early", wait(GROWTH_MS as f64));
+            return may("too early to tell", wait(GROWTH_MS as f64));
         }
         let generations = &self.generations;
         // The first has what every program allocates when it starts, and the newest are in use.
@@ -295,7 +297,11 @@ impl Seen {
             (false, Some(scale)) => (GROWTH_MS as f64).max(scale * OUTLIVES),
         };
         if age < needed {
-            return Shape::MayGrow { why: self.grows(alive, of), wait_ms: wait(needed) };
+            return Shape::MayGrow {
+                why: self.grows(alive, of),
+                wait_ms: wait(needed),
+                only_time: true,
+            };
         }
         if let Some(why) = facts.distrust {
             return may(&format!("{}, but {why}", self.grows(alive, of)), None);
@@ -315,12 +321,7 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
         Way::Snapshot | Way::Stopped { .. } | Way::AtExit => true,
     };
     if lost.count > 0 && is_enough {
-        let class = match shape {
-            Shape::Grows { alive, of } => of_alive(*alive, *of),
-            Shape::MayGrow { .. } if seen.grew.0 * 2 > seen.grew.1 => Class::Sporadic,
-            _ if lost.count >= FEWEST_BLOCKS as u64 && spread(&seen.generations) => Class::Sporadic,
-            _ => Class::OneTime,
-        };
+        let class = of_lost(lost.count, shape, &seen.generations);
         let (confidence, seen_how) = match way {
             Way::Live { scans, time_ms } => (
                 Confidence::Likely,
@@ -344,12 +345,8 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
             Way::Live { .. } => Confidence::Likely,
             _ => Confidence::Certain,
         };
-        let mut verdict = verdict(Class::Steady, confidence, evidence);
-        verdict.class = match shape {
-            Shape::Grows { alive, of } => of_alive(*alive, *of),
-            _ => Class::OneTime,
-        };
-        return Some(verdict);
+        let class = of_lost(indirect.count, shape, &seen.generations);
+        return Some(verdict(class, confidence, evidence));
     }
     match shape {
         Shape::Grows { .. } => {
@@ -366,9 +363,28 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
     }
 }
 
-/// Whether blocks of most generations are alive.
-fn spread(generations: &Generations) -> bool {
-    generations.alive_in(0..generations.len()) * 2 > generations.len()
+/// The class of a call site of which `count` blocks are lost, by the generations that are alive.
+fn of_lost(count: u64, shape: &Shape, generations: &Generations) -> Class {
+    if let Shape::Grows { alive, of } = shape {
+        return of_alive(*alive, *of);
+    }
+    if count < FEWEST_BLOCKS as u64 {
+        return Class::OneTime;
+    }
+    // All but those in use; no growth has to be proved here.
+    let settled = generations.len() - generations.len() / 4;
+    let alive = generations.alive_in(0..settled);
+    let (stays, _) = generations.sums(0..settled);
+    // So many have survivors if they come one by one.
+    let of = settled as f64;
+    let by_chance = of * (1.0 - (-stays / of).exp());
+    if alive as f64 >= by_chance * ALIVE_STEADY {
+        Class::Steady
+    } else if alive > 2 {
+        Class::Sporadic
+    } else {
+        Class::OneTime
+    }
 }
 
 fn of_alive(alive: usize, of: usize) -> Class {
@@ -394,13 +410,14 @@ fn by_growth(facts: &Facts<'_>, seen: &Seen, shape: Shape) -> Verdict {
             verdict.leaked_bytes = facts.outstanding.bytes;
             verdict
         }
-        Shape::MayGrow { why, wait_ms } => {
+        Shape::MayGrow { why, wait_ms, only_time } => {
             let evidence = match facts.has_ended {
                 true => format!("{why}, and the process has ended"),
                 false => why,
             };
             let mut verdict = verdict(Class::UnknownYet, Confidence::Unknown, evidence);
             verdict.ask_again_ms = wait_ms.filter(|_| !facts.has_ended);
+            verdict.only_time_is_missing = only_time;
             verdict
         }
         Shape::Stopped => {

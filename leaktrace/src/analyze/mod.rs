@@ -67,6 +67,8 @@ pub struct Verdict {
     pub leaked_bytes: u64,
     /// Where it cannot be told yet: after which further time it can, if that is known.
     pub ask_again_ms: Option<u64>,
+    /// Where it cannot be told yet: whether it looks like a leak in all but that it is early.
+    pub only_time_is_missing: bool,
 }
 
 impl Default for Verdict {
@@ -78,6 +80,7 @@ impl Default for Verdict {
             growth_bytes_per_s: None,
             leaked_bytes: 0,
             ask_again_ms: None,
+            only_time_is_missing: false,
         }
     }
 }

@@ -236,7 +236,7 @@ fn sort(groups: &mut [Group], by: Sort) {
         let Amount { count, bytes } = group.totals.outstanding;
         let growth = group.verdict.growth_bytes_per_s.map_or(0, |per_s| (per_s * 3600.0) as u64);
         let confidence = match by {
-            Sort::Leak => Some(group.verdict.confidence),
+            Sort::Leak => Some((group.verdict.confidence, !group.verdict.only_time_is_missing)),
             _ => None,
         };
         let first = match by {

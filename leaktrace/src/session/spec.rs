@@ -245,7 +245,8 @@ impl By {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
     /// Certain leaks first, then likely ones, then what cannot be told yet, then what is healthy;
-    /// within these by growth, then by bytes.
+    /// within these by growth, then by bytes. Of what cannot be told yet, that goes first which only
+    /// lacks time.
     Leak,
     /// Most growth of outstanding bytes first.
     Growth,
