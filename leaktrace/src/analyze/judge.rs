@@ -33,6 +33,8 @@ const RAREST_SHARE: f64 = 0.001;
 const OUTLIVES: f64 = 4.0;
 /// Fewest blocks that growth is told from.
 const FEWEST_BLOCKS: f64 = 8.0;
+/// Fewest blocks that are allocated at once and told.
+const FEWEST_AT_ONCE: f64 = 16.0;
 /// Share of the settled generations of which blocks are alive, for growth.
 const ALIVE: f64 = 0.7;
 /// The same, for a leak whenever the path runs.
@@ -63,6 +65,9 @@ pub struct Facts<'a> {
     pub reached: Option<(Reached, Way)>,
     /// Whether the process has ended, so that no more will be known.
     pub has_ended: bool,
+    /// Whether it is memory of the kernel, which does not start while it is traced: what is
+    /// allocated at once and stays is no start-up there.
+    pub is_kernel: bool,
 }
 
 /// What the figures over time look like.
@@ -76,6 +81,8 @@ enum Shape {
     Stopped,
     /// Its blocks were allocated in the beginning and stay.
     Kept,
+    /// Many blocks were allocated at once, in the midst of the trace, and stay.
+    Once,
     /// Its blocks are freed, sooner or later.
     ComesAndGoes,
 }
@@ -128,7 +135,9 @@ fn verdict(class: Class, confidence: Confidence, evidence: String) -> Verdict {
 
 /// What the figures of a call site show.
 struct Seen {
-    /// Time since its first allocation, in milliseconds.
+    /// Before this time it had allocated nothing, in milliseconds since the start.
+    since_ms: u64,
+    /// Time since then, in milliseconds.
     age_ms: u64,
     generations: Generations,
     slope: Option<Slope>,
@@ -149,6 +158,7 @@ impl Seen {
         let now = bytes.at((since_ms + age_ms) as f64);
         let before = bytes.at(since_ms as f64 + age_ms as f64 * 2.0 / 3.0);
         Self {
+            since_ms,
             age_ms,
             generations: Generations::of(points, since_ms, facts.born.as_ref()),
             slope: bytes.slope(),
@@ -197,6 +207,12 @@ impl Seen {
         text
     }
 
+    /// Blocks that were allocated within a short time and stay.
+    fn kept(&self, facts: &Facts<'_>, count: f64) -> Shape {
+        let is_once = facts.is_kernel && self.since_ms > 0 && count >= FEWEST_AT_ONCE;
+        if is_once && facts.distrust.is_none() { Shape::Once } else { Shape::Kept }
+    }
+
     fn may_grow(&self, shape: &Shape) -> bool {
         matches!(shape, Shape::Grows { .. } | Shape::MayGrow { .. })
     }
@@ -224,7 +240,7 @@ impl Seen {
             let (started, _) = generations.sums(0..first);
             return match (generations.are_exact, grows_of_late) {
                 // All that was allocated in the middle is gone.
-                (true, _) | (false, false) if started > 0.0 => Shape::Kept,
+                (true, _) | (false, false) if started > 0.0 => self.kept(facts, started),
                 (true, _) | (false, false) => Shape::ComesAndGoes,
                 (false, true) => may("it has grown of late", wait(age * 1.5)),
             };
@@ -239,7 +255,7 @@ impl Seen {
             return if grows_of_late {
                 may("it has grown of late", wait(age * 1.5))
             } else {
-                Shape::Kept
+                self.kept(facts, stays)
             };
         }
         if new < expected * 0.25 && expected >= 4.0 && (is_even || middle < old * 0.25) {
@@ -296,15 +312,15 @@ impl Seen {
             (false, None) => GROWTH_MS as f64,
             (false, Some(scale)) => (GROWTH_MS as f64).max(scale * OUTLIVES),
         };
+        if let Some(why) = facts.distrust {
+            return may(&format!("{}, but {why}", self.grows(alive, of)), None);
+        }
         if age < needed {
             return Shape::MayGrow {
                 why: self.grows(alive, of),
                 wait_ms: wait(needed),
                 only_time: true,
             };
-        }
-        if let Some(why) = facts.distrust {
-            return may(&format!("{}, but {why}", self.grows(alive, of)), None);
         }
         Shape::Grows { alive, of }
     }
@@ -427,6 +443,10 @@ fn by_growth(facts: &Facts<'_>, seen: &Seen, shape: Shape) -> Verdict {
         Shape::Kept => {
             let evidence = format!("it does not grow: allocated in the beginning of {age}");
             verdict(Class::InUse, Confidence::Healthy, evidence)
+        }
+        Shape::Once => {
+            let evidence = format!("allocated at once, {age} ago, and kept since");
+            verdict(Class::OneTime, Confidence::Unknown, evidence)
         }
         Shape::ComesAndGoes => {
             let evidence =

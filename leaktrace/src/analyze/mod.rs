@@ -86,6 +86,11 @@ impl Default for Verdict {
 }
 
 impl Verdict {
+    /// Whether it cannot be told yet, and more than time is missing.
+    pub fn is_in_doubt(&self) -> bool {
+        self.confidence == Confidence::Unknown && !self.only_time_is_missing
+    }
+
     /// Whether it is a leak, certainly or most probably.
     pub fn is_leak(&self) -> bool {
         matches!(self.confidence, Confidence::Certain | Confidence::Likely)

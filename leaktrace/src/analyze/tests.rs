@@ -29,6 +29,7 @@ fn facts(points: &[Point], born: [u64; GENERATIONS]) -> Facts<'_> {
         distrust: None,
         reached: None,
         has_ended: false,
+        is_kernel: false,
     }
 }
 
@@ -90,6 +91,20 @@ fn what_does_not_grow_is_in_use() {
     let mut unread = facts(&queue, born);
     unread.born = None;
     assert_eq!(judge(&unread).confidence, Confidence::Healthy);
+}
+
+/// Sockets that somebody opened at once are no start-up of the kernel.
+#[test]
+fn many_blocks_at_once_stay_unknown_in_the_kernel() {
+    let points = points(60, |s| if s < 30 { 0 } else { 400 }, |_| 0);
+    let mut born = [0; GENERATIONS];
+    born[7] = 400;
+    let mut facts = facts(&points, born);
+    facts.is_kernel = true;
+    let evidence = "allocated at once, 31.0 s ago, and kept since";
+    check(&facts, Class::OneTime, Confidence::Unknown, evidence);
+    facts.is_kernel = false;
+    check(&facts, Class::InUse, Confidence::Healthy, "does not grow");
 }
 
 #[test]

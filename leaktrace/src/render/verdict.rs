@@ -27,6 +27,7 @@ fn words(verdict: &Verdict) -> &'static str {
         (Confidence::Likely, Class::Sporadic) => "leaks now and then",
         (Confidence::Likely, Class::Hoarding) => "hoards",
         (Confidence::Likely, _) => "leaked",
+        (Confidence::Unknown, Class::OneTime) => "perhaps leaked once",
         (Confidence::Unknown, _) => "unknown yet",
         (Confidence::Healthy, Class::Saturating) => "saturated",
         (Confidence::Healthy, _) => "in use",

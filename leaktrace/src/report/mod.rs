@@ -240,6 +240,8 @@ fn sort(groups: &mut [Group], by: Sort) {
             _ => None,
         };
         let first = match by {
+            // What may grow is told apart by its bytes.
+            Sort::Leak if group.verdict.is_in_doubt() => bytes,
             Sort::Leak | Sort::Growth => growth,
             Sort::Bytes => bytes,
             Sort::Count => count,

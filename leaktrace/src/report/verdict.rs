@@ -76,6 +76,7 @@ fn verdict(
             .map(|left| left.1.clone()),
         distrust: distrust(group, &points, snapshot, replaced),
         reached: reached(group, snapshot),
+        is_kernel: snapshot.mode == Mode::Kernel,
         has_ended: group.rows.iter().all(|row| row.process.as_ref().is_some_and(|of| of.exited)),
     });
     if let Some((Part::AllocatedThem, why)) = left

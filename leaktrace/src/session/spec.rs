@@ -246,7 +246,7 @@ impl By {
 pub enum Sort {
     /// Certain leaks first, then likely ones, then what cannot be told yet, then what is healthy;
     /// within these by growth, then by bytes. Of what cannot be told yet, that goes first which only
-    /// lacks time.
+    /// lacks time, and the rest goes by bytes.
     Leak,
     /// Most growth of outstanding bytes first.
     Growth,

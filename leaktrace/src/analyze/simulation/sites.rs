@@ -156,6 +156,7 @@ impl Simulated {
             distrust: self.is_replacement.then_some("older blocks are freed in their place"),
             reached: None,
             has_ended: false,
+            is_kernel: false,
         }
     }
 }
