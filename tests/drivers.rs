@@ -8,6 +8,8 @@
 mod entries;
 #[path = "drivers/pairs.rs"]
 mod pairs;
+#[path = "drivers/verdicts.rs"]
+mod verdicts;
 
 use std::fs::{self, File};
 

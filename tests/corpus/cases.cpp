@@ -93,11 +93,28 @@ static void cycle_turn()
         make_cycle();
 }
 
+/* A whole table, with all that hangs from it. */
+SITE void forget_table()
+{
+    auto *table = new std::map<int, std::string>;
+    for (int i = 0; i < 5; i++)
+        (*table)[i] = std::string(40, 't');
+    used(table);
+}
+
+static void table_turn()
+{
+    streams_turn();
+    for (unsigned i = times(2); i > 0; i--)
+        forget_table();
+}
+
 static const struct corpus_case cases[] = {
     {"containers", nullptr, containers_turn},
     {"cycle", nullptr, cycle_turn},
     {"new", nullptr, new_turn},
     {"streams", nullptr, streams_turn},
+    {"table", nullptr, table_turn},
 };
 
 int main(int argc, char **argv)

@@ -106,8 +106,11 @@ static void pool_turn(void)
     }
 }
 
-/* Tables are built for 15 s; then requests are served, and nothing is added. */
-static void *tables[4000];
+/*
+ * Tables are built for 15 s; then requests are served, and nothing is added. (Without volatile the
+ * compiler would drop what is never read, and the tables would be lost.)
+ */
+static void *volatile tables[4000];
 static size_t table_count;
 
 SITE void build_table(void) { tables[table_count++] = used(calloc(1, 120)); }
@@ -392,6 +395,48 @@ static void big_turn(void)
         big_buffer();
 }
 
+/* A table that is made twice as large when it is full, and keys that enter and leave. */
+static void **slots;
+static size_t slot_count, key_count;
+
+SITE void *make_slots(size_t count) { return used(calloc(count, sizeof(void *))); }
+
+SITE void *make_key(void) { return used(malloc(48)); }
+
+static void put(void **table, size_t count, void *key)
+{
+    size_t place = random_below(count);
+    while (table[place])
+        place = (place + 1) % count;
+    table[place] = key;
+}
+
+static void table_turn(void)
+{
+    if (slots == NULL)
+        slots = make_slots(slot_count = 16);
+    for (unsigned i = times(100); i > 0; i--) {
+        if (key_count * 2 >= slot_count) {
+            void **larger = make_slots(slot_count * 2);
+            for (size_t place = 0; place < slot_count; place++)
+                if (slots[place])
+                    put(larger, slot_count * 2, slots[place]);
+            free(slots);
+            slots = larger;
+            slot_count *= 2;
+        }
+        put(slots, slot_count, make_key());
+        key_count++;
+        /* From 700 keys on, one leaves for each that enters. */
+        for (size_t place = random_below(slot_count); key_count > 700; place = (place + 1) % slot_count)
+            if (slots[place]) {
+                free(slots[place]);
+                slots[place] = NULL;
+                key_count--;
+            }
+    }
+}
+
 static const struct corpus_case cases[] = {
     {"arena", NULL, arena_turn},
     {"big", NULL, big_turn},
@@ -410,6 +455,7 @@ static const struct corpus_case cases[] = {
     {"reload", NULL, reload_turn},
     {"ring", NULL, ring_turn},
     {"sawtooth", NULL, sawtooth_turn},
+    {"table", NULL, table_turn},
     {"tail", NULL, tail_turn},
     {"threads", NULL, threads_turn},
     {"vector", NULL, vector_turn},

@@ -6,8 +6,11 @@
 
 #include <pthread.h>
 
-/* What every case has beside its leak: more memory than most of them leak. */
-static void *cache_slots[4000], *startup_tables[600];
+/*
+ * What every case has beside its leak: more memory than most of them leak. (Without volatile the
+ * compiler would drop what is never read, and the tables would be lost.)
+ */
+static void *cache_slots[4000], *volatile startup_tables[600];
 static size_t cache_next;
 
 SITE void *healthy_cache_value(void) { return used(malloc(512 + random_below(1024))); }
@@ -220,6 +223,16 @@ SITE void open_record(void)
 
 static void record_turn(void) { leak_times(10, open_record); }
 
+/* A matrix of rows. */
+SITE void make_matrix(void)
+{
+    double **rows = used(calloc(8, sizeof *rows));
+    for (int i = 0; i < 8; i++)
+        rows[i] = used(malloc(64));
+}
+
+static void matrix_turn(void) { leak_times(3, make_matrix); }
+
 /* Each thread leaves a buffer behind. */
 SITE void *thread_that_forgets(void *unused)
 {
@@ -295,6 +308,7 @@ static const struct corpus_case cases[] = {
     {"forgotten", NULL, forgotten_turn},
     {"large", NULL, large_turn},
     {"list", NULL, list_turn},
+    {"matrix", NULL, matrix_turn},
     {"once", NULL, once_turn},
     {"one", NULL, one_turn},
     {"realloc", NULL, realloc_turn},

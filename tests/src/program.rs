@@ -163,11 +163,18 @@ const CORPUS: &[Recipe] = &[
     Recipe { name: "corpus-glib", source: "glib.c", flags: &["-l:libglib-2.0.so.0"] },
     Recipe { name: "corpus-healthy", source: "healthy.c", flags: &["-lm"] },
     Recipe { name: "corpus-healthy-jemalloc", source: "healthy.c", flags: &["-lm", "-ljemalloc"] },
+    Recipe { name: "corpus-healthy-musl-static", source: "healthy.c", flags: &["-static", "-lm"] },
+    Recipe {
+        name: "corpus-healthy-tcmalloc",
+        source: "healthy.c",
+        flags: &["-lm", "-ltcmalloc_minimal"],
+    },
     Recipe { name: "corpus-kernel", source: "kernel.c", flags: &[] },
     Recipe { name: "corpus-leaky", source: "leaky.c", flags: &[] },
     Recipe { name: "corpus-leaky-jemalloc", source: "leaky.c", flags: &["-ljemalloc"] },
     Recipe { name: "corpus-leaky-musl-static", source: "leaky.c", flags: &["-static"] },
     Recipe { name: "corpus-leaky-tcmalloc", source: "leaky.c", flags: &["-ltcmalloc_minimal"] },
+    Recipe { name: "corpus-library", source: "library.c", flags: &["-lcrypto"] },
     Recipe { name: "corpus-rust", source: "cases.rs", flags: &["--edition=2024", "-O"] },
 ];
 

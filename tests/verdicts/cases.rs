@@ -7,6 +7,8 @@ pub(crate) enum Start {
     Program(&'static str, &'static str),
     /// A case of `tests/corpus/cases.py`.
     Python(&'static str),
+    /// `tests/corpus/loop.pl`.
+    Perl,
     /// redis-server, under a bounded load.
     Redis,
     /// nginx, under requests.
@@ -102,6 +104,7 @@ pub(crate) const CASES: &[Case] = &[
     fine("reload", "a configuration that is read anew each 15 s"),
     fine("ring", "the last 1,000 lines of a log"),
     fine("sawtooth", "grows for 20 s, then freed"),
+    fine("table", "a hash table that grows, keys that enter and leave"),
     fine("tail", "sessions of 0.5 to 30 s, most of them short"),
     fine("threads", "8 threads a second that come and go"),
     fine("vector", "realloc to larger for 7 s, then small again"),
@@ -111,11 +114,24 @@ pub(crate) const CASES: &[Case] = &[
         Start::Program("corpus-healthy-jemalloc", "lru"),
         "the cache of lru, with jemalloc",
     ),
+    healthy(
+        "sawtooth-musl",
+        Start::Program("corpus-healthy-musl-static", "sawtooth"),
+        "grows for 20 s, then freed; musl in a static program",
+    ),
+    healthy(
+        "delayed-tcmalloc",
+        Start::Program("corpus-healthy-tcmalloc", "delayed"),
+        "each freed 10 s later; tcmalloc",
+    ),
+    healthy("library", Start::Program("corpus-library", "library"), "regcomp, opendir, getline"),
+    healthy("crypto", Start::Program("corpus-library", "crypto"), "OpenSSL: digests and numbers"),
     healthy("containers", Start::Program("corpus-cpp", "containers"), "C++ deque and vectors"),
     healthy("streams", Start::Program("corpus-cpp", "streams"), "C++ streams and std::map"),
     healthy("rust", Start::Program("corpus-rust", "churn"), "Rust HashMap and VecDeque"),
     healthy("glib", Start::Program("corpus-glib", "glib"), "GLib tables, lists and strings"),
     healthy("python", Start::Python("loop"), "CPython: dict and json"),
+    healthy("perl", Start::Perl, "Perl: hashes and lists"),
     healthy("redis", Start::Redis, "redis-server, 500 keys of each type that come and go"),
     healthy("nginx", Start::Nginx, "nginx under requests"),
     healthy("sqlite", Start::Sqlite, "sqlite3, rows that enter and leave"),
@@ -136,6 +152,7 @@ pub(crate) const CASES: &[Case] = &[
     leaks("realloc", &[steady("grow_and_forget")], "a buffer from realloc is forgotten"),
     leaks("wrapped", &[steady("set_attribute")], "through xstrdup and xmalloc, beside churn"),
     leaks("record", &[steady("open_record")], "a record and its name"),
+    leaks("matrix", &[steady("make_matrix")], "a block with pointers to eight others"),
     leaks("thread", &[steady("thread_that_forgets")], "each thread leaves a buffer"),
     leaks("large", &[steady("leak_large")], "blocks above the threshold of mmap"),
     leaks("aligned", &[steady("leak_aligned")], "posix_memalign"),
@@ -170,6 +187,36 @@ pub(crate) const CASES: &[Case] = &[
         Start::Program("corpus-cpp", "cycle"),
         &[steady("make_cycle")],
         "two shared_ptr that hold each other",
+    ),
+    leaky(
+        "table-cpp",
+        Start::Program("corpus-cpp", "table"),
+        &[steady("forget_table")],
+        "a whole std::map",
+    ),
+    leaky(
+        "line",
+        Start::Program("corpus-library", "forget-line"),
+        &[steady("forget_line")],
+        "the line of getline",
+    ),
+    leaky(
+        "folder",
+        Start::Program("corpus-library", "forget-folder"),
+        &[steady("forget_folder")],
+        "opendir without closedir",
+    ),
+    leaky(
+        "expression",
+        Start::Program("corpus-library", "forget-expression"),
+        &[steady("forget_expression")],
+        "regcomp without regfree",
+    ),
+    leaky(
+        "digest",
+        Start::Program("corpus-library", "forget-crypto"),
+        &[steady("forget_digest")],
+        "a context of OpenSSL",
     ),
     leaky(
         "rust-forget",

@@ -90,7 +90,7 @@ pub(crate) fn false_leaks<'a>(case: &Case, rows: &[Site<'a>]) -> Vec<Site<'a>> {
 pub(crate) fn main_row<'a>(case: &Case, rows: &[Site<'a>]) -> Option<Site<'a>> {
     let Some(leak) = case.leaks.first() else {
         // Of a healthy program, what is doubted first.
-        let doubt = |site: &&Site<'_>| confidence(site) != "healthy";
+        let doubt = |site: &&Site<'_>| is_leaking(site) || confidence(site) == "unknown";
         let bytes = |site: &&Site<'_>| number(site.value, "outstanding_bytes");
         return rows.iter().find(doubt).or_else(|| rows.iter().max_by_key(bytes)).copied();
     };

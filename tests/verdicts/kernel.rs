@@ -129,11 +129,15 @@ fn is_of(site: &Site<'_>, pid: u32) -> bool {
     outstanding > 0 && site.held_by(pid) * 10 >= outstanding * 9
 }
 
+/// Rows that say what stands first, and where the leak's rows are.
 fn first_rows(report: &Report, pid: u32) -> String {
-    let rows = report.sites().into_iter().take(12).map(|site| {
+    let rows = report.sites().into_iter().enumerate();
+    let shown = rows.filter(|(index, site)| *index < 8 || is_of(site, pid));
+    let lines = shown.map(|(index, site)| {
         let verdict = &site.value["verdict"];
         format!(
-            "  {} {} {} of {}, {} B, {} {}/{} {}\n",
+            "  #{} {} {} {} of {}, {} B, {} {}/{} {}\n",
+            index + 1,
             site.symbols().into_iter().take(5).collect::<Vec<_>>().join(" < "),
             site.cache(),
             site.value["outstanding_count"],
@@ -145,14 +149,20 @@ fn first_rows(report: &Report, pid: u32) -> String {
             verdict["evidence"],
         )
     });
-    rows.collect()
+    lines.collect()
 }
 
-/// The place of the first row of the leak, from 1 on, and its row.
+/// The place of the leak's first row, from 1 on. The rows of its slab cache have `blocks` of the
+/// process: there is one for the calls whose stacks are known, and one for those before.
 fn place(report: &Report, pid: u32, blocks: u64) -> usize {
-    let is_leak = |site: &Site<'_>| is_of(site, pid) && site.held_by(pid) >= blocks;
-    let place = report.sites().iter().position(is_leak);
-    1 + place.unwrap_or_else(|| panic!("no row of {blocks} blocks of the leak"))
+    let sites = report.sites();
+    let Some(place) = sites.iter().position(|site| is_of(site, pid)) else {
+        panic!("no row is the leak's")
+    };
+    let same = sites.iter().filter(|site| site.cache() == sites[place].cache());
+    let held: u64 = same.map(|site| site.held_by(pid)).sum();
+    assert!(held >= blocks, "{held} blocks of the process:\n{}", first_rows(report, pid));
+    1 + place
 }
 
 #[test]

@@ -171,8 +171,9 @@ impl Score {
     }
 }
 
+/// A part of a whole; of nothing, nothing.
 fn ratio(part: usize, whole: usize) -> f64 {
-    part as f64 / whole as f64
+    part as f64 / whole.max(1) as f64
 }
 
 /// The table, as `docs/verdicts.md` has it.

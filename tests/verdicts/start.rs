@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -55,9 +55,9 @@ impl Running {
                 Self::program(Command::new(build_corpus(program)).arg(case))
             }
             Start::Python(case) => {
-                let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/cases.py");
-                Self::program(Command::new("/usr/bin/python3").arg(script).arg(case))
+                Self::program(Command::new("/usr/bin/python3").arg(script("cases.py")).arg(case))
             }
+            Start::Perl => Self::program(Command::new("/usr/bin/perl").arg(script("loop.pl"))),
             Start::Redis => redis(),
             Start::Nginx => nginx(),
             Start::Sqlite => sqlite(),
@@ -132,6 +132,10 @@ impl Drop for Client {
             let _ = thread.join();
         }
     }
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name)
 }
 
 fn folder() -> TempDir {

@@ -40,6 +40,8 @@ pub(crate) enum TestFile {
     Live,
     Drivers,
     Storm,
+    /// Only where it is asked for: an emulated machine is too slow for the whole corpus at once.
+    Verdicts,
 }
 
 impl TestFile {
@@ -48,6 +50,7 @@ impl TestFile {
             Self::Live => "live",
             Self::Drivers => "drivers",
             Self::Storm => "storm",
+            Self::Verdicts => "verdicts",
         }
     }
 }
@@ -102,7 +105,10 @@ pub(crate) fn test(layers: &[Layer], options: &MachineOptions) -> Result<ExitCod
             (Layer::Golden, Some(binary)) => integration(&["--test", "golden"], &[], binary),
             // The harness first: what it builds must run by itself.
             (Layer::Live, Some(binary)) => integration(&["--lib"], &[], binary)
-                .and_then(|passed| Ok(integration(&["--test", "live"], &HOST, binary)? && passed)),
+                .and_then(|passed| Ok(integration(&["--test", "live"], &HOST, binary)? && passed))
+                .and_then(|passed| {
+                    Ok(integration(&["--test", "verdicts"], &TABLES, binary)? && passed)
+                }),
             (Layer::Vm, Some(binary)) => in_machines(binary, options),
         };
         match passed {
@@ -149,6 +155,9 @@ fn run(cargo: &mut Command) -> Result<bool> {
 
 /// The live tests share the kernel.
 const SERIAL: [&str; 1] = ["--test-threads=1"];
+
+/// Tables that one wants to see.
+const TABLES: [&str; 2] = [SERIAL[0], "--nocapture"];
 
 /// On this host they cost no process but their own.
 const HOST: [&str; 5] = [SERIAL[0], "--skip", "host_wide::", "--skip", REFUSED];
@@ -255,7 +264,10 @@ impl MachineOptions {
             return MACHINES.into_iter().map(machine).collect();
         };
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
-        let is_asked = |file: &TestFile| self.file.is_empty() || self.file.contains(file);
+        let is_asked = |file: &TestFile| match self.file.as_slice() {
+            [] => *file != TestFile::Verdicts,
+            files => files.contains(file),
+        };
         let runs = |file: &TestFile| *file != TestFile::Drivers || kernel.takes_drivers();
         let files = TestFile::value_variants().iter().copied();
         files
@@ -328,8 +340,9 @@ fn in_machine(
 ) -> Result<u8> {
     let mut arguments = names.clone();
     arguments.extend(SERIAL);
-    // Its table is what one wants to see.
-    arguments.extend((*file == TestFile::Storm).then_some("--nocapture"));
+    // Their tables are what one wants to see.
+    let has_table = matches!(file, TestFile::Storm | TestFile::Verdicts);
+    arguments.extend(has_table.then_some("--nocapture"));
     arguments.extend(SLOW.iter().flat_map(|name| ["--skip", *name]));
     if *flavour != vm::Flavour::Old {
         arguments.extend(["--skip", REFUSED]);

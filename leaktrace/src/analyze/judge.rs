@@ -340,12 +340,7 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
         Way::Snapshot | Way::Stopped { .. } | Way::AtExit => true,
     };
     if lost.count > 0 && is_enough {
-        let class = match shape {
-            Shape::Grows { alive, of } => of_alive(*alive, *of),
-            Shape::MayGrow { .. } if seen.grew.0 * 2 > seen.grew.1 => Class::Sporadic,
-            _ if lost.count >= FEWEST_BLOCKS as u64 && spread(&seen.generations) => Class::Sporadic,
-            _ => Class::OneTime,
-        };
+        let class = of_lost(lost.count, shape, &seen.generations);
         let (confidence, seen_how) = match way {
             Way::Live { scans, time_ms } => (
                 Confidence::Likely,
@@ -369,12 +364,8 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
             Way::Live { .. } => Confidence::Likely,
             _ => Confidence::Certain,
         };
-        let mut verdict = verdict(Class::Steady, confidence, evidence);
-        verdict.class = match shape {
-            Shape::Grows { alive, of } => of_alive(*alive, *of),
-            _ => Class::OneTime,
-        };
-        return Some(verdict);
+        let class = of_lost(indirect.count, shape, &seen.generations);
+        return Some(verdict(class, confidence, evidence));
     }
     match shape {
         Shape::Grows { .. } => {
@@ -391,9 +382,28 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
     }
 }
 
-/// Whether blocks of most generations are alive.
-fn spread(generations: &Generations) -> bool {
-    generations.alive_in(0..generations.len()) * 2 > generations.len()
+/// The class of a call site of which `count` blocks are lost, by the generations that are alive.
+fn of_lost(count: u64, shape: &Shape, generations: &Generations) -> Class {
+    if let Shape::Grows { alive, of } = shape {
+        return of_alive(*alive, *of);
+    }
+    if count < FEWEST_BLOCKS as u64 {
+        return Class::OneTime;
+    }
+    // All but those in use; no growth has to be proved here.
+    let settled = generations.len() - generations.len() / 4;
+    let alive = generations.alive_in(0..settled);
+    let (stays, _) = generations.sums(0..settled);
+    // So many have survivors if they come one by one.
+    let of = settled as f64;
+    let by_chance = of * (1.0 - (-stays / of).exp());
+    if alive as f64 >= by_chance * ALIVE_STEADY {
+        Class::Steady
+    } else if alive > 2 {
+        Class::Sporadic
+    } else {
+        Class::OneTime
+    }
 }
 
 fn of_alive(alive: usize, of: usize) -> Class {
