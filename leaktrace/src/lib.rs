@@ -11,6 +11,7 @@
 //! | [`attach`] | probes | yes |
 //! | [`unwind`] | tables for stacks without frame pointers | yes |
 //! | [`collect`] | maps -> Snapshot | yes |
+//! | [`reach`] | scans of processes for addresses of their blocks | yes |
 //! | [`tracer`] | owns probes, maps and collector of what it traces | yes |
 //! | [`session`] | the loop of one tracer: when its reports are due | yes |
 //! | [`snapshot`] | plain data: one interval's raw state | no |
@@ -28,6 +29,7 @@ pub mod collect;
 pub mod error;
 pub mod host;
 pub mod pipeline;
+pub mod reach;
 pub mod render;
 pub mod report;
 pub mod session;

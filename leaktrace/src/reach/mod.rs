@@ -1,0 +1,3 @@
+//! Which outstanding blocks of a process an address in its memory still leads to.
+
+pub mod view;
