@@ -7,6 +7,7 @@ mod filters;
 mod first_stacks;
 mod followed;
 mod gdb;
+mod hold;
 mod holders;
 mod host_wide;
 mod hostile;

@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 53] = [
+        let runs: [(&str, &[&str], &[&str]); 54] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -196,6 +196,7 @@ mod tests {
             ("family", &["2"], &["round", "round", "holding"]),
             ("forker", &[], &["holding"]),
             ("handles", &[], &["holding"]),
+            ("held", &["compute"], &["done"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),
             ("kobjects", &["one-cpu"], &["holding", "closed"]),

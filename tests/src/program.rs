@@ -80,6 +80,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "family", source: "family.c", flags: &["-fomit-frame-pointer", "-static"] },
     Recipe { name: "forker", source: "forker.c", flags: &[] },
     Recipe { name: "handles", source: "handles.c", flags: &["-lssl", "-lcrypto", "-lsqlite3"] },
+    Recipe { name: "held", source: "held.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
     Recipe { name: "keeps", source: "keeps.c", flags: &[] },
     Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },

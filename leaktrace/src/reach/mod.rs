@@ -1,3 +1,4 @@
 //! Which outstanding blocks of a process an address in its memory still leads to.
 
+pub mod hold;
 pub mod view;
