@@ -8,7 +8,7 @@ use tokio::{io::unix::AsyncFd, time::Instant};
 use super::{
     constants::constants,
     follow::{self, Rules},
-    launch::{Child, Suspended, wait_for_child},
+    launch::{Child, Happened, Suspended, wait_for_child},
     log::ProgramLog,
     notes::{describe, note_memory, note_probes, note_tables},
     overhead::Overhead,
@@ -157,7 +157,7 @@ impl UserTracer {
         };
         let overhead = Overhead::start(trace, &processes)?;
         let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
-        let child = suspended.map(Suspended::resume).transpose()?;
+        let child = suspended.map(|suspended| suspended.resume(true)).transpose()?;
         collector.start();
         let is_verbose = trace.verbose > 0;
         if is_verbose {
@@ -204,8 +204,16 @@ impl UserTracer {
         let mut step = Step::default();
         tokio::select! {
             biased;
-            ended = wait_for_child(self.child.as_mut()) => {
-                let code = ended?.exit_code();
+            happened = wait_for_child(self.child.as_mut()) => {
+                let code = match happened? {
+                    Happened::Leaving(_) => {
+                        if let Some(child) = &mut self.child {
+                            child.let_go();
+                        }
+                        return Ok(step);
+                    }
+                    Happened::Ended(ended) => ended.exit_code(),
+                };
                 if let Some(child) = &self.child {
                     self.collector.exited(child.pid());
                 }

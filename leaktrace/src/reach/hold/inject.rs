@@ -176,7 +176,7 @@ impl Caller {
                     }
                     watch(Phase::Owned);
                 }
-                Wait::Held | Wait::Event(_) => {}
+                Wait::Held | Wait::Stopped | Wait::Event(_) => {}
                 // SIGSTOP alone can come here, as all others are blocked.
                 Wait::Signal(signal) => {
                     ptrace::proceed(tid, signal)?;
@@ -193,7 +193,7 @@ impl Caller {
         ptrace::proceed(tid, 0)?;
         loop {
             match ptrace::wait_for(tid)? {
-                Wait::Held => return Ok(Done { result, forked }),
+                Wait::Held | Wait::Stopped => return Ok(Done { result, forked }),
                 Wait::Signal(signal) => ptrace::proceed(tid, signal)?,
                 Wait::Call | Wait::Event(_) => ptrace::proceed(tid, 0)?,
                 Wait::Ended | Wait::Running => {

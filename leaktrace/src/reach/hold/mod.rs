@@ -14,6 +14,7 @@
 
 mod areas;
 mod checks;
+pub mod exit;
 mod frame;
 mod gadgets;
 mod groups;

@@ -21,8 +21,10 @@ pub(super) enum Wait {
     Running,
     /// It has ended; the kernel has let go of it.
     Ended,
-    /// It stopped because leaktrace asked, or with its whole process (SIGSTOP and the like).
+    /// It stopped because leaktrace asked.
     Held,
+    /// It stopped with its whole process, by SIGSTOP and the like.
+    Stopped,
     /// It stopped to take this signal, which must be passed on.
     Signal(i32),
     /// It stopped before or behind a system call.
@@ -30,6 +32,10 @@ pub(super) enum Wait {
     /// It stopped for this event of `PTRACE_O_TRACE...`.
     Event(i32),
 }
+
+/// The status with which a child has ended, as wait(2) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct End(pub(super) i32);
 
 /// Begins to trace a thread, which goes on running.
 pub(super) fn seize(tid: Tid, options: i32) -> io::Result<()> {
@@ -44,6 +50,11 @@ pub(super) fn interrupt(tid: Tid) -> io::Result<()> {
 /// Lets a stopped thread run on, with a signal if it is not 0.
 pub(super) fn proceed(tid: Tid, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, ptr::null_mut(), signal as usize)
+}
+
+/// Leaves a thread stopped that stopped with its process; what continues the process stops it anew.
+pub(super) fn listen(tid: Tid) -> io::Result<()> {
+    request(libc::PTRACE_LISTEN, tid, ptr::null_mut(), 0)
 }
 
 /// Lets a stopped thread run up to the next border of a system call.
@@ -121,6 +132,23 @@ pub(super) fn look(tid: Tid) -> io::Result<Wait> {
     wait(tid, libc::WNOHANG)
 }
 
+/// Waits until a traced child stops, or has ended.
+pub(super) fn next_of_child(tid: Tid) -> io::Result<Result<Wait, End>> {
+    let mut status = 0;
+    loop {
+        // SAFETY: waitpid writes one integer.
+        let found = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
+        if found == tid {
+            let has_ended = !libc::WIFSTOPPED(status);
+            return Ok(if has_ended { Err(End(status)) } else { Ok(meaning(status)) });
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINTR) {
+            return Err(error);
+        }
+    }
+}
+
 /// Waits until a traced thread stops or ends.
 pub(super) fn wait_for(tid: Tid) -> io::Result<Wait> {
     wait(tid, 0)
@@ -149,7 +177,8 @@ fn meaning(status: i32) -> Wait {
         return Wait::Ended;
     }
     match (status >> 16, libc::WSTOPSIG(status)) {
-        (EVENT_STOP, _) => Wait::Held,
+        (EVENT_STOP, libc::SIGTRAP) => Wait::Held,
+        (EVENT_STOP, _) => Wait::Stopped,
         (0, signal) if signal == libc::SIGTRAP | 0x80 => Wait::Call,
         (0, signal) => Wait::Signal(signal),
         (event, _) => Wait::Event(event),
@@ -177,7 +206,7 @@ mod tests {
         let stopped = |signal: i32, event: i32| 0x7f | signal << 8 | event << 16;
         assert_eq!(meaning(stopped(libc::SIGTRAP, 128)), Wait::Held);
         // With its whole process.
-        assert_eq!(meaning(stopped(libc::SIGSTOP, 128)), Wait::Held);
+        assert_eq!(meaning(stopped(libc::SIGSTOP, 128)), Wait::Stopped);
         assert_eq!(meaning(stopped(libc::SIGTRAP, 3)), Wait::Event(libc::PTRACE_EVENT_CLONE));
         assert_eq!(meaning(stopped(libc::SIGTRAP | 0x80, 0)), Wait::Call);
         assert_eq!(meaning(stopped(libc::SIGTRAP, 0)), Wait::Signal(libc::SIGTRAP));

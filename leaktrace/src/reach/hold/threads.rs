@@ -11,7 +11,7 @@ use super::{
     ptrace::{self, Tid, Wait},
     registers,
 };
-use crate::reach::view::ThreadState;
+use crate::{host::proc, reach::view::ThreadState};
 
 /// Pause between two looks at threads that have not stopped yet.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
@@ -87,7 +87,7 @@ impl Stopped {
         loop {
             let mut failure = None;
             waiting.retain(|tid| match ptrace::look(*tid) {
-                Ok(Wait::Held) => false,
+                Ok(Wait::Held | Wait::Stopped) => false,
                 Ok(Wait::Running) => {
                     let is_dead = state_of(self.pid, *tid).is_none_or(is_dead);
                     if is_dead {
@@ -160,7 +160,7 @@ impl Drop for Stopped {
                         continue;
                     }
                     Ok(Wait::Signal(signal)) => signal,
-                    Ok(Wait::Held | Wait::Call | Wait::Event(_)) => 0,
+                    Ok(Wait::Held | Wait::Stopped | Wait::Call | Wait::Event(_)) => 0,
                     Ok(Wait::Ended) | Err(_) => break,
                 };
                 if ptrace::detach(*tid, signal).is_ok() {
@@ -233,6 +233,16 @@ pub(super) fn state_of(pid: u32, tid: Tid) -> Option<char> {
     let stat = fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
     // Behind the name, which is in parentheses and may hold anything.
     String::from_utf8_lossy(&stat).rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Whether a thread has got SIGKILL, or is ending.
+pub(super) fn is_being_killed(pid: u32, tid: Tid) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")) else {
+        return true;
+    };
+    let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"));
+    let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    pending.is_some_and(|mask| mask & 1 << (libc::SIGKILL - 1) != 0) || proc::is_ending(tid as u32)
 }
 
 fn is_dead(state: char) -> bool {
