@@ -21,6 +21,7 @@ use leaktrace::{
     },
     pipeline::{self, sink::Sink},
     render::{self, TextStyle},
+    report::leaks::{self, Leaks},
     session::{
         self, Outcome,
         spec::{Spec, Target},
@@ -128,7 +129,7 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
     let mut symbolizer = Symbolizer::new(&spec.debug_dirs);
     let mut names = Names::default();
     // Of the last report: blocks that the program should have freed.
-    let mut leaks = 0;
+    let mut leaks = Leaks::Counted(0);
     let outcome = session::run(
         spec,
         &facts,
@@ -143,7 +144,9 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
                 &mut report,
                 &style,
             )?;
-            leaks = shown.totals.outstanding.count;
+            if let Target::Command { leak_kinds, .. } = &spec.target {
+                leaks = leaks::count(snapshot, *leak_kinds, shown.totals.outstanding.count);
+            }
             sink = sink.take().map(|open| open.write(&report)).transpose()?;
             Ok(())
         },
@@ -154,10 +157,17 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
         },
     )?;
     Ok(match (outcome, &spec.target) {
-        (Outcome::CommandEnded { .. }, Target::Command { error_exitcode: Some(code), .. })
-            if leaks > 0 =>
-        {
-            ExitCode::from(*code)
+        (Outcome::CommandEnded { code }, Target::Command { error_exitcode: Some(error), .. }) => {
+            ExitCode::from(match leaks {
+                Leaks::Counted(0) => code,
+                Leaks::Counted(_) => *error,
+                Leaks::NotJudged(reason) => {
+                    tell(&format!(
+                        "the command was not judged, and keeps its exit code {code}: {reason}"
+                    ));
+                    code
+                }
+            })
         }
         (Outcome::CommandEnded { code }, _) => ExitCode::from(code),
         (Outcome::Done, _) => ExitCode::SUCCESS,

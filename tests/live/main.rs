@@ -21,6 +21,7 @@ mod old_kernel;
 mod pairs;
 mod preemption;
 mod processes;
+mod reach;
 mod run;
 mod runtimes;
 mod sampling;

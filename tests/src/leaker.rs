@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 54] = [
+        let runs: [(&str, &[&str], &[&str]); 60] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -197,6 +197,7 @@ mod tests {
             ("forker", &[], &["holding"]),
             ("handles", &[], &["holding"]),
             ("held", &["compute"], &["done"]),
+            ("hoards", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),
             ("kobjects", &["one-cpu"], &["holding", "closed"]),
@@ -221,6 +222,11 @@ mod tests {
             ("pool", &[], &["holding"]),
             ("pool-static", &[], &["holding"]),
             ("quitter", &["stay"], &["holding"]),
+            ("reach", &[], &["holding"]),
+            ("reach-jemalloc", &[], &["holding"]),
+            ("reach-mimalloc", &[], &["holding"]),
+            ("reach-musl", &[], &["holding"]),
+            ("reach-tcmalloc", &[], &["holding"]),
             ("renamed", &[], &["holding"]),
             ("reused", &[], &["holding"]),
             ("sampling", &["16", "2"], &["holding", "freed", "holding", "freed"]),

@@ -119,6 +119,15 @@ impl Traced {
         panic!("no report within {deadline:?} in which {what}; the last one:\n{last}")
     }
 
+    /// Waits until it has said something on standard error, from its start on.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    pub fn wait_note(&self, text: &str) {
+        self.child.wait_stderr(text, LATE);
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

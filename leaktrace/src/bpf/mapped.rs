@@ -21,6 +21,12 @@ pub struct MappedArray<T> {
     _map: Map,
 }
 
+// SAFETY: the mapping belongs to the process and not to a thread; slots are read and written by
+// volatile accesses, as BPF programs on other CPUs change them at any time anyway.
+unsafe impl<T: Pod> Send for MappedArray<T> {}
+// SAFETY: as above.
+unsafe impl<T: Pod> Sync for MappedArray<T> {}
+
 impl<T: Pod> MappedArray<T> {
     const STRIDE_FITS: () = assert!(size_of::<T>().is_multiple_of(8));
 

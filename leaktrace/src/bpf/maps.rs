@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
-    sync::atomic::{Ordering, compiler_fence},
+    sync::{
+        Arc,
+        atomic::{Ordering, compiler_fence},
+    },
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
@@ -17,7 +20,7 @@ use crate::error::Error;
 
 /// The maps of a loaded object.
 pub struct Maps {
-    pub(super) blocks: MappedArray<Bucket>,
+    pub(super) blocks: Arc<MappedArray<Bucket>>,
     pub(super) overflow: HashMap<MapData, u64, Outstanding>,
     /// The descriptor of the overflow map, to read it in batches.
     pub(super) overflow_fd: OwnedFd,
@@ -44,7 +47,7 @@ pub struct Maps {
     ended: MappedArray<EndedProcess>,
     filter_caches: HashMap<MapData, [u8; 32], u32>,
     filter_kmalloc: HashMap<MapData, u64, u32>,
-    pub(super) sites: MappedArray<SiteRecord>,
+    pub(super) sites: Arc<MappedArray<SiteRecord>>,
     pub(super) site_index: HashMap<MapData, SiteKey, u32>,
     pub(super) free_sites: Queue<MapData, u32>,
     pub(super) free_spaces: Queue<MapData, u32>,
@@ -60,7 +63,7 @@ impl Loaded {
     ///
     /// [`Error::Kernel`] when the object lacks a map (a defect) or a map cannot be mapped.
     pub fn maps(&mut self) -> Result<Maps, Error> {
-        let sites = MappedArray::new("SITES", self.take("SITES")?)?;
+        let sites = Arc::new(MappedArray::new("SITES", self.take("SITES")?)?);
         let overflow = self.take("OVERFLOW")?;
         let fail =
             |error: Box<dyn std::error::Error + Send + Sync>| Error::kernel("map OVERFLOW", error);
@@ -71,7 +74,7 @@ impl Loaded {
             .try_clone_to_owned()
             .map_err(|error| fail(error.into()))?;
         Ok(Maps {
-            blocks: MappedArray::new("BLOCKS", self.take("BLOCKS")?)?,
+            blocks: Arc::new(MappedArray::new("BLOCKS", self.take("BLOCKS")?)?),
             overflow: HashMap::try_from(overflow).map_err(|error| fail(error.into()))?,
             overflow_fd,
             again: self.typed("PAIR_AGAIN")?,

@@ -2,6 +2,7 @@
 //!
 //! No other module spells the names of maps and programs.
 
+pub mod blocks;
 mod kernel_calls;
 pub mod kprobe_misses;
 mod log;

@@ -155,6 +155,7 @@ impl Collector {
                 largest_bytes: counters.largest_bytes,
                 last_ms: ms_since(counters.last_ns),
                 lifetimes: counters.lifetimes,
+                reached: None,
                 holders: Vec::new(),
                 blocks: details.blocks,
             });

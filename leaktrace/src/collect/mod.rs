@@ -310,6 +310,7 @@ impl Collector {
                 Mode::User | Mode::Run => BTreeMap::new(),
             },
             older_ms: wants.older_ns / 1_000_000,
+            scans: Vec::new(),
         })
     }
 
@@ -396,6 +397,7 @@ impl Collector {
             largest_bytes: record.largest_bytes,
             last_ms: now_ns.saturating_sub(record.last_ns) / 1_000_000,
             lifetimes: record.lifetimes,
+            reached: None,
             holders: match details {
                 Some(found) => found.holders(now_ns, wants.holders, &self.process_names),
                 None => Vec::new(),
@@ -544,7 +546,7 @@ fn local_id(space: u32, id: u64) -> u64 {
 }
 
 /// A site's identity as one number.
-fn site_id(key: &SiteKey) -> u64 {
+pub fn site_id(key: &SiteKey) -> u64 {
     let kind = u64::from(key.kind) | u64::from(key.generation) << 16;
     [kind, u64::from(key.space), key.detail, key.call_site, key.stack]
         .into_iter()

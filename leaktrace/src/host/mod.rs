@@ -21,3 +21,4 @@ pub mod records;
 pub mod seccomp;
 pub mod slabinfo;
 pub mod slabs;
+pub mod variables;

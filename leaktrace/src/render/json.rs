@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use leaktrace_common::LossReason;
 use serde::Serialize;
 
+use super::reach::{WireHolding, WireReach, WireScan, wire, wire_holdings, wire_scans};
 use crate::{
     report::{FrameView, Line, Part, Report, Row, Table, Unloaded, Untold},
     snapshot::{Amount, Budget, BudgetAction, Mode, Process, Sampled},
@@ -45,6 +46,8 @@ struct WireReport<'a> {
     kept: Vec<WireKept>,
     loss: WireLoss<'a>,
     limits: WireLimits,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scans: Vec<WireScan<'a>>,
     sites_total: usize,
     sites: Vec<WireSite<'a>>,
     #[serde(flatten)]
@@ -225,6 +228,10 @@ struct WireSite<'a> {
     holders: Vec<WireHolder<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     blocks: Vec<WireBlock>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reachability: Option<WireReach>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    held_by: Vec<WireHolding<'a>>,
 }
 
 #[derive(Serialize)]
@@ -329,6 +336,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             recursion_misses: &loss.recursion_misses,
         },
         limits: WireLimits { max_outstanding: report.max_outstanding },
+        scans: wire_scans(report),
         sites_total: report.groups_total,
         sites: report.groups.iter().flat_map(|group| &group.rows).map(site).collect(),
         table: report.table.as_ref().map(table),
@@ -477,6 +485,8 @@ fn site(row: &Row) -> WireSite<'_> {
                 age_ms: block.age_ms,
             })
             .collect(),
+        reachability: row.reach.as_ref().map(wire),
+        held_by: row.reach.as_ref().map(wire_holdings).unwrap_or_default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod escape;
 mod json;
+mod reach;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -66,6 +66,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         largest_bytes: 0,
         last_ms: 0,
         lifetimes: [0; LIFETIME_BUCKETS],
+        reached: None,
         holders: Vec::new(),
         blocks: Vec::new(),
     }
@@ -95,6 +96,7 @@ fn snapshot(mode: Mode, stack_mode: StackMode) -> Snapshot {
         cache_growth: BTreeMap::new(),
         cache_aliases: BTreeMap::new(),
         older_ms: 0,
+        scans: Vec::new(),
     }
 }
 

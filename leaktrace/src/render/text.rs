@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use leaktrace_common::Kind;
 
-use super::{TextStyle, escape::escape, table};
+use super::{TextStyle, escape::escape, reach, table};
 use crate::{
     report::{FrameView, Group, Keeper, Owner, Part, Report, Row, Totals, Unloaded},
     snapshot::{Amount, Mode, Role, Sampled},
@@ -41,6 +41,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write, style: &TextStyle) -> 
     held(report, out)?;
     kept(report, out)?;
     writeln!(out)?;
+    reach::scans(report, out)?;
     trust(report, out, style)?;
     writeln!(out)
 }
@@ -186,6 +187,7 @@ fn write_group(
         split(group, &with_stack, common.is_none(), out)?;
     }
     lifetimes(group, out)?;
+    reach::lines(report, group, out)?;
     holders(group, out)?;
     blocks(group, out)
 }

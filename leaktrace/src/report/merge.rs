@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 
-use super::{Doubt, Keeper, Owner, Totals, kept, owner};
+use super::{Doubt, Keeper, Owner, Reach, Totals, kept, owner, reach};
 use crate::snapshot::{
     Block, Found, Frame, Holder, Mapping, Names, Pair, Place, Process, Resolved, Site, Snapshot,
     StackRef, Unknown,
@@ -60,6 +60,8 @@ pub struct Row {
     pub holders: Vec<Holder>,
     /// The outstanding blocks, if the user asked for them.
     pub blocks: Vec<Block>,
+    /// What scans said of the outstanding blocks, if there were any.
+    pub reach: Option<Reach>,
     space: u32,
     call_site: Vec<FrameIdentity>,
 }
@@ -183,6 +185,9 @@ impl Row {
         }
         let holders = std::mem::take(&mut self.holders);
         self.holders = Holder::merged(holders.into_iter().chain(other.holders));
+        if let Some(other) = other.reach {
+            self.reach.get_or_insert_default().merge(other);
+        }
         self.blocks.extend(other.blocks);
         self.blocks.sort_by_key(|block| (std::cmp::Reverse(block.age_ms), block.address));
     }
@@ -297,6 +302,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         stack_taken,
         holders: site.holders.clone(),
         blocks: site.blocks.clone(),
+        reach: site.reached.as_ref().map(|reached| reach::named(reached, names)),
         space: site.space,
         // Where the kernel does not tell the call, stacks tell call sites apart.
         call_site: match site.call_site.address {
@@ -377,7 +383,7 @@ fn identify(frame: &FrameView) -> FrameIdentity {
 }
 
 /// The functions at a frame, inlined ones first.
-fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
+pub(super) fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
     let load = match frame.place {
         Place::Module { load } => Some(load),
         _ => None,

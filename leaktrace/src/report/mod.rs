@@ -3,9 +3,11 @@
 //! This module knows no format and makes no judgement.
 
 mod kept;
+pub mod leaks;
 mod libraries;
 mod merge;
 mod owner;
+mod reach;
 mod reconcile;
 mod table;
 mod trust;
@@ -15,6 +17,7 @@ use leaktrace_common::{Kind, StackMode};
 pub use kept::{Keeper, Kept};
 pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
+pub use reach::{Holding, Reach};
 pub use reconcile::{Doubt, Untold};
 pub use table::{Ended, Line, Table};
 pub use trust::Trust;
@@ -22,7 +25,7 @@ pub use trust::Trust;
 use self::reconcile::Reconciled;
 use crate::{
     session::spec::{Sort, View},
-    snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
+    snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot, reach::Scan},
 };
 
 /// The content of a report.
@@ -59,6 +62,8 @@ pub struct Report {
     pub groups_total: usize,
     /// Sums by another criterion than the call site, if the user asked for them.
     pub table: Option<Table>,
+    /// How the memory of processes was looked at; empty where it was not.
+    pub scans: Vec<Scan>,
     /// What the report could not see.
     pub trust: Trust,
     /// Number of outstanding blocks that there is room for.
@@ -139,10 +144,21 @@ pub fn build(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
         groups,
         groups_total,
         table,
+        scans: snapshot.scans.clone(),
         trust: trust::trust(snapshot, &totals, &doubts, untold),
         max_outstanding: snapshot.max_outstanding,
         sample_bytes: snapshot.sample_bytes,
         budget: snapshot.budget.clone(),
+    }
+}
+
+impl Group {
+    /// What scans said of its blocks, over its rows.
+    pub fn reach(&self) -> Option<Reach> {
+        let mut rows = self.rows.iter().filter_map(|row| row.reach.clone());
+        let mut sum = rows.next()?;
+        rows.for_each(|row| sum.merge(row));
+        Some(sum)
     }
 }
 

@@ -72,6 +72,12 @@ async fn follow(
         ticks
     });
     let deadline = schedule.duration.map(|duration| start + duration);
+    // The end that is known beforehand: the scans begin so early that its report is on time.
+    let counted = schedule.interval.zip(schedule.count).map(|(interval, count)| {
+        start + interval.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+    });
+    let end = deadline.into_iter().chain(counted).min();
+    let mut scan_at = end.zip(tracer.scan_time()).map(|(end, time)| end - time.min(end - start));
     let mut reports = 0;
     loop {
         let outcome = tokio::select! {
@@ -92,18 +98,56 @@ async fn follow(
                         note("the traced process has ended");
                         Some(Outcome::Done)
                     }
+                    Some(End::Leaving) => {
+                        tracer.begin_exit_scan()?;
+                        finish_scans(tracer, signals, note).await?;
+                        tracer.let_go();
+                        continue;
+                    }
                     Some(End::Command { code }) => Some(Outcome::CommandEnded { code }),
                 }
             }
             () = wait_until(deadline) => Some(Outcome::Done),
+            () = wait_until(scan_at) => {
+                scan_at = None;
+                let line = tracer.begin_scans(end.map(Instant::into_std))?;
+                line.iter().for_each(|line| note(line));
+                continue;
+            }
             () = wait_for_tick(ticks.as_mut()) => {
                 reports += 1;
                 schedule.count.is_some_and(|count| reports >= count).then_some(Outcome::Done)
             }
         };
+        if outcome == Some(Outcome::Done) {
+            if let Some(line) = tracer.begin_scans(deadline.map(Instant::into_std))? {
+                note(&line);
+            }
+            finish_scans(tracer, signals, note).await?;
+        }
         sink(&tracer.snapshot(&spec.view, outcome.is_some())?)?;
         if let Some(outcome) = outcome {
             return Ok(outcome);
         }
     }
+}
+
+/// Waits for the scans that are under way; a signal ends them.
+async fn finish_scans(
+    tracer: &mut Tracer,
+    signals: &mut Signals,
+    note: &mut dyn FnMut(&str),
+) -> Result<(), Error> {
+    let Some(mut scans) = tracer.take_scans() else { return Ok(()) };
+    let found = loop {
+        tokio::select! {
+            biased;
+            _ = signals.next() => scans.skip(),
+            found = scans.done() => break found,
+            // Processes go on, begin and end meanwhile.
+            step = tracer.step() => step?.notes.iter().for_each(|line| note(line)),
+        }
+    };
+    tracer.give_scans(found);
+    Ok(())
 }

@@ -45,8 +45,10 @@ pub enum Target {
     Command {
         /// The program and its arguments; never empty.
         argv: Vec<OsString>,
-        /// Exit code to return when blocks are outstanding at the command's end.
+        /// Exit code to return when there are leaks at the command's end.
         error_exitcode: Option<u8>,
+        /// What counts as a leak.
+        leak_kinds: LeakKinds,
     },
 }
 
@@ -143,6 +145,8 @@ pub struct TraceOptions {
     pub objects: Vec<PathBuf>,
     /// The pairs of functions that the user named.
     pub pairs: Vec<NamedPair>,
+    /// How the memory of processes is looked at for addresses of outstanding blocks.
+    pub reachability: Reachability,
     /// How much to note about the tracing itself. 0: nothing; 1: tables, probes and the verifier's
     /// words; 2: what the BPF programs log as well.
     pub verbose: u8,
@@ -159,6 +163,32 @@ impl TraceOptions {
     pub fn takes_all(&self) -> bool {
         self.min_size_bytes == 0 && self.max_size_bytes == u64::MAX && !self.is_sampled()
     }
+}
+
+/// Which outstanding blocks count as leaks of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeakKinds {
+    /// Those that no address leads to.
+    pub definite: bool,
+    /// Those that only lost blocks lead to.
+    pub indirect: bool,
+    /// Those that only addresses inside them lead to.
+    pub possible: bool,
+    /// Those that can be reached: with them every outstanding block counts, judged or not.
+    pub reachable: bool,
+}
+
+/// How the memory of a process is looked at for addresses of its outstanding blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reachability {
+    /// While it runs, several times.
+    Live,
+    /// In a copy-on-write fork of it.
+    Snapshot,
+    /// While it is stopped, if that is short.
+    Stop,
+    /// Not at all.
+    Off,
 }
 
 /// The kinds of user allocations.

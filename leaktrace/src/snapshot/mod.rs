@@ -23,7 +23,7 @@ mod sampled;
 pub use budget::{Budget, BudgetAction, BudgetStep};
 pub use holder::Holder;
 pub use modules::Module;
-pub use names::{Names, Resolved, Symbol, Unknown};
+pub use names::{Names, Resolved, RootName, Symbol, Unknown};
 pub use sampled::Sampled;
 
 /// What is being traced.
@@ -88,6 +88,8 @@ pub struct Snapshot {
     pub cache_aliases: BTreeMap<String, Vec<String>>,
     /// With `--older`: the age from which on blocks count as outstanding.
     pub older_ms: u64,
+    /// How the memory of processes was looked at; empty where it was not.
+    pub scans: Vec<reach::Scan>,
 }
 
 /// How a slab cache has grown since the start, by the kernel's own count.
@@ -179,6 +181,8 @@ pub struct Site {
     pub last_ms: u64,
     /// Freed blocks by age: bucket n holds those that lived 2^n to 2^(n+1) microseconds.
     pub lifetimes: [u64; LIFETIME_BUCKETS],
+    /// What scans of the process's memory said of the outstanding blocks, if there were any.
+    pub reached: Option<reach::Reached>,
     /// In kernel mode, the outstanding memory by the process that allocated it; empty unless blocks
     /// were read.
     pub holders: Vec<Holder>,
@@ -410,6 +414,23 @@ impl Loss {
             .into_iter()
             .map(|reason| self.count(reason))
             .sum()
+    }
+
+    /// Whether every free of a tracked block was seen, as far as is known. What makes a report
+    /// incomplete without hiding a free, such as a stack that was not taken, does not matter here.
+    pub fn sees_all_frees(&self) -> bool {
+        let harmless = [
+            LossReason::StacksFull,
+            LossReason::StackUnreadable,
+            LossReason::ScratchBusy,
+            LossReason::OutstandingFull,
+            LossReason::OutstandingRefused,
+            LossReason::SitesFull,
+            LossReason::ResultUnreadable,
+        ];
+        let mut others = self.clone();
+        others.reasons.retain(|reason, _| !harmless.contains(reason));
+        others.is_complete()
     }
 
     /// Whether every allocation and free since the start is in the figures, each with its stack

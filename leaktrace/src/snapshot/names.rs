@@ -4,13 +4,26 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Frame;
+use super::{Frame, reach::Root};
 
 /// The names of frames, each learnt once.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// The answer for each frame; a frame that is not here was never looked up.
     pub frames: HashMap<Frame, Resolved>,
+    /// The name of each root that holds blocks; a root that is not here was never looked up.
+    pub roots: HashMap<Root, RootName>,
+}
+
+/// The name of a root that holds blocks, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RootName {
+    /// The variable.
+    pub name: Option<String>,
+    /// The path of its object.
+    pub object: Option<String>,
+    /// Its section, with the offset in it where the variable has no name.
+    pub section: Option<String>,
 }
 
 /// The answer for one frame.

@@ -75,6 +75,21 @@ pub enum Root {
     Kernel,
 }
 
+impl Root {
+    /// The kind of root, as JSON has it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Global { .. } => "global",
+            Self::ThreadLocal { .. } => "thread_local",
+            Self::Stack { .. } => "stack",
+            Self::Register { .. } => "register",
+            Self::Mapping { .. } => "mapping",
+            Self::OlderHeap => "older_heap",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
 /// How the memory of a process was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scan {

@@ -9,6 +9,7 @@ mod kernel_lines;
 mod mangled;
 mod module_lines;
 mod perf_map;
+mod roots;
 mod user;
 
 use std::{
@@ -21,7 +22,7 @@ use blazesym::symbolize::Symbolizer as Blazesym;
 use self::{functions::Functions, perf_map::PerfMap};
 use crate::{
     host::debug_files,
-    snapshot::{Frame, Names, Place, Resolved, Snapshot, Symbol, Unknown},
+    snapshot::{Frame, Names, Place, Resolved, Snapshot, Symbol, Unknown, reach::Root},
 };
 
 /// Finds names, with caches that live as long as the symbolizer. Not `Send`: keep it on one thread.
@@ -30,6 +31,7 @@ pub struct Symbolizer {
     kernel: kernel::Kernel,
     functions: HashMap<String, Functions>,
     perf_maps: HashMap<u32, PerfMap>,
+    variables: roots::Variables,
 }
 
 impl Symbolizer {
@@ -49,6 +51,7 @@ impl Symbolizer {
             kernel: kernel::Kernel::running(folders),
             functions: HashMap::new(),
             perf_maps: HashMap::new(),
+            variables: roots::Variables::default(),
         }
     }
 
@@ -62,7 +65,15 @@ impl Symbolizer {
             None | Some(Resolved::Unknown(Unknown::Anonymous { .. })) => false,
             Some(_) => true,
         };
-        missing.extend(of_stacks.chain(of_sites).filter(|frame| !has_name(frame)));
+        let held_by = || {
+            let reached = snapshot.sites.iter().filter_map(|site| site.reached.as_ref());
+            reached.flat_map(|reached| reached.held_by.iter().map(|held| &held.root))
+        };
+        let of_roots = held_by().filter_map(|root| match root {
+            Root::Stack { frame, .. } => frame.as_ref(),
+            _ => None,
+        });
+        missing.extend(of_stacks.chain(of_sites).chain(of_roots).filter(|frame| !has_name(frame)));
         let mut kernel = Vec::new();
         let mut anonymous: BTreeMap<u32, Vec<Frame>> = BTreeMap::new();
         let mut objects: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
@@ -79,6 +90,12 @@ impl Symbolizer {
                 Place::Unmapped => {
                     names.frames.insert(frame, Resolved::Unknown(Unknown::Unmapped));
                 }
+            }
+        }
+        for root in held_by() {
+            if !names.roots.contains_key(root) {
+                let name = self.variables.name(snapshot, root);
+                names.roots.insert(root.clone(), name);
             }
         }
         for (pid, frames) in anonymous {
@@ -189,6 +206,7 @@ mod tests {
             cache_growth: std::collections::BTreeMap::new(),
             cache_aliases: std::collections::BTreeMap::new(),
             older_ms: 0,
+            scans: Vec::new(),
         }
     }
 

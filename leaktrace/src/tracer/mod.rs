@@ -20,11 +20,14 @@ mod pairs;
 mod processes;
 mod requested;
 mod ring;
+mod scans;
 mod seccomp_guard;
 mod step;
 mod unseen;
 mod user;
 pub(crate) mod wait;
+
+use std::time::{Duration, Instant};
 
 pub use self::step::{End, Step};
 use self::{kernel::KernelTracer, user::UserTracer};
@@ -32,6 +35,7 @@ use crate::{
     collect::Wants,
     error::Error,
     host::features::HostFacts,
+    reach::{Reach, Running},
     session::spec::{By, Target, TraceOptions, View},
     snapshot::Snapshot,
 };
@@ -99,6 +103,66 @@ impl Tracer {
         match self {
             Self::Kernel(tracer) => tracer.snapshot(wants),
             Self::User(tracer) => tracer.snapshot(wants),
+        }
+    }
+
+    /// How long it takes to look through the traced memory for addresses of outstanding blocks;
+    /// `None` if that is not to be done.
+    pub fn scan_time(&self) -> Option<Duration> {
+        match self {
+            Self::Kernel(_) => None,
+            Self::User(tracer) => tracer.scan_time(),
+        }
+    }
+
+    /// Begins to look through the traced memory, in a thread of its own, for what the final snapshot
+    /// is to say of it; does nothing if that has begun or is not to be done. After `until`, nothing
+    /// is begun that can be left out. Returns a line for the person at the terminal.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] when no descriptor is left.
+    pub fn begin_scans(&mut self, until: Option<Instant>) -> Result<Option<String>, Error> {
+        match self {
+            Self::Kernel(_) => Ok(None),
+            Self::User(tracer) => tracer.begin_scans(until),
+        }
+    }
+
+    /// Begins to look through the memory of a command that is at its exit, as
+    /// [`Self::begin_scans`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] when no descriptor is left.
+    pub fn begin_exit_scan(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Kernel(_) => Ok(()),
+            Self::User(tracer) => tracer.begin_exit_scan(),
+        }
+    }
+
+    /// Lets a command end that is at its exit.
+    pub fn let_go(&mut self) {
+        match self {
+            Self::Kernel(_) => {}
+            Self::User(tracer) => tracer.let_go(),
+        }
+    }
+
+    /// Takes out the scans that have begun, to wait for their end.
+    pub fn take_scans(&mut self) -> Option<Running> {
+        match self {
+            Self::Kernel(_) => None,
+            Self::User(tracer) => tracer.take_scans(),
+        }
+    }
+
+    /// Gives back what scans have found, for the final snapshot.
+    pub fn give_scans(&mut self, found: Reach) {
+        match self {
+            Self::Kernel(_) => {}
+            Self::User(tracer) => tracer.give_scans(found),
         }
     }
 

@@ -14,6 +14,7 @@ use super::{
     overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
     ring::{self, Ring, drain},
+    scans::{self, Scans},
     seccomp_guard::SeccompGuard,
     step::{End, Step},
     wait::{self, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick, wait_until},
@@ -30,13 +31,15 @@ use crate::{
 
 /// Traces user allocations.
 pub struct UserTracer {
-    processes: Processes,
+    pub(super) processes: Processes,
     /// Rules for the processes that are traced besides those that the user names.
     rules: Rules,
     loaded: Loaded,
-    collector: Collector,
+    pub(super) collector: Collector,
     /// The command that leaktrace has started.
     child: Option<Child>,
+    /// The command's exit code, once it has ended.
+    ended: Option<u8>,
     /// Process IDs, with descriptors that become readable when the process ends.
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
@@ -45,6 +48,7 @@ pub struct UserTracer {
     records: Vec<AsyncFd<OwnedFd>>,
     overhead: Option<Overhead>,
     log: ProgramLog,
+    pub(super) scans: Scans,
     unseen: Vec<String>,
     /// Whether to print notes about tables and probes.
     is_verbose: bool,
@@ -157,7 +161,18 @@ impl UserTracer {
         };
         let overhead = Overhead::start(trace, &processes)?;
         let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
-        let child = suspended.map(|suspended| suspended.resume(true)).transpose()?;
+        let mut scans = Scans::new(trace.reachability);
+        let looks_at_exit = kinds.malloc && scans.is_on();
+        if let Some(suspended) = suspended.as_ref().filter(|_| looks_at_exit) {
+            let pid = suspended.pid();
+            scans.await_exit(scans::Command {
+                pid,
+                space: processes.traced.get(&pid).map_or(0, |traced| traced.space),
+                is_whole: trace.takes_all() && unseen.is_none(),
+                thread: None,
+            });
+        }
+        let child = suspended.map(|suspended| suspended.resume(looks_at_exit)).transpose()?;
         collector.start();
         let is_verbose = trace.verbose > 0;
         if is_verbose {
@@ -185,12 +200,14 @@ impl UserTracer {
             loaded,
             collector,
             child,
+            ended: None,
             pidfds,
             ring,
             map_ring,
             records,
             overhead,
             log,
+            scans,
             unseen: unseen.into_iter().collect(),
             is_verbose,
         })
@@ -198,26 +215,31 @@ impl UserTracer {
 
     /// As [`super::Tracer::step`].
     pub(super) async fn step(&mut self) -> Result<Step, Error> {
+        if let Some(code) = self.ended {
+            return Ok(End::Command { code }.into());
+        }
         let look = self.processes.next_look();
         let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
         let growth = self.processes.next_growth_check();
         let mut step = Step::default();
         tokio::select! {
             biased;
-            happened = wait_for_child(self.child.as_mut()) => {
-                let code = match happened? {
-                    Happened::Leaving(_) => {
-                        if let Some(child) = &mut self.child {
-                            child.let_go();
-                        }
-                        return Ok(step);
+            happened = wait_for_child(self.child.as_mut()), if self.ended.is_none() => {
+                return match happened? {
+                    Happened::Leaving(thread) => {
+                        // What it told before its end comes first.
+                        self.drain_rings()?;
+                        self.scans.is_leaving(*thread);
+                        Ok(End::Leaving.into())
                     }
-                    Happened::Ended(ended) => ended.exit_code(),
+                    Happened::Ended(ended) => {
+                        if let Some(child) = &self.child {
+                            self.collector.exited(child.pid());
+                        }
+                        self.ended = Some(ended.exit_code());
+                        Ok(Step::default())
+                    }
                 };
-                if let Some(child) = &self.child {
-                    self.collector.exited(child.pid());
-                }
-                return Ok(End::Command { code }.into());
             }
             pid = wait_for_exit(&self.pidfds) => {
                 self.pidfds.retain(|(watched, _)| *watched != pid);
@@ -262,6 +284,9 @@ impl UserTracer {
         unseen.extend(self.processes.unseen(&self.collector));
         let mut snapshot = self.collector.snapshot(wants, misses, true, &unseen)?;
         snapshot.budget = self.overhead.as_ref().map(Overhead::budget);
+        if wants.is_final {
+            self.scans.add_to(&mut snapshot);
+        }
         Ok(snapshot)
     }
 
@@ -270,6 +295,13 @@ impl UserTracer {
         let Some(child) = &self.child else { return false };
         child.forward(signal);
         true
+    }
+
+    /// As [`super::Tracer::let_go`].
+    pub(super) fn let_go(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.let_go();
+        }
     }
 
     /// As [`super::Tracer::end`].
@@ -283,6 +315,11 @@ impl UserTracer {
         // Links first, so that no program runs on maps that are gone.
         drop(self.processes);
         drop(self.loaded);
+    }
+
+    /// Whether allocators are traced.
+    pub(super) fn traces_malloc(&self) -> bool {
+        self.processes.traces_malloc
     }
 
     /// Whether no traced process is left and none can come.

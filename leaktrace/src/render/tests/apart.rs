@@ -25,6 +25,7 @@ fn what_an_unloaded_module_left_is_told_by_its_part() {
             (creates, symbol("kmem_cache_create", "vmlinux")),
         ]
         .into(),
+        ..Names::default()
     };
     let mut base = snapshot(Mode::Kernel, StackMode::All);
     let stack = |frames: &[Frame]| Stack { frames: frames.to_vec(), end: StackEnd::Complete };

@@ -75,8 +75,13 @@ fn a_followed_command_stops_and_goes_on() {
     };
     let act = |pid: u32| {
         let pid_t = Pid::from_raw(pid as i32);
+        // It has gone on from where it was held.
+        let begin = std::time::Instant::now();
+        while state(pid) != Some('S') {
+            assert!(begin.elapsed().as_secs() < 10, "{:?}", state(pid));
+        }
         for _ in 0..3 {
-            nix::sys::signal::kill(pid_t, Signal::SIGTSTP).unwrap();
+            nix::sys::signal::kill(pid_t, Signal::SIGSTOP).unwrap();
             // Stopped, and traced: the kernel shows it as traced.
             let start = std::time::Instant::now();
             while !matches!(state(pid), Some('T' | 't')) {
