@@ -15,6 +15,7 @@ mod kept;
 mod kernel;
 mod kernel_view;
 mod lifecycle;
+mod lost;
 mod mappings;
 mod names;
 mod old_kernel;

@@ -87,6 +87,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "kobjects", source: "kobjects.c", flags: &[] },
     Recipe { name: "longjmp", source: "longjmp.c", flags: &[] },
+    Recipe { name: "lost", source: "lost.c", flags: &[] },
     Recipe { name: "many", source: "many.c", flags: &[] },
     // Frame pointers, and no call frame information but that of the C library's start files.
     Recipe {

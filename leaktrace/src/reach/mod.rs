@@ -16,6 +16,7 @@ pub mod lost;
 pub mod mappings;
 pub mod memory;
 pub mod objects;
+pub mod other_threads;
 pub mod places;
 pub mod stacks;
 pub mod still;

@@ -8,6 +8,8 @@ use super::{
     live::{self, Found},
     look::{Refusal, Rules, Target, look},
     memory::Memory,
+    objects::Objects,
+    other_threads,
     view::{ThreadState, View},
 };
 use crate::{
@@ -75,7 +77,26 @@ pub fn at_exit(
 ) -> Found {
     let view = View { threads: vec![thread], is_consistent: true, ..View::live(target.pid) };
     let rules = Rules { youngest_ns: u64::MAX, counts_older_heap: !is_whole };
-    once(target, reader, view, rules, cancel, Way::AtExit)
+    let (mut scan, mut sites) = once(target, reader, view, rules, cancel, Way::AtExit);
+    let has_lost = sites
+        .values()
+        .any(|reached| reached.definitely_lost.count + reached.indirectly_lost.count > 0);
+    // What is not lost is not lost whatever they held.
+    if has_lost && let Some(others) = others(target) {
+        scan.refused = Some(format!(
+            "{others} more threads ended with it, and what they held in registers is not known"
+        ));
+        sites.clear();
+    }
+    (scan, sites)
+}
+
+/// How many threads besides the first were alive in a command that is at its exit; none if there was
+/// none, or if its C library does not tell.
+fn others(target: &Target) -> Option<u32> {
+    let memory = Memory::open(target.pid).ok()?;
+    let objects = Objects::read(target.pid, &target.loaded);
+    other_threads::count(&objects, &memory)?.checked_sub(1).filter(|others| *others > 0)
 }
 
 fn once(
