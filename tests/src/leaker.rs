@@ -197,6 +197,7 @@ mod tests {
             ("forker", &[], &["holding"]),
             ("handles", &[], &["holding"]),
             ("held", &["compute"], &["done"]),
+            ("heap", &["1", "1000"], &["holding"]),
             ("hoards", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
             ("kmaps", &["/mnt"], &["holding", "closed"]),

@@ -81,6 +81,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "forker", source: "forker.c", flags: &[] },
     Recipe { name: "handles", source: "handles.c", flags: &["-lssl", "-lcrypto", "-lsqlite3"] },
     Recipe { name: "held", source: "held.c", flags: &["-D_GNU_SOURCE"] },
+    Recipe { name: "heap", source: "heap.c", flags: &[] },
     Recipe { name: "hoards", source: "hoards.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
     Recipe { name: "keeps", source: "keeps.c", flags: &[] },

@@ -17,6 +17,7 @@ use crate::{
 mod budget;
 mod figures;
 mod peers;
+mod reach;
 mod stacks;
 mod table;
 mod tracer;
@@ -26,15 +27,15 @@ use table::{Row, Table};
 use workload::{WORKLOADS, Workload};
 
 /// What is measured apart from workloads.
-const FIGURES: [&str; 5] = ["reports", "latency", "beside", "stacks", "budget"];
+const FIGURES: [&str; 6] = ["reports", "latency", "beside", "stacks", "budget", "reach"];
 /// Left out unless they are named: each takes a minute or more by itself.
-const ONLY_BY_NAME: [&str; 2] = ["stacks", "budget"];
+const ONLY_BY_NAME: [&str; 3] = ["stacks", "budget", "reach"];
 
 /// The task's arguments.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only these: hotloop, threadloop, liveloop, redis, churn, inserts, pipeloop, sockloop,
-    /// fileloop; reports, latency, beside; stacks and budget (never without their names).
+    /// fileloop; reports, latency, beside; stacks, budget and reach (never without their names).
     only: Vec<String>,
     /// Beside the same probes with empty programs, in the place of other tools: user workloads only.
     #[arg(long)]
@@ -106,6 +107,9 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     }
     if options.wants("stacks") {
         stacks::bench(&leaktrace, rounds)?;
+    }
+    if options.wants("reach") {
+        reach::bench(&leaktrace, rounds)?;
     }
     if options.wants("budget") {
         budget::bench(&leaktrace)?;

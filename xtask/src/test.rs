@@ -155,7 +155,7 @@ const REFUSED: &str = "old_kernel::";
 /// allocator but attaching to it; what is run again and again, lists a tree of files, or has a
 /// second emulator below it. And prices, which in an emulated machine change from one second to the
 /// next.
-const SLOW: [&str; 13] = [
+const SLOW: [&str; 14] = [
     "gdb::",
     "stacks_of_c_are_those_of_gdb_",
     "stacks_of_cpp",
@@ -165,6 +165,7 @@ const SLOW: [&str; 13] = [
     "allocators::objects",
     "lifecycle::an_interrupt_right_after",
     "mappings::a_command_leaks",
+    "reach::a_busy_interpreter",
     "run::an_image_after_many",
     "run::ls_prints",
     "sampling::a_steady_load",
@@ -173,7 +174,7 @@ const SLOW: [&str; 13] = [
 
 /// What BPF programs and the kernel have a part in. Other tests are of files, names and processes,
 /// which are the same on each kernel: they run on this host.
-const KERNEL_SIDE: [&str; 19] = [
+const KERNEL_SIDE: [&str; 20] = [
     "at_once",
     "verifier",
     "exact::",
@@ -188,6 +189,7 @@ const KERNEL_SIDE: [&str; 19] = [
     "pairs::",
     "preemption::",
     "processes::",
+    "reach::",
     "sampling::",
     "semantics::",
     "start::",

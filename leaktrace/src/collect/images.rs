@@ -108,6 +108,11 @@ impl Collector {
         self.images.known.values().map(|(process, _)| process)
     }
 
+    /// The traced process images, each with its space.
+    pub fn images(&self) -> impl Iterator<Item = (u32, &Process)> {
+        self.images.known.iter().map(|(space, (process, _))| (*space, process))
+    }
+
     /// Marks a process as ended; what it held stays in the report.
     pub fn exited(&mut self, pid: u32) {
         for (process, _) in self.images.known.values_mut() {

@@ -17,6 +17,8 @@ pub const MAX_EDGES: usize = 64 << 20;
 const LEARN_BLOCKS: u32 = 16;
 /// ...and so large a share of them, in percent.
 const LEARN_PERCENT: u32 = 90;
+/// Most turns in which usual offsets are learnt.
+const LEARN_TURNS: u32 = 8;
 
 /// What is known of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,7 +282,8 @@ impl<'a> Graph<'a> {
         });
         self.set(&weak, State::Reachable);
         self.flood(weak);
-        loop {
+        // What is learnt of one call site may lead to blocks of others.
+        for _ in 0..LEARN_TURNS {
             let learnt = self.learn();
             if learnt.is_empty() {
                 break;

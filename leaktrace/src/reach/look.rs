@@ -170,7 +170,7 @@ pub fn look<R>(
     sweep.flush();
     let own_addresses = std::mem::take(&mut sweep.own_addresses);
     let unread = memory.unread_bytes + of_target.map_or(0, |memory| memory.unread_bytes);
-    if !is_there(memory, &mappings) {
+    if !memory.is_there() {
         return Err(Refusal::Gone);
     }
     if unread > 0 {
@@ -227,13 +227,6 @@ fn check(mappings: &Mappings) -> Result<(), Refusal> {
         )));
     }
     Ok(())
-}
-
-/// Whether the image that was looked at is still that of the process.
-fn is_there(memory: &Memory, mappings: &Mappings) -> bool {
-    // Some mappings go while it lives; not all of them.
-    mappings.read.iter().rev().take(64).any(|mapped| memory.is_there(mapped.start))
-        || mappings.read.iter().take(64).any(|mapped| memory.is_there(mapped.start))
 }
 
 /// A part of a mapping whose words are of one kind.

@@ -36,6 +36,8 @@ pub struct Memory {
     file_bytes: u64,
     looked_at: u64,
     has_pagemap_scan: bool,
+    /// Addresses that were read: pages that there are.
+    known: Vec<u64>,
 }
 
 /// `struct pm_scan_arg` (include/uapi/linux/fs.h, 6.7).
@@ -92,14 +94,19 @@ impl Memory {
             file_bytes: 0,
             looked_at: 0,
             has_pagemap_scan: true,
+            known: Vec::new(),
         })
     }
 
-    /// Whether the image is still there: a process that has ended or executed another file has
-    /// another one. `known` is an address that can be read while it is.
-    pub fn is_there(&self, known: u64) -> bool {
-        let mut byte = [0];
-        self.mem.read_at(&mut byte, known).is_ok_and(|count| count == 1)
+    /// Whether the image that was read is still there: a process that has ended or executed another
+    /// file has another one.
+    pub fn is_there(&self) -> bool {
+        let is_read = |address: &u64| {
+            let mut byte = [0];
+            self.mem.read_at(&mut byte, *address).is_ok_and(|count| count == 1)
+        };
+        // Some memory goes while the process lives.
+        self.known.iter().any(is_read)
     }
 
     /// One word.
@@ -272,6 +279,8 @@ impl Memory {
         buffer: &mut [u64],
         take: &mut dyn FnMut(u64, &[u64]) -> bool,
     ) -> bool {
+        let first = ranges.first().filter(|_| self.known.len() < MAX_KNOWN);
+        self.known.extend(first.map(|range| range.start));
         let mut batch: Vec<libc::iovec> = Vec::new();
         let mut filled = 0;
         let room = buffer.len() * 8;
@@ -365,6 +374,8 @@ impl Memory {
     }
 }
 
+/// Most addresses that are remembered to ask whether the image is still there.
+const MAX_KNOWN: usize = 64;
 /// Most pieces of one read (`UIO_MAXIOV`).
 const MAX_VECTORS: usize = 1024;
 
@@ -459,6 +470,27 @@ mod tests {
         }
     }
 
+    /// Sanitizers, Go and the like reserve more addresses than any machine has memory.
+    #[test]
+    fn terabytes_of_nothing_take_no_time() {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let bytes = 16_usize << 40;
+        let at = map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1);
+        write(at + (7 << 40), 77);
+        let start = std::time::Instant::now();
+        let words = read_at(at, bytes as u64, true);
+        assert_eq!(values(&words), [77]);
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        // Before 6.7 each page would have to be asked for: it is refused.
+        let mappings = Mappings::read(std::process::id()).unwrap();
+        let mut memory = Memory::open(std::process::id()).unwrap();
+        memory.has_pagemap_scan = false;
+        let refused = memory.ranges(mappings.find(at).unwrap()).unwrap_err();
+        assert!(refused.contains("more than a terabyte"), "{refused}");
+        // SAFETY: the mapping made above.
+        unsafe { libc::munmap(at as *mut libc::c_void, bytes) };
+    }
+
     #[test]
     fn memory_that_nobody_may_read_is_read() {
         let at = map(
@@ -511,12 +543,18 @@ mod tests {
     #[test]
     fn an_image_that_is_gone_is_known() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let memory = Memory::open(child.id()).unwrap();
-        let known = || Mappings::read(child.id()).ok()?.read.first().map(|mapped| mapped.start);
-        let known = known().unwrap();
-        assert!(memory.is_there(known));
+        let mut memory = Memory::open(child.id()).unwrap();
+        let mappings = Mappings::read(child.id()).unwrap();
+        let stack = mappings.read.iter().find(|mapped| mapped.name == "[stack]").unwrap();
+        let ranges = memory.ranges(stack).unwrap();
+        let mut bytes = 0;
+        memory.read(&ranges, true, &mut vec![0; PIECE / 8], &mut |_, words| {
+            bytes += words.len() * 8;
+            true
+        });
+        assert!(bytes >= PAGE as usize && memory.is_there());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!memory.is_there(known));
+        assert!(!memory.is_there());
     }
 }

@@ -1,6 +1,10 @@
 //! What a root is: the variable, the thread or the mapping that an address of memory belongs to.
 
-use std::{collections::HashMap, fs, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    ops::Range,
+};
 
 use super::{
     graph::{Origin, Rank},
@@ -38,6 +42,8 @@ pub struct Places<'a> {
     objects: &'a Objects,
     view: &'a View,
     threads: Vec<Thread>,
+    /// Addresses of threads, sorted: whose they are, and whether they are thread-local memory.
+    ranges: Vec<(Range<u64>, usize, bool)>,
     frames: HashMap<u32, Vec<FrameSpan>>,
     walker: Walker,
 }
@@ -52,11 +58,12 @@ impl<'a> Places<'a> {
         view: &'a View,
         own_addresses: &[u64],
     ) -> Self {
-        let tids = tids(view.pid);
+        let tids: HashSet<u32> = tids(view.pid).into_iter().collect();
         let by_base: HashMap<u64, u32> =
             view.threads.iter().map(|thread| (thread.fs_base, thread.tid)).collect();
         let bytes = objects.thread_local_bytes();
         let mut threads: Vec<Thread> = Vec::new();
+        let mut known: HashSet<u32> = HashSet::new();
         for control in own_addresses.iter().take(MAX_THREADS * 4) {
             let told = || {
                 THREAD_IDS_AT.iter().find_map(|offset| {
@@ -68,7 +75,7 @@ impl<'a> Places<'a> {
             let Some(mapped) = mappings.find(*control).filter(|mapped| !mapped.has_file) else {
                 continue;
             };
-            if threads.len() < MAX_THREADS && !threads.iter().any(|thread| thread.tid == tid) {
+            if threads.len() < MAX_THREADS && known.insert(tid) {
                 let from = control.saturating_sub(bytes).max(mapped.start);
                 let to = control.saturating_add(CONTROL_BLOCK_BYTES).min(mapped.end);
                 // The stack of a thread and its control block share a mapping; that of the first
@@ -89,12 +96,20 @@ impl<'a> Places<'a> {
                 }),
             }
         }
+        let mut ranges: Vec<(Range<u64>, usize, bool)> = Vec::new();
+        for (at, thread) in threads.iter().enumerate() {
+            ranges.push((thread.thread_local.clone(), at, true));
+            ranges.push((thread.stack.clone(), at, false));
+        }
+        ranges.retain(|(range, ..)| range.start < range.end);
+        ranges.sort_by_key(|(range, ..)| range.start);
         Self {
             memory,
             mappings,
             objects,
             view,
             threads,
+            ranges,
             frames: HashMap::new(),
             walker: Walker::default(),
         }
@@ -118,12 +133,15 @@ impl<'a> Places<'a> {
             let variable = object.data.variable(inside).map(|variable| variable.address);
             return Root::Global { object: object.object, address: variable.unwrap_or(inside) };
         }
-        if let Some(thread) =
-            self.threads.iter().find(|thread| thread.thread_local.contains(&address))
+        let after = self.ranges.partition_point(|(range, ..)| range.start <= address);
+        let known = after.checked_sub(1).and_then(|at| self.ranges.get(at));
+        if let Some((range, thread, is_local)) = known
+            && range.contains(&address)
+            && let Some(thread) = self.threads.get(*thread)
         {
-            return self.thread_local(thread, address);
-        }
-        if let Some(thread) = self.threads.iter().find(|thread| thread.stack.contains(&address)) {
+            if *is_local {
+                return self.thread_local(thread, address);
+            }
             let tid = thread.tid;
             return Root::Stack { thread: tid, frame: self.frame(tid, address) };
         }

@@ -11,7 +11,7 @@ use crate::{
         Amount,
         reach::{Scan, Way},
     },
-    units::{format_bytes, format_count, format_ms, format_ppm},
+    units::{format_bytes, format_count, format_ms},
 };
 
 /// Most holders named of one call site.
@@ -80,15 +80,15 @@ fn holders(reach: &Reach) -> String {
         .iter()
         .take(HOLDERS_SHOWN)
         .map(|holding| {
-            let share = (u128::from(holding.held.bytes) * 1_000_000 / u128::from(all)) as u64;
-            let share = share.min(1_000_000).div_ceil(10_000) * 10_000;
+            let percent =
+                (u128::from(holding.held.bytes) * 100 + u128::from(all / 2)) / u128::from(all);
             let way = match holding.through {
                 0 => ", directly".to_owned(),
                 1 => ", through 1 block".to_owned(),
                 LONG.. => format!(", through {LONG} blocks or more"),
                 few => format!(", through {few} blocks"),
             };
-            format!("{} of the bytes hang from {}{way}", format_ppm(share), root(holding))
+            format!("{percent} % of the bytes hang from {}{way}", root(holding))
         })
         .collect();
     if shown.is_empty() { String::new() } else { format!(": {}", shown.join("; ")) }

@@ -1,6 +1,7 @@
 //! Whole renderings of hand-made snapshots.
 
 mod apart;
+mod reach;
 
 use std::collections::BTreeMap;
 

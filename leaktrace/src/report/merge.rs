@@ -383,7 +383,7 @@ fn identify(frame: &FrameView) -> FrameIdentity {
 }
 
 /// The functions at a frame, inlined ones first.
-pub(super) fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
+fn resolve(frame: &Frame, names: &Names) -> Vec<FrameView> {
     let load = match frame.place {
         Place::Module { load } => Some(load),
         _ => None,

@@ -1,8 +1,7 @@
 //! What scans said of a call site, with names: what is lost, and who holds the rest.
 
-use super::merge::{self, FrameView};
 use crate::snapshot::{
-    Amount, Names, RootName,
+    Amount, Frame, Names, Resolved, RootName,
     reach::{HeldBy, Reached, Root},
 };
 
@@ -70,11 +69,7 @@ fn holding(held: &HeldBy, names: &Names) -> Holding {
     let RootName { mut name, mut object, section } = root.cloned().unwrap_or_default();
     let thread = match &held.root {
         Root::Stack { thread, frame } => {
-            let function: Option<FrameView> =
-                frame.as_ref().and_then(|frame| merge::resolve(frame, names).pop());
-            if let Some(function) = function {
-                (name, object) = (function.symbol, function.object);
-            }
+            (name, object) = frame.as_ref().and_then(|frame| function(frame, names)).unzip();
             Some(*thread)
         }
         Root::Register { thread } => Some(*thread),
@@ -92,6 +87,16 @@ fn holding(held: &HeldBy, names: &Names) -> Holding {
         section,
         held: held.held,
         through: held.through,
+    }
+}
+
+/// The function of a frame, not one that is inlined into it, and its object.
+fn function(frame: &Frame, names: &Names) -> Option<(String, String)> {
+    match names.frames.get(frame)? {
+        Resolved::Known(symbols) => {
+            symbols.last().map(|symbol| (symbol.name.clone(), symbol.object.clone()))
+        }
+        Resolved::Unknown(_) => None,
     }
 }
 

@@ -87,6 +87,8 @@ async fn follow(
                 if tracer.forward(number) {
                     continue;
                 }
+                // Those that are under way are to be waited for no longer.
+                tracer.skip_scans();
                 Some(Outcome::Done)
             }
             step = tracer.step() => {

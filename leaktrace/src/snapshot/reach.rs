@@ -31,7 +31,8 @@ pub struct HeldBy {
     pub root: Root,
     /// The blocks held, over all ways that begin there.
     pub held: Amount,
-    /// The most usual number of tracked blocks between the root and the held blocks.
+    /// The most usual number of tracked blocks between the root and the held blocks; 64 stands for
+    /// 64 or more.
     pub through: u32,
 }
 

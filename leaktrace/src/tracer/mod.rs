@@ -150,11 +150,19 @@ impl Tracer {
         }
     }
 
+    /// Has the scans that have begun end soon, without verdicts.
+    pub fn skip_scans(&self) {
+        match self {
+            Self::Kernel(_) => {}
+            Self::User(tracer) => tracer.scans.skip(),
+        }
+    }
+
     /// Takes out the scans that have begun, to wait for their end.
     pub fn take_scans(&mut self) -> Option<Running> {
         match self {
             Self::Kernel(_) => None,
-            Self::User(tracer) => tracer.take_scans(),
+            Self::User(tracer) => tracer.scans.take(),
         }
     }
 
@@ -162,7 +170,7 @@ impl Tracer {
     pub fn give_scans(&mut self, found: Reach) {
         match self {
             Self::Kernel(_) => {}
-            Self::User(tracer) => tracer.give_scans(found),
+            Self::User(tracer) => tracer.scans.give(found),
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{processes::Traced, user::UserTracer};
+use super::processes::{Processes, Traced};
 use crate::{
+    collect::Collector,
     error::Error,
     host::proc,
     reach::{Reach, Running, blocks::Layout, look::Target, objects::LoadedAt, view::ThreadState},
@@ -13,6 +14,7 @@ use crate::{
         reach::{Scan, Way},
     },
     units::format_bytes,
+    unwind::tables::ProcessMapping,
 };
 
 /// Most processes that are looked at in one report.
@@ -96,120 +98,147 @@ impl Scans {
     }
 }
 
-impl UserTracer {
+impl Scans {
     /// As [`super::Tracer::scan_time`].
-    pub(super) fn scan_time(&self) -> Option<Duration> {
-        if self.scans.way == Reachability::Off || !self.traces_malloc() {
+    pub(super) fn time(&self, processes: &Processes) -> Option<Duration> {
+        if self.way == Reachability::Off || !processes.traces_malloc {
             return None;
         }
-        let bytes: u64 = self.processes.traced.keys().filter_map(|pid| bytes(*pid)).sum();
+        let bytes: u64 = processes.traced.keys().filter_map(|pid| bytes(*pid)).sum();
         Some(LEAST_LEAD + Duration::from_millis(bytes.min(MAX_BYTES) * 3000 / BYTES_A_SECOND))
     }
 
     /// As [`super::Tracer::begin_scans`].
-    pub(super) fn begin_scans(&mut self, until: Option<Instant>) -> Result<Option<String>, Error> {
-        if self.scan_time().is_none() || self.scans.running.is_some() || self.scans.found.is_some()
-        {
+    pub(super) fn begin(
+        &mut self,
+        processes: &Processes,
+        collector: &Collector,
+        until: Option<Instant>,
+    ) -> Result<Option<String>, Error> {
+        if self.time(processes).is_none() || self.running.is_some() || self.found.is_some() {
             return Ok(None);
         }
-        let (targets, bytes) = self.targets();
+        let (targets, bytes) = self.targets(processes, collector);
+        let ended = collector.images().filter(|(_, process)| process.exited);
+        self.left_out.extend(ended.map(|(space, process)| {
+            left_out(process.pid, space, "it ended before it was looked through".into())
+        }));
         let about = match targets.as_slice() {
             [] => None,
             [one] => Some(format!("process {}", one.pid)),
             several => Some(format!("{} processes", several.len())),
         };
-        let reader = self.collector.maps.block_reader()?;
-        self.scans.running = Some(Running::start(self.scans.way, targets, reader, until));
+        let reader = collector.maps.block_reader()?;
+        self.running = Some(Running::start(self.way, targets, reader, until));
         Ok(about.map(|about| {
             format!(
-                "looking through {} of {about} for addresses of the outstanding blocks; Ctrl-C skips that",
+                "looking through {} of {about} for addresses of the outstanding blocks; Ctrl-C \
+                 skips that",
                 format_bytes(bytes)
             )
         }))
     }
 
     /// As [`super::Tracer::begin_exit_scan`].
-    pub(super) fn begin_exit_scan(&mut self) -> Result<(), Error> {
-        let Some(command) = &mut self.scans.command else { return Ok(()) };
+    pub(super) fn begin_exit_scan(
+        &mut self,
+        processes: &Processes,
+        collector: &Collector,
+    ) -> Result<(), Error> {
+        let Some(command) = &mut self.command else { return Ok(()) };
         let (pid, space, is_whole) = (command.pid, command.space, command.is_whole);
-        let (Some(thread), Some(traced)) = (command.thread.take(), self.processes.traced.get(&pid))
+        let (Some(thread), Some(traced)) = (command.thread.take(), processes.traced.get(&pid))
         else {
             return Ok(());
         };
         // Another image than the first was not traced from its first allocation on.
         let is_whole = is_whole && traced.space == space;
-        let target = self.target(pid, traced);
-        let reader = self.collector.maps.block_reader()?;
-        self.scans.found = None;
-        self.scans.running = Some(Running::at_exit(target, reader, thread, is_whole));
+        let reader = collector.maps.block_reader()?;
+        let target = target(pid, traced, collector);
+        self.found = None;
+        self.running = Some(Running::at_exit(target, reader, thread, is_whole));
         Ok(())
     }
 
+    /// As [`super::Tracer::skip_scans`].
+    pub(super) fn skip(&self) {
+        if let Some(running) = &self.running {
+            running.skip();
+        }
+    }
+
     /// As [`super::Tracer::take_scans`].
-    pub(super) fn take_scans(&mut self) -> Option<Running> {
-        self.scans.running.take()
+    pub(super) fn take(&mut self) -> Option<Running> {
+        self.running.take()
     }
 
     /// As [`super::Tracer::give_scans`].
-    pub(super) fn give_scans(&mut self, found: Reach) {
-        self.scans.found = Some(found);
+    pub(super) fn give(&mut self, found: Reach) {
+        self.found = Some(found);
     }
 
     /// The processes that are looked at, and the memory that they have.
-    fn targets(&mut self) -> (Vec<Target>, u64) {
+    fn targets(&mut self, processes: &Processes, collector: &Collector) -> (Vec<Target>, u64) {
         let mut alive: Vec<(u64, u32)> =
-            self.processes.traced.keys().filter_map(|pid| Some((bytes(*pid)?, *pid))).collect();
+            processes.traced.keys().filter_map(|pid| Some((bytes(*pid)?, *pid))).collect();
         alive.sort_unstable_by(|a, b| b.cmp(a));
         let (mut targets, mut sum) = (Vec::new(), 0);
         for (bytes, pid) in alive {
-            let Some(traced) = self.processes.traced.get(&pid) else { continue };
+            let Some(traced) = processes.traced.get(&pid) else { continue };
             if targets.len() >= MAX_PROCESSES || (!targets.is_empty() && sum + bytes > MAX_BYTES) {
-                self.scans.left_out.push(Scan {
-                    pid,
-                    space: traced.space,
-                    way: Way::Live { scans: 0, time_ms: 0 },
-                    bytes: 0,
-                    threads: 0,
-                    refused: Some(format!(
-                        "{MAX_PROCESSES} processes or {} are looked through in one report, the largest first",
-                        format_bytes(MAX_BYTES)
-                    )),
-                    limits: Vec::new(),
-                });
+                let why = format!(
+                    "{MAX_PROCESSES} processes or {} are looked through in one report, the largest \
+                     first",
+                    format_bytes(MAX_BYTES)
+                );
+                self.left_out.push(left_out(pid, traced.space, why));
                 continue;
             }
             sum += bytes;
-            targets.push(self.target(pid, traced));
+            targets.push(target(pid, traced, collector));
         }
         (targets, sum)
     }
+}
 
-    fn target(&self, pid: u32, traced: &Traced) -> Target {
-        let process = self.collector.processes().find(|process| process.pid == pid);
-        Target {
-            pid,
-            space: traced.space,
-            layout: process.map_or(Layout::Unknown, layout),
-            loaded: self.loaded_at(traced),
-        }
+fn target(pid: u32, traced: &Traced, collector: &Collector) -> Target {
+    let process = collector.processes().find(|process| process.pid == pid);
+    Target {
+        pid,
+        space: traced.space,
+        layout: process.map_or(Layout::Unknown, layout),
+        loaded: loaded_at(traced, collector),
     }
+}
 
-    /// The objects of a process, with their files.
-    fn loaded_at(&self, traced: &Traced) -> Vec<LoadedAt> {
-        let at = |mapping: &crate::unwind::tables::ProcessMapping| {
-            let id = mapping.object?;
-            let held = self.collector.objects.get(id)?;
-            Some(LoadedAt {
-                object: id.0,
-                path: held.path.clone(),
-                file: held.file.as_ref().ok().cloned(),
-                start: mapping.start,
-                end: mapping.end,
-                file_offset: mapping.file_offset,
-            })
-        };
-        traced.mappings.iter().filter_map(at).collect()
+/// A process that is not looked at.
+fn left_out(pid: u32, space: u32, why: String) -> Scan {
+    Scan {
+        pid,
+        space,
+        way: Way::Live { scans: 0, time_ms: 0 },
+        bytes: 0,
+        threads: 0,
+        refused: Some(why),
+        limits: Vec::new(),
     }
+}
+
+/// The objects of a process, with their files.
+fn loaded_at(traced: &Traced, collector: &Collector) -> Vec<LoadedAt> {
+    let at = |mapping: &ProcessMapping| {
+        let id = mapping.object?;
+        let held = collector.objects.get(id)?;
+        Some(LoadedAt {
+            object: id.0,
+            path: held.path.clone(),
+            file: held.file.as_ref().ok().cloned(),
+            start: mapping.start,
+            end: mapping.end,
+            file_offset: mapping.file_offset,
+        })
+    };
+    traced.mappings.iter().filter_map(at).collect()
 }
 
 /// Anonymous memory of a process; `None` if it has ended.

@@ -1,6 +1,6 @@
 //! The tracer of user allocations, including those of a command that leaktrace starts.
 
-use std::{collections::BTreeMap, ffi::OsString, os::fd::OwnedFd};
+use std::{collections::BTreeMap, ffi::OsString, os::fd::OwnedFd, time::Duration};
 
 use leaktrace_common::{Event as ProcessEvent, Kind, MapEvent};
 use tokio::{io::unix::AsyncFd, time::Instant};
@@ -31,11 +31,11 @@ use crate::{
 
 /// Traces user allocations.
 pub struct UserTracer {
-    pub(super) processes: Processes,
+    processes: Processes,
     /// Rules for the processes that are traced besides those that the user names.
     rules: Rules,
     loaded: Loaded,
-    pub(super) collector: Collector,
+    collector: Collector,
     /// The command that leaktrace has started.
     child: Option<Child>,
     /// The command's exit code, once it has ended.
@@ -297,6 +297,11 @@ impl UserTracer {
         true
     }
 
+    /// As [`super::Tracer::begin_exit_scan`].
+    pub(super) fn begin_exit_scan(&mut self) -> Result<(), Error> {
+        self.scans.begin_exit_scan(&self.processes, &self.collector)
+    }
+
     /// As [`super::Tracer::let_go`].
     pub(super) fn let_go(&mut self) {
         if let Some(child) = &mut self.child {
@@ -317,9 +322,17 @@ impl UserTracer {
         drop(self.loaded);
     }
 
-    /// Whether allocators are traced.
-    pub(super) fn traces_malloc(&self) -> bool {
-        self.processes.traces_malloc
+    /// As [`super::Tracer::scan_time`].
+    pub(super) fn scan_time(&self) -> Option<Duration> {
+        self.scans.time(&self.processes)
+    }
+
+    /// As [`super::Tracer::begin_scans`].
+    pub(super) fn begin_scans(
+        &mut self,
+        until: Option<std::time::Instant>,
+    ) -> Result<Option<String>, Error> {
+        self.scans.begin(&self.processes, &self.collector, until)
     }
 
     /// Whether no traced process is left and none can come.

@@ -51,7 +51,7 @@ pub(super) fn reports(leaktrace: &Path) -> Result<Figure> {
 }
 
 /// User and system time of a process.
-fn cpu_s(pid: &str) -> Result<f64> {
+pub(super) fn cpu_s(pid: &str) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The command may hold anything but ends with the last bracket; utime is the 12th after it.
     let (_, rest) = text.rsplit_once(')').context("no command in stat")?;
