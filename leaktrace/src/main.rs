@@ -22,6 +22,7 @@ use leaktrace::{
     },
     pipeline::{self, sink::Sink},
     render::{self, TextStyle},
+    report::leaks::{self, Leaks},
     session::{
         self, Outcome, Told,
         spec::{Spec, Target},
@@ -133,7 +134,7 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
     let mut names = Names::default();
     let mut history = History::default();
     // Of the last report: blocks that the program should have freed.
-    let mut leaks = 0;
+    let mut leaks = Leaks::Counted(0);
     let outcome = session::run(
         spec,
         &facts,
@@ -161,7 +162,9 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
             if spec.output.gen_suppressions && shown.is_final {
                 render::suppressions(&shown, &mut report)?;
             }
-            leaks = shown.totals.outstanding.count;
+            if let Target::Command { leak_kinds, .. } = &spec.target {
+                leaks = leaks::count(&shown, *leak_kinds);
+            }
             sink = sink.take().map(|open| open.write(&report)).transpose()?;
             Ok(())
         },
@@ -172,10 +175,17 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
         },
     )?;
     Ok(match (outcome, &spec.target) {
-        (Outcome::CommandEnded { .. }, Target::Command { error_exitcode: Some(code), .. })
-            if leaks > 0 =>
-        {
-            ExitCode::from(*code)
+        (Outcome::CommandEnded { code }, Target::Command { error_exitcode: Some(error), .. }) => {
+            ExitCode::from(match leaks {
+                Leaks::Counted(0) => code,
+                Leaks::Counted(_) => *error,
+                Leaks::NotJudged(reason) => {
+                    tell(&format!(
+                        "the command was not judged, and keeps its exit code {code}: {reason}"
+                    ));
+                    code
+                }
+            })
         }
         (Outcome::CommandEnded { code }, _) => ExitCode::from(code),
         (Outcome::Done, _) => ExitCode::SUCCESS,

@@ -8,7 +8,9 @@ const LEAK: i32 = 9;
 
 /// Runs a command with `--error-exitcode 9`; its exit code must be `expected`.
 fn check(argv: &[&str], expected: i32) -> Report {
-    let (finished, report) = trace(&["--error-exitcode", "9"], argv);
+    // Whatever leads to them: what is kept must be told from what is not.
+    let options = ["--error-exitcode", "9", "--leak-kinds", "reachable"];
+    let (finished, report) = trace(&options, argv);
     let code = finished.code;
     assert_eq!(code, expected, "{argv:?}: {}\n{}", report.value["kept"], report.outline());
     report.assert_complete();

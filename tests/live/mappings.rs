@@ -59,7 +59,18 @@ fn a_command_leaks_what_it_has_mapped_itself() {
     let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
     let path = folder.path().join("report.json");
     let run = |argv: &[&str], input: &str| {
-        let options = ["run", "-f", "json", "--kind", "malloc,mmap", "--error-exitcode", "9", "-w"];
+        let options = [
+            "run",
+            "-f",
+            "json",
+            "--kind",
+            "malloc,mmap",
+            "--error-exitcode",
+            "9",
+            "--leak-kinds",
+            "reachable",
+            "-w",
+        ];
         let mut command = leaktrace(&options);
         let finished = run_with_input(command.arg(&path).arg("--").args(argv), input);
         let text = std::fs::read_to_string(&path)

@@ -158,7 +158,7 @@ fn a_command_that_forks_keeps_its_own_account() {
 fn children_of_a_command_are_in_its_report() {
     let scratch = Scratch::new();
     let program = build_program("family").display().to_string();
-    let options = ["--children", "--error-exitcode", "9"];
+    let options = ["--children", "--error-exitcode", "9", "--leak-kinds", "reachable"];
     let finished = run_with_input(&mut scratch.command(&options, &[&program, "1"]), "xxxx");
     assert_eq!(finished.code, 9, "exit code; stderr:\n{}", finished.stderr);
     let stages: Vec<Stage> = finished.stdout.lines().map(Stage::parse).collect();
@@ -182,7 +182,9 @@ fn children_of_a_command_are_in_its_report() {
 
 #[test]
 fn error_exitcode_tells_of_a_leak() {
-    let (_, ended) = run_leaker(&["--error-exitcode", "9"], "many");
+    // They are in a table of the program.
+    let options = ["--error-exitcode", "9", "--leak-kinds", "reachable"];
+    let (_, ended) = run_leaker(&options, "many");
     assert_eq!(ended.finished.code, 9, "exit code; stderr:\n{}", ended.finished.stderr);
     assert_eq!(ended.reports.len(), 1, "reports");
     let many = ended.reports[0].sum(|site| site.has_frame("site_many"));

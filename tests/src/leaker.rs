@@ -172,7 +172,7 @@ mod tests {
         let library = build_library("chainlib.so").display().to_string();
         let plugin = build_library("chainplug.so").display().to_string();
         let leaklib = build_library("leaklib.so").display().to_string();
-        let runs: [(&str, &[&str], &[&str]); 63] = [
+        let runs: [(&str, &[&str], &[&str]); 64] = [
             ("allocators", &[], &["holding"]),
             ("allocators-jemalloc", &[], &["holding"]),
             ("allocators-jemalloc-static", &[], &["holding"]),
@@ -198,6 +198,7 @@ mod tests {
             ("freed", &[], &["holding"]),
             ("grower", &["1000", "1", "1", "1", "1"], &["holding"]),
             ("handles", &[], &["holding"]),
+            ("held", &["compute"], &["done"]),
             ("heap", &["1", "1000"], &["holding"]),
             ("hoards", &[], &["holding"]),
             ("hotloop", &["0.05"], &["done"]),
@@ -239,7 +240,7 @@ mod tests {
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();
         // Those that leaktrace runs have no stages.
-        let is_run = |name: &&str| ["keeps", "neverfrees-musl-static", "newleaks"].contains(name);
+        let is_run = |name: &&str| ["keeps", "lost", "neverfrees-musl-static", "newleaks"].contains(name);
         let led = crate::program::names().filter(|name| !is_run(name));
         assert_eq!(names, led.collect::<Vec<_>>());
         for (name, args, stages) in runs {

@@ -82,6 +82,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "freed", source: "freed.c", flags: &[] },
     Recipe { name: "grower", source: "grower.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "handles", source: "handles.c", flags: &["-lssl", "-lcrypto", "-lsqlite3"] },
+    Recipe { name: "held", source: "held.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "heap", source: "heap.c", flags: &[] },
     Recipe { name: "hoards", source: "hoards.cpp", flags: UNWIND_FLAGS },
     Recipe { name: "hotloop", source: "hotloop.c", flags: &[] },
@@ -89,6 +90,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "kmaps", source: "kmaps.c", flags: &["-D_GNU_SOURCE"] },
     Recipe { name: "kobjects", source: "kobjects.c", flags: &[] },
     Recipe { name: "longjmp", source: "longjmp.c", flags: &[] },
+    Recipe { name: "lost", source: "lost.c", flags: &[] },
     Recipe { name: "many", source: "many.c", flags: &[] },
     // Frame pointers, and no call frame information but that of the C library's start files.
     Recipe {

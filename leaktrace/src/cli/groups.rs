@@ -131,7 +131,9 @@ pub(super) struct UserArgs {
     gen_suppressions: bool,
     /// How the final report tells which outstanding blocks are lost, as no address of them is in the
     /// process's memory, and who holds the others: by looking through the memory several times
-    /// while the process runs (some seconds; Ctrl-C skips it), or not at all
+    /// while the process runs (some seconds; Ctrl-C skips it); once, in a copy-on-write fork of the
+    /// process (stops it for 30 to 85 ms a GiB) or while it is stopped (where that takes no more
+    /// than 250 ms); or not at all. A command of `run` is looked at at its exit
     #[arg(long, value_enum, value_name = "HOW", default_value_t = ReachabilityArg::Live)]
     reachability: ReachabilityArg,
     /// What sums are shown by: each call site with its stack, or one line a process
@@ -230,6 +232,8 @@ enum ProbeAtArg {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ReachabilityArg {
     Live,
+    Snapshot,
+    Stop,
     Off,
 }
 
@@ -287,6 +291,8 @@ impl CommonArgs {
             reachability: match user.map(|user| user.reachability) {
                 None | Some(ReachabilityArg::Off) => Reachability::Off,
                 Some(ReachabilityArg::Live) => Reachability::Live,
+                Some(ReachabilityArg::Snapshot) => Reachability::Snapshot,
+                Some(ReachabilityArg::Stop) => Reachability::Stop,
             },
         })
     }

@@ -4,9 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use super::*;
 use crate::session::spec::{
-    By, Format, KernelFilters, KernelKind, ProbeAt, Sort, StackMode, Target, Unwind, UserKinds,
-    Wanted,
+    By, Format, KernelFilters, KernelKind, LeakKinds, ProbeAt, Sort, StackMode, Target, Unwind,
+    UserKinds, Wanted,
 };
+
+/// What counts as a leak by default.
+const LOST: LeakKinds =
+    LeakKinds { definite: true, indirect: true, possible: false, reachable: false };
 
 fn parse_line(line: &str) -> Result<Parsed, Error> {
     parse(line.split_whitespace().map(OsString::from))
@@ -72,7 +76,7 @@ fn defaults_of_each_verb() {
     assert_eq!(named, ["/lib/pool.so", "prog"].map(PathBuf::from));
     let run = spec("leaktrace run -- ls -l --color");
     let argv = ["ls", "-l", "--color"].map(OsString::from).to_vec();
-    assert_eq!(run.target, Target::Command { argv, error_exitcode: None });
+    assert_eq!(run.target, Target::Command { argv, error_exitcode: None, leak_kinds: LOST });
     assert_eq!(run.schedule.interval, None);
 }
 
@@ -256,7 +260,7 @@ fn a_schedule_has_an_interval_where_one_is_needed() {
     let run = spec("leaktrace run -i 1s --error-exitcode 9 -- a -i 2s");
     assert_eq!(run.schedule.interval, Some(Duration::from_secs(1)));
     let argv = ["a", "-i", "2s"].map(OsString::from).to_vec();
-    assert_eq!(run.target, Target::Command { argv, error_exitcode: Some(9) });
+    assert_eq!(run.target, Target::Command { argv, error_exitcode: Some(9), leak_kinds: LOST });
 }
 
 #[test]

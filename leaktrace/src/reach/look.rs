@@ -57,8 +57,8 @@ pub struct Target {
 pub struct Rules {
     /// Blocks born later have no verdict (`CLOCK_MONOTONIC`, in nanoseconds).
     pub youngest_ns: u64,
-    /// Whether memory of the allocator outside of tracked blocks is a root: not if every allocation
-    /// of the process was tracked.
+    /// Whether memory of the heap (that of brk) outside of tracked blocks is a root: not if every
+    /// allocation of the process was tracked.
     pub counts_older_heap: bool,
 }
 
@@ -136,7 +136,8 @@ pub fn look<R>(
     }
     sweep.take_words(Rank::Kernel, 0, &kernel::words(view.pid));
     for part in parts(&mappings, objects, &blocks, view) {
-        if part.rank == Rank::Heap && !rules.counts_older_heap {
+        let is_rest = part.rank == Rank::Heap && part.mapped.name == "[heap]";
+        if is_rest && !rules.counts_older_heap && !has_thread(part.mapped, view) {
             // Its words still belong to blocks.
             sweep.set_rank(Rank::Ignored);
         } else {
@@ -270,6 +271,13 @@ fn parts<'a>(
     }
     parts.sort_by_key(|part| part.rank);
     parts
+}
+
+/// Whether a mapping has the control block of a thread: a static executable takes that of its first
+/// thread from the heap.
+fn has_thread(mapped: &Mapped, view: &View) -> bool {
+    let mut threads = view.threads.iter();
+    threads.any(|thread| (mapped.start..mapped.end).contains(&thread.fs_base))
 }
 
 /// The first address of a mapping that may be in use: a stack's is dead below its pointer.

@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod graph;
 pub mod held;
+pub mod hold;
 pub mod index;
 pub mod kernel;
 pub mod live;
@@ -15,8 +16,10 @@ pub mod lost;
 pub mod mappings;
 pub mod memory;
 pub mod objects;
+pub mod other_threads;
 pub mod places;
 pub mod stacks;
+pub mod still;
 pub mod sweep;
 pub mod view;
 
@@ -31,7 +34,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use self::look::Target;
+use self::{look::Target, view::ThreadState};
 use crate::{
     bpf::blocks::BlockReader,
     collect::site_id,
@@ -65,12 +68,39 @@ impl Running {
         reader: BlockReader,
         until: Option<Instant>,
     ) -> Self {
+        Self::spawn(move |cancel| {
+            let found = match way {
+                Reachability::Off => Vec::new(),
+                Reachability::Live => live::run(&targets, &reader, until, cancel),
+                Reachability::Snapshot | Reachability::Stop => {
+                    still::run(way, &targets, &reader, until, cancel)
+                }
+            };
+            Reach::of(found, &reader)
+        })
+    }
+
+    /// Begins with a command that waits at its exit; see [`still::at_exit`].
+    pub fn at_exit(
+        target: Target,
+        reader: BlockReader,
+        thread: ThreadState,
+        is_whole: bool,
+    ) -> Self {
+        Self::spawn(move |cancel| {
+            let found = still::at_exit(&target, &reader, thread, is_whole, cancel);
+            Reach::of(vec![found], &reader)
+        })
+    }
+
+    /// Runs `look` in a thread of its own, with whose end the kernel lets go of what is still held.
+    fn spawn(look: impl FnOnce(&AtomicBool) -> Reach + Send + 'static) -> Self {
         let (sender, result) = oneshot::channel();
         let cancel = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&cancel);
         std::thread::spawn(move || {
             // Nobody is there to hear it if the session has ended.
-            let _ = sender.send(run(way, &targets, &reader, until, &asked));
+            let _ = sender.send(look(&asked));
         });
         Self { result, cancel }
     }
@@ -93,29 +123,19 @@ impl Drop for Running {
     }
 }
 
-fn run(
-    way: Reachability,
-    targets: &[Target],
-    reader: &BlockReader,
-    until: Option<Instant>,
-    cancel: &AtomicBool,
-) -> Reach {
-    let found = match way {
-        Reachability::Off => Vec::new(),
-        Reachability::Live => live::run(targets, reader, until, cancel),
-    };
-    let mut reach = Reach::default();
-    for (scan, sites) in found {
-        reach.scans.push(scan);
-        let sites = sites
-            .into_iter()
-            .filter_map(|(index, reached)| Some((site_id(&reader.site(index)?), reached)));
-        reach.sites.extend(sites);
-    }
-    reach
-}
-
 impl Reach {
+    fn of(found: Vec<live::Found>, reader: &BlockReader) -> Self {
+        let mut reach = Self::default();
+        for (scan, sites) in found {
+            reach.scans.push(scan);
+            let sites = sites
+                .into_iter()
+                .filter_map(|(index, reached)| Some((site_id(&reader.site(index)?), reached)));
+            reach.sites.extend(sites);
+        }
+        reach
+    }
+
     /// Adds what is known to a snapshot, if that is sure of every free: a block whose free was missed
     /// looks lost.
     pub fn add_to(mut self, snapshot: &mut Snapshot) {

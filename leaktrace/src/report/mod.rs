@@ -4,6 +4,7 @@
 
 mod freed;
 mod kept;
+pub mod leaks;
 mod libraries;
 mod merge;
 mod owner;
@@ -64,6 +65,8 @@ pub struct Report {
     pub user_kinds: Vec<Kind>,
     /// Over all call sites, shown or not.
     pub totals: Totals,
+    /// What counts for the exit code of `run`.
+    pub found: leaks::Found,
     /// All verdicts together, of call sites shown or not.
     pub summary: Summary,
     /// Mappings that are no leaks of their own, by role; they are in no other figure.
@@ -158,6 +161,7 @@ pub fn build_without(
     for row in &rows {
         totals.add(&row.totals);
     }
+    let found = leaks::found(&rows);
     let mut groups = group(rows, snapshot.stack_mode == StackMode::All);
     let summary = verdict::judge(&mut groups, snapshot, history);
     sort(&mut groups, view.sort);
@@ -176,6 +180,7 @@ pub fn build_without(
         processes_ended: snapshot.processes_ended,
         user_kinds: snapshot.user_kinds.clone(),
         totals,
+        found,
         summary,
         held,
         kept,

@@ -111,6 +111,12 @@ async fn follow(
                         note("the traced process has ended");
                         Some(Outcome::Done)
                     }
+                    Some(End::Leaving) => {
+                        tracer.begin_exit_scan()?;
+                        finish_scans(tracer, signals, note).await?;
+                        tracer.let_go();
+                        continue;
+                    }
                     Some(End::Command { code }) => Some(Outcome::CommandEnded { code }),
                 }
             }

@@ -48,8 +48,10 @@ pub enum Target {
     Command {
         /// The program and its arguments; never empty.
         argv: Vec<OsString>,
-        /// Exit code to return when blocks are outstanding at the command's end.
+        /// Exit code to return when there are leaks at the command's end.
         error_exitcode: Option<u8>,
+        /// What counts as a leak.
+        leak_kinds: LeakKinds,
     },
 }
 
@@ -172,11 +174,28 @@ impl TraceOptions {
     }
 }
 
+/// Which outstanding blocks count as leaks of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeakKinds {
+    /// Those that no address leads to.
+    pub definite: bool,
+    /// Those that only lost blocks lead to.
+    pub indirect: bool,
+    /// Those that only addresses inside them lead to.
+    pub possible: bool,
+    /// Those that can be reached: with them every outstanding block counts, judged or not.
+    pub reachable: bool,
+}
+
 /// How the memory of a process is looked at for addresses of its outstanding blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
     /// While it runs, several times.
     Live,
+    /// In a copy-on-write fork of it.
+    Snapshot,
+    /// While it is stopped, if that is short.
+    Stop,
     /// Not at all.
     Off,
 }

@@ -6,6 +6,8 @@
 //! [`Suspended::resume`] must come from one thread: ptrace(2) answers only the thread that started
 //! the command.
 
+mod exit;
+
 use std::{
     ffi::OsString,
     io,
@@ -27,11 +29,12 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 
+use self::exit::ExitWatch;
 use super::{
     loader::{Auxiliary, Interpreter, Loader},
     wait,
 };
-use crate::error::Error;
+use crate::{error::Error, reach::view::ThreadState};
 
 /// The x86 breakpoint instruction.
 const INT3: libc::c_long = 0xcc;
@@ -50,12 +53,31 @@ pub(super) struct Suspended {
 #[derive(Debug)]
 pub(super) struct Child {
     process: Process,
-    pidfd: AsyncFd<OwnedFd>,
+    watch: Watch,
+}
+
+/// How the end of a command is seen.
+#[derive(Debug)]
+enum Watch {
+    /// The kernel tells of it.
+    Pidfd(AsyncFd<OwnedFd>),
+    /// It is followed to its exit, where its memory can be looked at.
+    Exit(ExitWatch),
+}
+
+/// What a command does.
+#[derive(Debug)]
+pub(super) enum Happened {
+    /// It is about to end, and waits until it is [let go](Child::let_go): its first thread, with
+    /// all of its memory.
+    Leaving(Box<ThreadState>),
+    /// It has ended.
+    Ended(Ended),
 }
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ended(ExitStatus);
+pub(super) struct Ended(pub(super) ExitStatus);
 
 /// The breakpoints in a command on its way to the place where it is held.
 struct Breakpoints {
@@ -126,17 +148,27 @@ impl Suspended {
         self.pid.as_raw() as u32
     }
 
-    /// Lets the command run. The caller must be in the event loop.
+    /// Lets the command run. The caller must be in the event loop. With `until_exit`, the command
+    /// waits at its end until it is let go.
     ///
     /// # Errors
     ///
     /// [`Error::Usage`] when the command was killed meanwhile, [`Error::Kernel`] for any other
     /// refusal.
-    pub(super) fn resume(mut self) -> Result<Child, Error> {
-        let pidfd = wait::pidfd(self.pid())?;
-        ptrace::detach(self.pid, None).map_err(|error| self.refused("resume", error))?;
+    pub(super) fn resume(mut self, until_exit: bool) -> Result<Child, Error> {
+        let watch = if until_exit {
+            // It stays stopped, so that it cannot end before it is followed.
+            ptrace::detach(self.pid, Signal::SIGSTOP)
+                .and_then(|()| waitpid(self.pid, Some(WaitPidFlag::WUNTRACED)))
+                .map_err(|error| self.refused("resume", error))?;
+            Watch::Exit(ExitWatch::start(self.pid())?)
+        } else {
+            let pidfd = wait::pidfd(self.pid())?;
+            ptrace::detach(self.pid, None).map_err(|error| self.refused("resume", error))?;
+            Watch::Pidfd(pidfd)
+        };
         match self.process.take() {
-            Some(process) => Ok(Child { process, pidfd }),
+            Some(process) => Ok(Child { process, watch }),
             None => Err(self.refused("resume", Errno::ESRCH)),
         }
     }
@@ -329,30 +361,40 @@ impl Child {
         }
     }
 
-    /// Waits for the command's end; the caller may drop the future and call again.
+    /// Waits for what the command does next; the caller may drop the future and call again.
     ///
     /// # Errors
     ///
     /// [`Error::Kernel`] when the wait fails.
-    pub(super) async fn ended(&mut self) -> Result<Ended, Error> {
+    pub(super) async fn next(&mut self) -> Result<Happened, Error> {
         let failed = |error: io::Error| Error::kernel("cannot wait for the command", error);
-        loop {
-            if let Some(status) = self.process.try_wait().map_err(failed)? {
-                return Ok(Ended(status));
-            }
-            self.pidfd.readable().await.map_err(failed)?.clear_ready();
+        match &mut self.watch {
+            Watch::Exit(watch) => watch.next().await.map_err(failed),
+            Watch::Pidfd(pidfd) => loop {
+                if let Some(status) = self.process.try_wait().map_err(failed)? {
+                    return Ok(Happened::Ended(Ended(status)));
+                }
+                pidfd.readable().await.map_err(failed)?.clear_ready();
+            },
+        }
+    }
+
+    /// Lets a command end that waits for it.
+    pub(super) fn let_go(&mut self) {
+        if let Watch::Exit(watch) = &mut self.watch {
+            watch.let_go();
         }
     }
 }
 
-/// Waits for the end of the command; for ever if there is no command.
+/// Waits for what the command does next; for ever if there is no command.
 ///
 /// # Errors
 ///
-/// As [`Child::ended`].
-pub(super) async fn wait_for_child(child: Option<&mut Child>) -> Result<Ended, Error> {
+/// As [`Child::next`].
+pub(super) async fn wait_for_child(child: Option<&mut Child>) -> Result<Happened, Error> {
     match child {
-        Some(child) => child.ended().await,
+        Some(child) => child.next().await,
         None => std::future::pending().await,
     }
 }

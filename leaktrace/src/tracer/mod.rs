@@ -143,6 +143,27 @@ impl Tracer {
         }
     }
 
+    /// Begins to look through the memory of a command that is at its exit, as
+    /// [`Self::begin_scans`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] when no descriptor is left.
+    pub fn begin_exit_scan(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Kernel(_) => Ok(()),
+            Self::User(tracer) => tracer.begin_exit_scan(),
+        }
+    }
+
+    /// Lets a command end that is at its exit.
+    pub fn let_go(&mut self) {
+        match self {
+            Self::Kernel(_) => {}
+            Self::User(tracer) => tracer.let_go(),
+        }
+    }
+
     /// Has the scans that have begun end soon, without verdicts.
     pub fn skip_scans(&self) {
         match self {

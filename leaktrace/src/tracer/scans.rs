@@ -7,7 +7,7 @@ use crate::{
     collect::Collector,
     error::Error,
     host::proc,
-    reach::{Reach, Running, blocks::Layout, look::Target, objects::LoadedAt},
+    reach::{Reach, Running, blocks::Layout, look::Target, objects::LoadedAt, view::ThreadState},
     session::spec::Reachability,
     snapshot::{
         Process, Snapshot,
@@ -34,15 +34,63 @@ pub(super) struct Scans {
     found: Option<Reach>,
     /// Processes that are not looked at.
     left_out: Vec<Scan>,
+    /// The command of `run`.
+    command: Option<Command>,
+}
+
+/// A command that is looked at at its exit.
+pub(super) struct Command {
+    pub(super) pid: u32,
+    /// The space of its first image.
+    pub(super) space: u32,
+    /// Whether every allocation of that image is tracked.
+    pub(super) is_whole: bool,
+    /// Its first thread, once it is at its exit.
+    pub(super) thread: Option<ThreadState>,
 }
 
 impl Scans {
     pub(super) fn new(way: Reachability) -> Self {
-        Self { way, running: None, found: None, left_out: Vec::new() }
+        Self { way, running: None, found: None, left_out: Vec::new(), command: None }
+    }
+
+    /// Whether memory is looked at at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.way != Reachability::Off
+    }
+
+    /// Looks at a command once it is at its exit.
+    pub(super) fn await_exit(&mut self, command: Command) {
+        self.command = Some(command);
+    }
+
+    /// Takes in that the command is at its exit.
+    pub(super) fn is_leaving(&mut self, thread: ThreadState) {
+        if let Some(command) = &mut self.command {
+            command.thread = Some(thread);
+        }
     }
 
     /// Adds what was found to the final snapshot.
     pub(super) fn add_to(&mut self, snapshot: &mut Snapshot) {
+        if let Some(command) = &self.command
+            && self.found.is_none()
+        {
+            self.left_out.push(Scan {
+                pid: command.pid,
+                space: command.space,
+                way: Way::AtExit,
+                bytes: 0,
+                threads: 0,
+                refused: Some(
+                    "it did not stop at its exit (it was killed, or its first thread ended before \
+                     others)"
+                        .into(),
+                ),
+                limits: Vec::new(),
+            });
+            self.found = Some(Reach::default());
+        }
         if let Some(mut found) = self.found.take() {
             found.scans.append(&mut self.left_out);
             found.add_to(snapshot);
@@ -91,6 +139,27 @@ impl Scans {
         }))
     }
 
+    /// As [`super::Tracer::begin_exit_scan`].
+    pub(super) fn begin_exit_scan(
+        &mut self,
+        processes: &Processes,
+        collector: &Collector,
+    ) -> Result<(), Error> {
+        let Some(command) = &mut self.command else { return Ok(()) };
+        let (pid, space, is_whole) = (command.pid, command.space, command.is_whole);
+        let (Some(thread), Some(traced)) = (command.thread.take(), processes.traced.get(&pid))
+        else {
+            return Ok(());
+        };
+        // Another image than the first was not traced from its first allocation on.
+        let is_whole = is_whole && traced.space == space;
+        let reader = collector.maps.block_reader()?;
+        let target = target(pid, traced, collector);
+        self.found = None;
+        self.running = Some(Running::at_exit(target, reader, thread, is_whole));
+        Ok(())
+    }
+
     /// As [`super::Tracer::skip_scans`].
     pub(super) fn skip(&self) {
         if let Some(running) = &self.running {
@@ -126,15 +195,19 @@ impl Scans {
                 continue;
             }
             sum += bytes;
-            let process = collector.processes().find(|process| process.pid == pid);
-            targets.push(Target {
-                pid,
-                space: traced.space,
-                layout: process.map_or(Layout::Unknown, layout),
-                loaded: loaded_at(traced, collector),
-            });
+            targets.push(target(pid, traced, collector));
         }
         (targets, sum)
+    }
+}
+
+fn target(pid: u32, traced: &Traced, collector: &Collector) -> Target {
+    let process = collector.processes().find(|process| process.pid == pid);
+    Target {
+        pid,
+        space: traced.space,
+        layout: process.map_or(Layout::Unknown, layout),
+        loaded: loaded_at(traced, collector),
     }
 }
 

@@ -5,15 +5,17 @@
 pub struct Step {
     /// Lines for the person at the terminal.
     pub notes: Vec<String>,
-    /// Why nothing is left to trace; `None` while something is.
+    /// Why nothing is left to trace; `None` while something is and runs.
     pub end: Option<End>,
 }
 
-/// Why nothing is left to trace.
+/// Why nothing is left to trace, or what comes before that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// Every traced process has ended.
     Processes,
+    /// The command that leaktrace started is at its exit, and waits until it is let go.
+    Leaving,
     /// The command that leaktrace started has ended.
     Command {
         /// The command's exit code; 128 and the signal's number if a signal ended it.

@@ -8,13 +8,13 @@ use tokio::{io::unix::AsyncFd, time::Instant};
 use super::{
     constants::constants,
     follow::{self, Rules},
-    launch::{Child, Suspended, wait_for_child},
+    launch::{Child, Happened, Suspended, wait_for_child},
     log::ProgramLog,
     notes::{describe, note_memory, note_probes, note_tables},
     overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
     ring::{self, Ring, drain},
-    scans::Scans,
+    scans::{self, Scans},
     seccomp_guard::SeccompGuard,
     step::{End, Step},
     wait::{self, wait_for_exit, wait_for_records, wait_for_ring, wait_for_tick, wait_until},
@@ -39,6 +39,8 @@ pub struct UserTracer {
     collector: Collector,
     /// The command that leaktrace has started.
     child: Option<Child>,
+    /// The command's exit code, once it has ended.
+    ended: Option<u8>,
     /// Process IDs, with descriptors that become readable when the process ends.
     pidfds: Vec<(u32, AsyncFd<OwnedFd>)>,
     ring: Option<AsyncFd<Ring>>,
@@ -162,7 +164,18 @@ impl UserTracer {
         let overhead = Overhead::start(trace, &processes)?;
         let watch = ProcessWatch::start(&processes);
         let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
-        let child = suspended.map(Suspended::resume).transpose()?;
+        let mut scans = Scans::new(trace.reachability);
+        let looks_at_exit = kinds.malloc && scans.is_on();
+        if let Some(suspended) = suspended.as_ref().filter(|_| looks_at_exit) {
+            let pid = suspended.pid();
+            scans.await_exit(scans::Command {
+                pid,
+                space: processes.traced.get(&pid).map_or(0, |traced| traced.space),
+                is_whole: trace.takes_all() && unseen.is_none(),
+                thread: None,
+            });
+        }
+        let child = suspended.map(|suspended| suspended.resume(looks_at_exit)).transpose()?;
         collector.start();
         let is_verbose = trace.verbose > 0;
         if is_verbose {
@@ -190,6 +203,7 @@ impl UserTracer {
             loaded,
             collector,
             child,
+            ended: None,
             pidfds,
             ring,
             map_ring,
@@ -197,7 +211,7 @@ impl UserTracer {
             overhead,
             watch,
             log,
-            scans: Scans::new(trace.reachability),
+            scans,
             unseen: unseen.into_iter().collect(),
             is_verbose,
         })
@@ -205,6 +219,9 @@ impl UserTracer {
 
     /// As [`super::Tracer::step`].
     pub(super) async fn step(&mut self) -> Result<Step, Error> {
+        if let Some(code) = self.ended {
+            return Ok(End::Command { code }.into());
+        }
         let look = self.processes.next_look();
         let cost = self.overhead.as_mut().map(|overhead| &mut overhead.ticks);
         let growth = self.processes.next_growth_check();
@@ -212,12 +229,22 @@ impl UserTracer {
         let mut step = Step::default();
         tokio::select! {
             biased;
-            ended = wait_for_child(self.child.as_mut()) => {
-                let code = ended?.exit_code();
-                if let Some(child) = &self.child {
-                    self.collector.exited(child.pid());
-                }
-                return Ok(End::Command { code }.into());
+            happened = wait_for_child(self.child.as_mut()), if self.ended.is_none() => {
+                return match happened? {
+                    Happened::Leaving(thread) => {
+                        // What it told before its end comes first.
+                        self.drain_rings()?;
+                        self.scans.is_leaving(*thread);
+                        Ok(End::Leaving.into())
+                    }
+                    Happened::Ended(ended) => {
+                        if let Some(child) = &self.child {
+                            self.collector.exited(child.pid());
+                        }
+                        self.ended = Some(ended.exit_code());
+                        Ok(Step::default())
+                    }
+                };
             }
             pid = wait_for_exit(&self.pidfds) => {
                 self.pidfds.retain(|(watched, _)| *watched != pid);
@@ -282,6 +309,18 @@ impl UserTracer {
         let Some(child) = &self.child else { return false };
         child.forward(signal);
         true
+    }
+
+    /// As [`super::Tracer::begin_exit_scan`].
+    pub(super) fn begin_exit_scan(&mut self) -> Result<(), Error> {
+        self.scans.begin_exit_scan(&self.processes, &self.collector)
+    }
+
+    /// As [`super::Tracer::let_go`].
+    pub(super) fn let_go(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.let_go();
+        }
     }
 
     /// As [`super::Tracer::end`].

@@ -12,9 +12,91 @@ fn exit_code(words: &[&str]) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let suspended = Suspended::start(&argv(words)).unwrap();
-        let mut child = suspended.resume().unwrap();
-        child.ended().await.unwrap().exit_code()
+        let mut child = suspended.resume(false).unwrap();
+        let alone = ended(&mut child).await;
+        let suspended = Suspended::start(&argv(words)).unwrap();
+        let mut child = suspended.resume(true).unwrap();
+        assert_eq!(ended(&mut child).await, alone, "followed to its exit");
+        alone
     })
+}
+
+/// The exit code of a command.
+async fn ended(child: &mut Child) -> u8 {
+    loop {
+        match child.next().await.unwrap() {
+            Happened::Leaving(state) => {
+                assert!(state.sp > 0 && state.fs_base > 0, "{state:?}");
+                child.let_go();
+            }
+            Happened::Ended(ended) => return ended.exit_code(),
+        }
+    }
+}
+
+/// Follows a command to its exit; returns how often it was about to end, and its exit code.
+fn followed(words: &[&str], act: impl FnOnce(u32)) -> (u32, u8) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut child = Suspended::start(&argv(words)).unwrap().resume(true).unwrap();
+        act(child.pid());
+        let mut leaving = 0;
+        loop {
+            match child.next().await.unwrap() {
+                Happened::Leaving(_) => {
+                    leaving += 1;
+                    // It is still there.
+                    assert!(crate::host::proc::mappings(child.pid()).is_ok());
+                    child.let_go();
+                }
+                Happened::Ended(ended) => return (leaving, ended.exit_code()),
+            }
+        }
+    })
+}
+
+#[test]
+fn a_followed_command_gets_its_signals() {
+    assert_eq!(followed(&["sh", "-c", "exec sh -c 'exit 4'"], |_| {}), (1, 4));
+    let trap = "trap 'exit 5' USR1; kill -USR1 $$; while :; do :; done";
+    assert_eq!(followed(&["sh", "-c", trap], |_| {}), (1, 5));
+    assert_eq!(followed(&["sh", "-c", "kill -SEGV $$"], |_| {}), (1, 139));
+    assert_eq!(followed(&["sh", "-c", "kill -KILL $$"], |_| {}).1, 137);
+    let children = "sh -c 'exit 1' || (sleep 0.05 & wait); exit 6";
+    assert_eq!(followed(&["sh", "-c", children], |_| {}), (1, 6));
+}
+
+/// As by Ctrl-Z in a shell, and `fg`.
+#[test]
+fn a_followed_command_stops_and_goes_on() {
+    let state = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().chars().next()
+    };
+    let act = |pid: u32| {
+        let pid_t = Pid::from_raw(pid as i32);
+        // It has gone on from where it was held.
+        let begin = std::time::Instant::now();
+        while state(pid) != Some('S') {
+            assert!(begin.elapsed().as_secs() < 10, "{:?}", state(pid));
+        }
+        for _ in 0..3 {
+            nix::sys::signal::kill(pid_t, Signal::SIGSTOP).unwrap();
+            // Stopped, and traced: the kernel shows it as traced.
+            let start = std::time::Instant::now();
+            while !matches!(state(pid), Some('T' | 't')) {
+                assert!(start.elapsed().as_secs() < 10, "{:?}", state(pid));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(matches!(state(pid), Some('T' | 't')), "it stays so");
+            nix::sys::signal::kill(pid_t, Signal::SIGCONT).unwrap();
+            while matches!(state(pid), Some('T' | 't')) {
+                assert!(start.elapsed().as_secs() < 10, "{:?}", state(pid));
+            }
+        }
+        nix::sys::signal::kill(pid_t, Signal::SIGTERM).unwrap();
+    };
+    assert_eq!(followed(&["sleep", "60"], act), (1, 143));
 }
 
 #[test]
@@ -89,12 +171,12 @@ fn it_dies_with_the_thread_that_holds_it() {
 fn a_signal_is_forwarded() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let code = runtime.block_on(async {
-        let mut child = Suspended::start(&argv(&["sleep", "60"])).unwrap().resume().unwrap();
+        let mut child = Suspended::start(&argv(&["sleep", "60"])).unwrap().resume(false).unwrap();
         let pause = std::time::Duration::from_millis(20);
-        assert!(tokio::time::timeout(pause, child.ended()).await.is_err());
+        assert!(tokio::time::timeout(pause, child.next()).await.is_err());
         // Not SIGINT, which shells have what they start in the background ignore.
         child.forward(libc::SIGTERM);
-        child.ended().await.unwrap().exit_code()
+        ended(&mut child).await
     });
     assert_eq!(code, 143);
 }
