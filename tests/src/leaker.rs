@@ -240,7 +240,8 @@ mod tests {
         ];
         let names: Vec<&str> = runs.iter().map(|(name, ..)| *name).collect();
         // Those that leaktrace runs have no stages.
-        let is_run = |name: &&str| ["keeps", "lost", "neverfrees-musl-static", "newleaks"].contains(name);
+        let is_run =
+            |name: &&str| ["keeps", "lost", "neverfrees-musl-static", "newleaks"].contains(name);
         let led = crate::program::names().filter(|name| !is_run(name));
         assert_eq!(names, led.collect::<Vec<_>>());
         for (name, args, stages) in runs {
