@@ -149,16 +149,7 @@ fn trace(spec: &Spec) -> Result<ExitCode> {
             history.add(&Counts::of(&snapshot));
             symbolizer.resolve(&snapshot, &mut names);
             let mut report = Vec::new();
-            let shown = pipeline::show(
-                &snapshot,
-                &names,
-                &history,
-                &spec.view,
-                &spec.suppressions,
-                spec.output.format,
-                &mut report,
-                &style,
-            )?;
+            let shown = pipeline::show(&snapshot, &names, &history, spec, &mut report, &style)?;
             if spec.output.gen_suppressions && shown.is_final {
                 render::suppressions(&shown, &mut report)?;
             }

@@ -9,11 +9,11 @@ use crate::{
     history::History,
     render::{self, TextStyle},
     report::{self, Report},
-    session::spec::{Format, Suppressions, View},
+    session::spec::Spec,
     snapshot::{Names, Snapshot},
 };
 
-/// Writes the report of a snapshot.
+/// Writes the report of a snapshot, as `spec` says.
 ///
 /// # Errors
 ///
@@ -22,13 +22,11 @@ pub fn show(
     snapshot: &Snapshot,
     names: &Names,
     history: &History,
-    view: &View,
-    suppressions: &Suppressions,
-    format: Format,
+    spec: &Spec,
     out: &mut dyn Write,
     style: &TextStyle,
 ) -> Result<Report, Error> {
-    let report = report::build_without(snapshot, names, history, view, suppressions);
-    render::render(&report, format, out, style)?;
+    let report = report::build_without(snapshot, names, history, &spec.view, &spec.suppressions);
+    render::render(&report, spec.output.format, out, style)?;
     Ok(report)
 }
