@@ -6,8 +6,7 @@ use serde::Serialize;
 
 use super::escape::escape;
 use crate::{
-    analyze::explained::{Explained, What},
-    report::Report,
+    report::{Explained, Report, What},
     units::{format_bytes, format_ms},
 };
 

@@ -14,6 +14,7 @@ mod trust;
 
 use leaktrace_common::{Kind, StackMode};
 
+pub use crate::analyze::explained::{Explained, What};
 pub use kept::{Keeper, Kept};
 pub use merge::{FrameView, Part, Row, Unloaded};
 pub use owner::Owner;
@@ -25,7 +26,7 @@ pub use trust::Trust;
 
 use self::reconcile::Reconciled;
 use crate::{
-    analyze::explained::{self, Explained},
+    analyze::explained,
     session::spec::{Sort, Suppressions, View},
     snapshot::{Amount, Budget, Mode, Names, Process, Role, Sampled, Snapshot},
 };
