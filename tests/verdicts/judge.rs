@@ -27,7 +27,7 @@ pub(crate) fn confidence<'a>(site: &Site<'a>) -> &'a str {
 }
 
 pub(crate) fn class<'a>(site: &Site<'a>) -> &'a str {
-    site.value["verdict"]["class"].as_str().unwrap_or("none")
+    site.value["verdict"]["class"].as_str().unwrap_or("")
 }
 
 /// Whether a function of this name is in the stack; C++ adds arguments to it, Rust a path before.

@@ -92,18 +92,23 @@ fn files(folder: &Path) -> Noise {
     })
 }
 
-/// Connections within this host.
+/// Data to and fro on a connection within this host. It stays: sockets in TIME_WAIT grow in number
+/// for a minute, which is as long as the kernel is traced.
 fn traffic() -> Noise {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap_or_else(|error| panic!("{error}"));
-    let address = listener.local_addr().unwrap_or_else(|error| panic!("{error}"));
+    let connection = || -> std::io::Result<_> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let near = TcpStream::connect(listener.local_addr()?)?;
+        Ok((near, listener.accept()?.0))
+    };
+    let (mut near, mut far) = connection().unwrap_or_else(|error| panic!("{error}"));
     Noise::new(Duration::from_millis(5), move || {
-        let connection = || -> std::io::Result<()> {
-            let mut near = TcpStream::connect(address)?;
-            let (mut far, _) = listener.accept()?;
+        let mut there_and_back = || -> std::io::Result<()> {
             near.write_all(&[1; 3000])?;
-            far.read_exact(&mut [0; 3000])
+            far.read_exact(&mut [0; 3000])?;
+            far.write_all(&[2; 9000])?;
+            near.read_exact(&mut [0; 9000])
         };
-        connection().unwrap_or_else(|error| panic!("{error}"));
+        there_and_back().unwrap_or_else(|error| panic!("{error}"));
     })
 }
 
@@ -132,7 +137,7 @@ fn is_of(site: &Site<'_>, pid: u32) -> bool {
 /// Rows that say what stands first, and where the leak's rows are.
 fn first_rows(report: &Report, pid: u32) -> String {
     let rows = report.sites().into_iter().enumerate();
-    let shown = rows.filter(|(index, site)| *index < 8 || is_of(site, pid));
+    let shown = rows.filter(|(index, site)| *index < 12 || is_of(site, pid));
     let lines = shown.map(|(index, site)| {
         let verdict = &site.value["verdict"];
         format!(

@@ -88,7 +88,10 @@ impl Run {
             false_leaks: false_leaks.into_values().collect(),
             is_first: last.first().is_some_and(|site| judge::is_true_leak(site, case)),
             class: text(|site| judge::class(site).to_owned()),
-            confidence: text(|site| judge::confidence(site).to_owned()),
+            confidence: text(|site| match number(site.value, "outstanding_count") {
+                0 => "nothing is outstanding".to_owned(),
+                _ => judge::confidence(site).to_owned(),
+            }),
             evidence: text(evidence),
         }
     }
