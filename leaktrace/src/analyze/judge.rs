@@ -33,7 +33,7 @@ const RAREST_SHARE: f64 = 0.001;
 const OUTLIVES: f64 = 4.0;
 /// Fewest blocks that growth is told from.
 const FEWEST_BLOCKS: f64 = 8.0;
-/// Fewest blocks that are allocated at once and told.
+/// Fewest blocks that stay, while no more come, and are told.
 const FEWEST_AT_ONCE: f64 = 16.0;
 /// Share of the settled generations of which blocks are alive, for growth.
 const ALIVE: f64 = 0.7;
@@ -66,7 +66,7 @@ pub struct Facts<'a> {
     /// Whether the process has ended, so that no more will be known.
     pub has_ended: bool,
     /// Whether it is memory of the kernel, which does not start while it is traced: what is
-    /// allocated at once and stays is no start-up there.
+    /// allocated meanwhile and stays is no start-up there.
     pub is_kernel: bool,
 }
 
@@ -81,7 +81,7 @@ enum Shape {
     Stopped,
     /// Its blocks were allocated in the beginning and stay.
     Kept,
-    /// Many blocks were allocated at once, in the midst of the trace, and stay.
+    /// Many blocks were allocated in the midst of the trace and stay, and no more come.
     Once,
     /// Its blocks are freed, sooner or later.
     ComesAndGoes,
@@ -207,7 +207,7 @@ impl Seen {
         text
     }
 
-    /// Blocks that were allocated within a short time and stay.
+    /// Blocks that stay, while no more come.
     fn kept(&self, facts: &Facts<'_>, count: f64) -> Shape {
         let is_once = facts.is_kernel && self.since_ms > 0 && count >= FEWEST_AT_ONCE;
         if is_once && facts.distrust.is_none() { Shape::Once } else { Shape::Kept }
@@ -259,7 +259,10 @@ impl Seen {
             };
         }
         if new < expected * 0.25 && expected >= 4.0 && (is_even || middle < old * 0.25) {
-            return Shape::Stopped;
+            return match self.kept(facts, stays) {
+                Shape::Once if self.share() > 0.9 => Shape::Once,
+                _ => Shape::Stopped,
+            };
         }
         if old <= stays * 0.1 && generations.alive_in(first..half) * 2 < half - first {
             return if grows_of_late {
@@ -445,7 +448,7 @@ fn by_growth(facts: &Facts<'_>, seen: &Seen, shape: Shape) -> Verdict {
             verdict(Class::InUse, Confidence::Healthy, evidence)
         }
         Shape::Once => {
-            let evidence = format!("allocated at once, {age} ago, and kept since");
+            let evidence = format!("allocated within the last {age} and kept, and no more come");
             verdict(Class::OneTime, Confidence::Unknown, evidence)
         }
         Shape::ComesAndGoes => {

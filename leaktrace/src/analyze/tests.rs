@@ -101,7 +101,7 @@ fn many_blocks_at_once_stay_unknown_in_the_kernel() {
     born[7] = 400;
     let mut facts = facts(&points, born);
     facts.is_kernel = true;
-    let evidence = "allocated at once, 31.0 s ago, and kept since";
+    let evidence = "allocated within the last 31.0 s and kept, and no more come";
     check(&facts, Class::OneTime, Confidence::Unknown, evidence);
     facts.is_kernel = false;
     check(&facts, Class::InUse, Confidence::Healthy, "does not grow");

@@ -39,9 +39,10 @@ impl Summary {
 /// Judges every call site.
 pub(super) fn judge(groups: &mut [Group], snapshot: &Snapshot, history: &History) -> Summary {
     let replaced = Replaced::of(groups, snapshot, history);
+    let allocated = groups.iter().map(|group| group.totals.allocated.count).sum();
     let mut summary = Summary::default();
     for group in groups.iter_mut().filter(|group| group.totals.outstanding.count > 0) {
-        group.verdict = verdict(group, snapshot, history, replaced.as_ref());
+        group.verdict = verdict(group, snapshot, history, replaced.as_ref(), allocated);
         match group.verdict.confidence {
             Confidence::Certain | Confidence::Likely => {
                 summary.leaking_sites += 1;
@@ -62,6 +63,7 @@ fn verdict(
     snapshot: &Snapshot,
     history: &History,
     replaced: Option<&Replaced>,
+    allocated: u64,
 ) -> Verdict {
     let points = series(group, snapshot, history);
     let left = left(group);
@@ -74,7 +76,7 @@ fn verdict(
             .as_ref()
             .filter(|left| left.0 == Part::MadeTheirCache)
             .map(|left| left.1.clone()),
-        distrust: distrust(group, &points, snapshot, replaced),
+        distrust: distrust(group, &points, snapshot, replaced, allocated),
         reached: reached(group, snapshot),
         is_kernel: snapshot.mode == Mode::Kernel,
         has_ended: group.rows.iter().all(|row| row.process.as_ref().is_some_and(|of| of.exited)),
@@ -134,21 +136,26 @@ fn left(group: &Group) -> Option<(Part, String)> {
     Some((first.part, why))
 }
 
-/// Why the call site's growth may be none.
+/// Why the call site's growth may be none; `allocated` is the number of blocks that all call sites
+/// have allocated.
 fn distrust(
     group: &Group,
     points: &[Point],
     snapshot: &Snapshot,
     replaced: Option<&Replaced>,
+    allocated: u64,
 ) -> Option<&'static str> {
     let loss = &snapshot.loss;
     let missed = loss.missed_frees() + loss.recursion_misses.values().sum::<u64>();
+    // Any call site may have had its share of them.
+    let share = group.totals.allocated.count as f64 / allocated.max(1) as f64;
+    let missed_here = missed as f64 * share.min(1.0);
     let last_step = snapshot.budget.as_ref().and_then(|budget| budget.steps.last());
     if group.rows.iter().any(|row| row.doubt.is_some()) {
         Some("its slab cache did not grow as these blocks did")
     } else if group.rows.iter().any(|row| row.is_upper_bound) {
         Some("frees in bulk are not seen")
-    } else if missed.saturating_mul(10) > group.totals.outstanding.count {
+    } else if missed_here * 10.0 > group.totals.outstanding.count as f64 {
         Some("frees were missed")
     } else if last_step.is_some_and(|step| step.action == BudgetAction::Nothing) {
         Some("its probes were taken away")
