@@ -303,7 +303,7 @@ fn sort(groups: &mut [Group], by: Sort) {
         let is_upper_bound = group.rows.iter().any(|row| row.is_upper_bound);
         // Blocks of no bytes are outstanding too: malloc(0) can leak, and what functions give need
         // have no size.
-        let is_last = (count == 0, is_upper_bound, group.is_reclaimable());
+        let is_last = (count == 0, group.is_reclaimable(), is_upper_bound);
         let then = (Reverse(bytes), Reverse(count), id(group));
         (is_last, confidence, Reverse(first), then)
     });
