@@ -17,7 +17,8 @@
 #define CACHE 500
 #define BATCH 100
 
-static void *pool[64], *cache[CACHE], *batch[BATCH];
+/* Volatile: what is never read would not be kept, and its blocks be lost. */
+static void *volatile pool[64], *volatile cache[CACHE], *volatile batch[BATCH];
 static unsigned long ticks, rare;
 
 SITE void *site_rare(void)

@@ -157,8 +157,10 @@ fn first_rows(report: &Report, pid: u32) -> String {
     lines.collect()
 }
 
-/// The place of the leak's first row, from 1 on. The rows of its slab cache have `blocks` of the
-/// process: there is one for the calls whose stacks are known, and one for those before.
+/// The place of the leak's first call site, from 1 on. The rows of its slab cache have `blocks` of
+/// the process: there is one for the calls whose stacks are known, and one for those before.
+///
+/// The rows of a call site follow one another, and begin with the same call.
 fn place(report: &Report, pid: u32, blocks: u64) -> usize {
     let sites = report.sites();
     let Some(place) = sites.iter().position(|site| is_of(site, pid)) else {
@@ -167,7 +169,13 @@ fn place(report: &Report, pid: u32, blocks: u64) -> usize {
     let same = sites.iter().filter(|site| site.cache() == sites[place].cache());
     let held: u64 = same.map(|site| site.held_by(pid)).sum();
     assert!(held >= blocks, "{held} blocks of the process:\n{}", first_rows(report, pid));
-    1 + place
+    let call = |site: &Site<'_>| {
+        let first = &site.value["stack"][0];
+        (site.cache().to_owned(), first["symbol"].clone(), first["offset"].clone())
+    };
+    let mut before: Vec<_> = sites.iter().take(place + 1).map(call).collect();
+    before.dedup();
+    before.len()
 }
 
 #[test]

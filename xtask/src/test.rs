@@ -317,8 +317,12 @@ fn in_turn(jobs: Vec<(OsString, Machine<'_>)>, binary: &Path) -> Result<bool> {
             output.rewind()?;
             io::copy(&mut output, &mut io::stdout().lock())?;
             *passed &= matches!(code, Ok(0));
-            if let Err(error) = code {
-                eprintln!("xtask: {error:#}");
+            match code {
+                Ok(0) => {}
+                Ok(code) => {
+                    eprintln!("xtask: {:?} {}: exit code {code}", machine.0, machine.1.name())
+                }
+                Err(error) => eprintln!("xtask: {error:#}"),
             }
         }
     };
@@ -382,6 +386,8 @@ fn test_program(name: &str) -> Result<OsString> {
     output
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        // Programs that the tests start are built beside it.
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(OsString::from))
         .with_context(|| format!("cargo built no tests called {name}"))
 }

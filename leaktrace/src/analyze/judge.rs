@@ -31,6 +31,9 @@ const RAREST_MS: u64 = 45_000;
 const RAREST_SHARE: f64 = 0.001;
 /// How much longer than the blocks that are freed the others must have lived.
 const OUTLIVES: f64 = 4.0;
+/// Fewest moments that growth is told from where the blocks' own times are not seen: between two of
+/// them, whatever came looks as if it had come evenly.
+const FEWEST_POINTS: usize = 8;
 /// Fewest blocks that growth is told from.
 const FEWEST_BLOCKS: f64 = 8.0;
 /// Fewest blocks that stay, while no more come, and are told.
@@ -57,8 +60,8 @@ pub struct Facts<'a> {
     pub lifetimes: [u64; LIFETIME_BUCKETS],
     /// What the report shows as outstanding.
     pub outstanding: Amount,
-    /// Why nobody can free these blocks any more, if that is known.
-    pub certain: Option<String>,
+    /// Why nobody can free these blocks any more, if that is known, and how many bytes they are.
+    pub certain: Option<(String, u64)>,
     /// Why outstanding blocks may have been freed, or growth may be none, if so.
     pub distrust: Option<&'static str>,
     /// What scans said, and how they were made.
@@ -97,10 +100,10 @@ pub fn judge(facts: &Facts<'_>) -> Verdict {
     let growth = seen.slope.filter(|slope| slope.low > 0.0 && seen.may_grow(&shape));
     let mut verdict =
         by_scan(facts, &seen, &shape).unwrap_or_else(|| by_growth(facts, &seen, shape));
-    if let Some(why) = &facts.certain {
+    if let Some((why, bytes)) = &facts.certain {
         verdict.confidence = Confidence::Certain;
         verdict.evidence = why.clone();
-        verdict.leaked_bytes = facts.outstanding.bytes;
+        verdict.leaked_bytes = *bytes;
         verdict.ask_again_ms = None;
         if !matches!(verdict.class, Class::Steady | Class::Sporadic) {
             verdict.class = Class::OneTime;
@@ -139,6 +142,8 @@ struct Seen {
     since_ms: u64,
     /// Time since then, in milliseconds.
     age_ms: u64,
+    /// Number of moments since then at which its counters are known.
+    moments: usize,
     generations: Generations,
     slope: Option<Slope>,
     grew: (usize, usize),
@@ -160,6 +165,7 @@ impl Seen {
         Self {
             since_ms,
             age_ms,
+            moments: points.iter().filter(|point| point.ms > since_ms).count(),
             generations: Generations::of(points, since_ms, facts.born.as_ref()),
             slope: bytes.slope(),
             grew: bytes.grew(),
@@ -224,6 +230,9 @@ impl Seen {
         let age = self.age_ms as f64;
         if self.age_ms < SHORTEST_MS {
             return may("too early to tell", wait(GROWTH_MS as f64));
+        }
+        if !self.generations.are_exact && self.moments < FEWEST_POINTS {
+            return may("too early to tell", wait(age * 2.0));
         }
         let generations = &self.generations;
         // The first has what every program allocates when it starts, and the newest are in use.
@@ -335,11 +344,11 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
     let lost = reached.definitely_lost;
     let held = reached.still_reachable.plus(reached.possibly_lost);
     let judged = lost.plus(reached.indirectly_lost).plus(held);
-    let is_enough = match way {
+    let is_enough = |lost: Amount| match way {
         Way::Live { .. } => lost.count * LIVE_ERROR >= judged.count,
         Way::Snapshot | Way::Stopped { .. } | Way::AtExit => true,
     };
-    if lost.count > 0 && is_enough {
+    if lost.count > 0 && is_enough(lost) {
         let class = of_lost(lost.count, shape, &seen.generations);
         let (confidence, seen_how) = match way {
             Way::Live { scans, time_ms } => (
@@ -350,14 +359,18 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
         };
         let (bytes, count) = (format_bytes(lost.bytes), format_count(lost.count));
         let blocks = if lost.count == 1 { "block" } else { "blocks" };
-        let evidence = format!("no address of {bytes} in {count} {blocks} {seen_how}");
+        let of_any_age = match lost.count > facts.outstanding.count {
+            true => " of any age",
+            false => "",
+        };
+        let evidence = format!("no address of {bytes} in {count} {blocks}{of_any_age} {seen_how}");
         let mut verdict = verdict(class, confidence, evidence);
         verdict.leaked_bytes = lost.plus(reached.leads).bytes;
         return Some(verdict);
     }
     // Lost with a block of another call site, which is blamed.
     let indirect = reached.indirectly_lost;
-    if indirect.count > 0 && held.count == 0 {
+    if indirect.count > 0 && is_enough(indirect) {
         let (bytes, count) = (format_bytes(indirect.bytes), format_count(indirect.count));
         let evidence = format!("{bytes} in {count} blocks are lost with blocks that led to them");
         let confidence = match way {
@@ -367,14 +380,16 @@ fn by_scan(facts: &Facts<'_>, seen: &Seen, shape: &Shape) -> Option<Verdict> {
         let class = of_lost(indirect.count, shape, &seen.generations);
         return Some(verdict(class, confidence, evidence));
     }
+    let unheld = lost.plus(indirect).plus(reached.not_judged);
+    let are_all_held = held.count > 0 && unheld.count == 0;
     match shape {
-        Shape::Grows { .. } => {
+        Shape::Grows { .. } if are_all_held => {
             let mut verdict = by_growth(facts, seen, shape.clone());
             verdict.class = Class::Hoarding;
             verdict.evidence = format!("all can still be reached, but {}", verdict.evidence);
             Some(verdict)
         }
-        _ if facts.has_ended && held.count > 0 => {
+        _ if facts.has_ended && are_all_held => {
             let evidence = "all could still be reached at the end".to_owned();
             Some(self::verdict(Class::InUse, Confidence::Healthy, evidence))
         }
@@ -452,8 +467,10 @@ fn by_growth(facts: &Facts<'_>, seen: &Seen, shape: Shape) -> Verdict {
             verdict(Class::OneTime, Confidence::Unknown, evidence)
         }
         Shape::ComesAndGoes => {
-            let evidence =
-                format!("it does not grow: of the first third of {age} no block is left");
+            let evidence = format!(
+                "it does not grow: nearly all blocks that came soon after its start are freed, \
+                 within {age}"
+            );
             verdict(Class::InUse, Confidence::Healthy, evidence)
         }
     }

@@ -76,10 +76,24 @@ impl Args {
                     .into(),
             ));
         }
+        let counts_lost = self.error_exitcode.is_some() && !leak_kinds.reachable;
+        if counts_lost && !trace.user_kinds.malloc && trace.pairs.is_empty() {
+            return Err(Error::Usage(
+                "--error-exitcode counts lost blocks of malloc, which --kind mmap leaves out: add \
+                 malloc to --kind, or --leak-kinds reachable to count every mapping"
+                    .into(),
+            ));
+        }
+        let view = self.common.view(self.user.by())?;
+        if counts_lost && !view.older.is_zero() {
+            return Err(Error::Usage(
+                "--error-exitcode counts lost blocks of any age: leave --older out".into(),
+            ));
+        }
         Ok(Spec {
             trace,
             schedule: self.common.schedule(None)?,
-            view: self.common.view(self.user.by())?,
+            view,
             output: self.common.output(Some(&self.user))?,
             suppressions: self.user.suppressions()?,
             debug_dirs: self.common.debug_dirs()?,

@@ -163,6 +163,7 @@ impl Collector {
                 oldest_ms: is_held.then(|| ms_since(details.oldest_ns)),
                 largest_bytes: counters.largest_bytes,
                 freed_at: Vec::new(),
+                frees: 0,
                 last_ms: ms_since(counters.last_ns),
                 lifetimes: counters.lifetimes,
                 born: None,

@@ -283,6 +283,9 @@ impl Collector {
                 let places = free_places.get(index).map(Vec::as_slice).unwrap_or_default();
                 let mut site = self.site(record, details, now_ns, wants, &mut stacks)?;
                 site.freed_at = self.freed_at(&record.key, places);
+                // Its counter wraps around.
+                let noted: u64 = places.iter().map(|(_, count)| *count).sum();
+                site.frees = noted.max(u64::from(record.frees));
                 Some(site)
             })
             .collect();
@@ -410,6 +413,7 @@ impl Collector {
                 .map(|found| now_ns.saturating_sub(found.oldest_ns) / 1_000_000),
             largest_bytes: record.largest_bytes,
             freed_at: Vec::new(),
+            frees: 0,
             last_ms: now_ns.saturating_sub(record.last_ns) / 1_000_000,
             lifetimes: record.lifetimes,
             born: is_read.then(|| details.map_or([0; GENERATIONS], |found| found.born)),

@@ -110,6 +110,7 @@ pub fn look<R>(
     then: impl FnOnce(&mut Look<'_>) -> R,
 ) -> Result<R, Refusal> {
     let because = |error: String| Refusal::Because(error);
+    memory.begin();
     let blocks = Blocks::read(reader, target.space, target.layout)
         .map_err(|error| because(error.to_string()))?;
     let mut mappings = Mappings::read(view.memory_pid).map_err(|_| Refusal::Gone)?;

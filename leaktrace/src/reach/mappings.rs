@@ -2,7 +2,11 @@
 //!
 //! Anonymous memory counts whatever its rights: programs seal and protect memory that they use.
 
-use std::{fs::File, io::Read as _};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::Read as _,
+};
 
 /// A mapping that is read, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +21,8 @@ pub struct Mapped {
     pub file_offset: u64,
     /// Whether a file is behind it.
     pub has_file: bool,
+    /// Whether that file is in memory or on a disk of this host: no server is asked for it.
+    pub is_of_this_host: bool,
     /// Which of its pages are read.
     pub pages: Pages,
     /// Whether the process itself may read it.
@@ -59,6 +65,7 @@ struct Entry<'a> {
     end: u64,
     rights: &'a str,
     file_offset: u64,
+    device: &'a str,
     inode: u64,
     name: &'a str,
     anonymous_kb: u64,
@@ -77,10 +84,11 @@ impl Mappings {
     pub fn read(pid: u32) -> std::io::Result<Self> {
         let mut text = Vec::new();
         File::open(format!("/proc/{pid}/smaps"))?.read_to_end(&mut text)?;
-        Ok(Self::parse(&String::from_utf8_lossy(&text)))
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        Ok(Self::parse(&String::from_utf8_lossy(&text), &local_devices(&mounts)))
     }
 
-    fn parse(text: &str) -> Self {
+    fn parse(text: &str, local: &HashSet<String>) -> Self {
         let mut mappings = Self::default();
         let mut entry: Option<Entry<'_>> = None;
         for line in text.lines() {
@@ -92,16 +100,16 @@ impl Mappings {
             } else if let Some(next) = header(line)
                 && let Some(done) = entry.replace(next)
             {
-                mappings.add(&done);
+                mappings.add(&done, local);
             }
         }
         if let Some(done) = entry {
-            mappings.add(&done);
+            mappings.add(&done, local);
         }
         mappings
     }
 
-    fn add(&mut self, entry: &Entry<'_>) {
+    fn add(&mut self, entry: &Entry<'_>, local: &HashSet<String>) {
         let has = |flag: &str| entry.flags.split(' ').any(|set| set == flag);
         let has_file = entry.inode != 0;
         if has_file && !self.files.iter().any(|known| known == entry.name) {
@@ -135,6 +143,9 @@ impl Mappings {
             (false, true) => Pages::Changed,
             (false, false) => Pages::Own,
         };
+        // The kernel's own, which is mounted nowhere (mm/shmem.c, ipc/shm.c, mm/memfd.c).
+        let is_in_memory =
+            ["/dev/zero", "/memfd:", "/SYSV"].iter().any(|name| entry.name.starts_with(name));
         self.swapped_bytes += entry.swap_kb * 1024;
         self.read.push(Mapped {
             start: entry.start,
@@ -142,6 +153,7 @@ impl Mappings {
             name: entry.name.to_owned(),
             file_offset: entry.file_offset,
             has_file,
+            is_of_this_host: is_in_memory || local.contains(entry.device),
             pages,
             is_readable: entry.rights.starts_with('r'),
             is_code: is_executable && !has_file && !is_shared,
@@ -179,13 +191,42 @@ impl<'a> Entry<'a> {
 }
 
 /// Parses `start-end perms offset dev inode    path` (man 5 proc_pid_maps).
+/// File systems of this host's memory and disks.
+const LOCAL: [&str; 13] = [
+    "bcachefs",
+    "btrfs",
+    "erofs",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hugetlbfs",
+    "ramfs",
+    "squashfs",
+    "tmpfs",
+    "xfs",
+    "zfs",
+];
+
+/// The devices of such file systems, as /proc/PID/maps writes them, from /proc/PID/mountinfo.
+fn local_devices(mounts: &str) -> HashSet<String> {
+    let device = |line: &str| {
+        let (mount, system) = line.split_once(" - ")?;
+        LOCAL.contains(&system.split(' ').next()?).then_some(())?;
+        let (major, minor) = mount.split(' ').nth(2)?.split_once(':')?;
+        let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+        Some(format!("{major:02x}:{minor:02x}"))
+    };
+    mounts.lines().filter_map(device).collect()
+}
+
 fn header(line: &str) -> Option<Entry<'_>> {
     let hex = |text| u64::from_str_radix(text, 16).ok();
     let mut parts = line.splitn(6, ' ');
     let (start, end) = parts.next()?.split_once('-')?;
     let rights = parts.next()?;
     let file_offset = hex(parts.next()?)?;
-    let _device = parts.next()?;
+    let device = parts.next()?;
     let inode = parts.next()?.parse().ok()?;
     let name = parts.next().map(str::trim_start).unwrap_or_default();
     Some(Entry {
@@ -193,6 +234,7 @@ fn header(line: &str) -> Option<Entry<'_>> {
         end: hex(end)?,
         rights,
         file_offset,
+        device,
         inode,
         name,
         ..Entry::default()
@@ -236,7 +278,7 @@ mod tests {
             entry("15000-17000 r--p 00000000 00:00 0                  [vvar]", 8, "rd"),
         ]
         .concat();
-        let mappings = Mappings::parse(&text);
+        let mappings = Mappings::parse(&text, &HashSet::new());
         let read: Vec<(u64, Pages)> =
             mappings.read.iter().map(|mapped| (mapped.start, mapped.pages)).collect();
         assert_eq!(
@@ -264,5 +306,14 @@ mod tests {
         let stack = mappings.find((&raw const local) as u64).unwrap();
         assert_eq!(stack.pages, Pages::Own);
         assert!(mappings.files.iter().any(|file| file.contains("leaktrace")));
+    }
+
+    #[test]
+    fn files_of_this_host_are_known_by_their_device() {
+        let mounts = "25 1 8:1 / / rw,noatime - ext4 /dev/sda1 rw\n\
+                      31 25 0:27 / /mnt rw - nfs4 server:/x rw\n\
+                      32 25 259:17 / /shm rw shared:3 - tmpfs none rw\n";
+        let local = local_devices(mounts);
+        assert_eq!(local, ["08:01", "103:11"].map(str::to_owned).into());
     }
 }

@@ -3,10 +3,13 @@
 //! Pages that the process does not have are never asked for: reading them would make them.
 
 use std::{
-    fs::File,
+    fs::{self, File, OpenOptions},
     io,
     ops::Range,
-    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
 };
 
 use super::mappings::{Mapped, Pages};
@@ -20,6 +23,8 @@ const MAX_LOOKED_AT: u64 = 1 << 40;
 /// Bytes of files on disks that are read where they are mapped shared; beyond that, only what the
 /// process has in memory.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Bytes of shared memory that are read: what several processes share may be most of a host's.
+const MAX_SHARED_BYTES: u64 = 1 << 30;
 
 /// The memory of one process image.
 #[derive(Debug)]
@@ -34,6 +39,7 @@ pub struct Memory {
     /// Bytes in memory that could not be read.
     pub unread_bytes: u64,
     file_bytes: u64,
+    shared_bytes: u64,
     looked_at: u64,
     has_pagemap_scan: bool,
     /// Addresses that were read: pages that there are.
@@ -92,6 +98,7 @@ impl Memory {
             read_bytes: 0,
             unread_bytes: 0,
             file_bytes: 0,
+            shared_bytes: 0,
             looked_at: 0,
             has_pagemap_scan: true,
             known: Vec::new(),
@@ -107,6 +114,11 @@ impl Memory {
         };
         // Some memory goes while the process lives.
         self.known.iter().any(is_read)
+    }
+
+    /// Begins a look: what it may read is counted anew.
+    pub fn begin(&mut self) {
+        (self.file_bytes, self.shared_bytes, self.looked_at) = (0, 0, 0);
     }
 
     /// One word.
@@ -135,10 +147,18 @@ impl Memory {
     /// A reason, where the mapping is too large to be looked through on this kernel.
     pub fn ranges(&mut self, mapped: &Mapped) -> Result<Vec<Range<u64>>, String> {
         match mapped.pages {
-            Pages::Shared => match self.held(mapped) {
-                Some(ranges) => Ok(ranges),
-                None => self.pages(mapped, PAGE_IS_PRESENT, 0),
-            },
+            Pages::Shared => {
+                let ranges = match self.held(mapped) {
+                    Some(ranges) => ranges,
+                    None => self.pages(mapped, PAGE_IS_PRESENT, 0)?,
+                };
+                self.shared_bytes +=
+                    ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+                match self.shared_bytes > MAX_SHARED_BYTES {
+                    true => Err("it has more than 1 GiB of shared memory".into()),
+                    false => Ok(ranges),
+                }
+            }
             Pages::Own => self.pages(mapped, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, PAGE_IS_PFNZERO),
             Pages::Changed => self.pages(
                 mapped,
@@ -152,10 +172,16 @@ impl Memory {
     /// What the object behind a shared mapping holds; `None` if that is not to be read.
     fn held(&mut self, mapped: &Mapped) -> Option<Vec<Range<u64>>> {
         let path = format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapped.start, mapped.end);
-        let file = File::open(path).ok()?;
-        if !file.metadata().ok()?.is_file() {
+        // Not opened before it is known to be a file of this host: a device may do something then,
+        // or make one wait, and so may a server that other file systems ask.
+        if !mapped.is_of_this_host || !fs::metadata(&path).ok()?.is_file() {
             return None;
         }
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOATIME)
+            .open(path)
+            .ok()?;
         if !is_in_memory(&file) {
             self.file_bytes += mapped.end - mapped.start;
             if self.file_bytes > MAX_FILE_BYTES {

@@ -1,7 +1,11 @@
 //! Looks once at memory that does not change: of a process that is stopped, of its fork, or of a
 //! command at its exit.
 
-use std::{collections::HashMap, sync::atomic::AtomicBool, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 
 use super::{
     hold,
@@ -32,22 +36,28 @@ pub fn run(
     for target in targets {
         // A block that comes later may lie where there was none in the copy.
         let youngest_ns = monotonic_ns();
-        let held = match way {
-            Reachability::Stop => hold::stop(target.pid, hold::LONGEST_STOP),
-            _ => hold::snapshot(target.pid),
-        };
-        match held {
-            Ok(view) => {
-                let begin = Instant::now();
-                let rules = Rules { youngest_ns, counts_older_heap: true };
-                let mut one = once(target, reader, view, rules, cancel, Way::Snapshot);
-                if way == Reachability::Stop {
-                    // It has been let go by now.
-                    let time_ms = begin.elapsed().as_millis() as u64;
-                    one.0.way = Way::Stopped { time_ms };
-                }
-                found.push(one);
+        if cancel.load(Ordering::Relaxed) {
+            running.push(target.clone());
+            continue;
+        }
+        // In a thread of its own: with its end, the kernel lets go of what could not be let go.
+        let looked = hold::in_thread(|| {
+            let view = match way {
+                Reachability::Stop => hold::stop(target.pid, hold::LONGEST_STOP),
+                _ => hold::snapshot(target.pid),
+            }?;
+            let begin = Instant::now();
+            let rules = Rules { youngest_ns, counts_older_heap: true };
+            let mut one = once(target, reader, view, rules, cancel, Way::Snapshot);
+            if way == Reachability::Stop {
+                // It has been let go by now.
+                let time_ms = begin.elapsed().as_millis() as u64;
+                one.0.way = Way::Stopped { time_ms };
             }
+            Ok::<_, hold::Refusal>(one)
+        });
+        match looked {
+            Ok(one) => found.push(one),
             Err(refusal) => {
                 reasons.insert(target.pid, refusal.to_string());
                 running.push(target.clone());
@@ -82,21 +92,29 @@ pub fn at_exit(
         .values()
         .any(|reached| reached.definitely_lost.count + reached.indirectly_lost.count > 0);
     // What is not lost is not lost whatever they held.
-    if has_lost && let Some(others) = others(target) {
-        scan.refused = Some(format!(
+    let refused = match has_lost.then(|| others(target)) {
+        None | Some(Some(0)) => None,
+        Some(Some(others)) => Some(format!(
             "{others} more threads ended with it, and what they held in registers is not known"
-        ));
+        )),
+        Some(None) => Some(
+            "its C library does not tell whether other threads ended with it, and what they held \
+             in registers is not known"
+                .to_owned(),
+        ),
+    };
+    if refused.is_some() {
+        scan.refused = refused;
         sites.clear();
     }
     (scan, sites)
 }
 
-/// How many threads besides the first were alive in a command that is at its exit; none if there was
-/// none, or if its C library does not tell.
+/// How many threads besides the first were alive in a command that is at its exit, if that is known.
 fn others(target: &Target) -> Option<u32> {
     let memory = Memory::open(target.pid).ok()?;
     let objects = Objects::read(target.pid, &target.loaded);
-    other_threads::count(&objects, &memory)?.checked_sub(1).filter(|others| *others > 0)
+    Some(other_threads::count(&objects, &memory)?.saturating_sub(1))
 }
 
 fn once(

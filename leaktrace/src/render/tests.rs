@@ -67,6 +67,7 @@ fn site(id: u64, kind: Kind, call_site: Frame, stack: StackRef) -> Site {
         oldest_ms: None,
         largest_bytes: 0,
         freed_at: Vec::new(),
+        frees: 0,
         last_ms: 0,
         lifetimes: [0; LIFETIME_BUCKETS],
         born: None,
@@ -122,6 +123,7 @@ fn kernel() -> (Snapshot, Names) {
         oldest_ms: Some(9_800),
         largest_bytes: 64,
         freed_at: vec![FreedAt { frame: one, count: 3 }, FreedAt { frame: two, count: 1 }],
+        frees: 4,
         lifetimes: {
             let mut lifetimes = [0; LIFETIME_BUCKETS];
             lifetimes[3] = allocated.0 - outstanding.0;
@@ -187,6 +189,7 @@ fn user() -> (Snapshot, Names) {
             oldest_ms: Some(9_876),
             largest_bytes: 100,
             freed_at: Vec::new(),
+            frees: 0,
             blocks: vec![Block { address: 0xdead_b000, size_bytes: 100, age_ms: 9_876 }],
             ..site(1, Kind::Malloc, leaf, StackRef::Known(1))
         },
@@ -198,6 +201,7 @@ fn user() -> (Snapshot, Names) {
             outstanding: amount(1, 16),
             largest_bytes: 16,
             freed_at: Vec::new(),
+            frees: 0,
             lifetimes: {
                 let mut lifetimes = [0; LIFETIME_BUCKETS];
                 lifetimes[15] = 1;

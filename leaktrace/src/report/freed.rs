@@ -27,7 +27,7 @@ pub(super) fn add(places: &mut Vec<FreedFrom>, more: &FreedFrom) {
 
 impl Group {
     /// Where the freed blocks of all rows were freed, most frees first, each with its share of the
-    /// noted frees.
+    /// frees whose place might have been noted.
     pub fn freed_at(&self) -> Vec<(FreedFrom, f64)> {
         shares(self.rows.iter())
     }
@@ -40,11 +40,14 @@ impl Row {
     }
 }
 
+/// The places with their shares of all frees whose place might have been noted.
 fn shares<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(FreedFrom, f64)> {
-    let mut places = Vec::new();
-    rows.flat_map(|row| &row.freed).for_each(|place| add(&mut places, place));
+    let (mut places, mut all) = (Vec::new(), 0);
+    for row in rows {
+        row.freed.iter().for_each(|place| add(&mut places, place));
+        all += row.frees;
+    }
     places.sort_by_key(|place| (std::cmp::Reverse(place.count), place.frame.address));
-    let all: u64 = places.iter().map(|place| place.count).sum();
-    let share = |count: u64| if all == 0 { 0.0 } else { count as f64 / all as f64 };
+    let share = |count: u64| if all == 0 { 0.0 } else { (count as f64 / all as f64).min(1.0) };
     places.into_iter().map(|place| (place.clone(), share(place.count))).collect()
 }

@@ -7,7 +7,7 @@ use leaktrace_common::{AllocFunction, Kind, LIFETIME_BUCKETS, StackEnd};
 use super::{Doubt, FreedFrom, Keeper, Owner, Reach, Totals, freed, kept, owner, reach};
 use crate::snapshot::{
     Block, Found, Frame, FreedAt, GENERATIONS, Holder, Mapping, Names, Pair, Place, Process,
-    Resolved, Site, Snapshot, StackRef, Unknown, reach::Reached,
+    Reclaimable, Resolved, Site, Snapshot, StackRef, Unknown,
 };
 
 /// One call site with one stack.
@@ -54,12 +54,12 @@ pub struct Row {
     pub largest_bytes: u64,
     /// Where its freed blocks were freed, as far as that was noted.
     pub(super) freed: Vec<FreedFrom>,
+    /// About how many frees there were whose place might have been noted.
+    pub(super) frees: u64,
     /// Freed blocks by age, see [`crate::snapshot::Site::lifetimes`].
     pub lifetimes: [u64; LIFETIME_BUCKETS],
     /// The outstanding blocks by when they were allocated, see [`crate::snapshot::Site::born`].
     pub born: Option<[u64; GENERATIONS]>,
-    /// What scans said of the outstanding blocks.
-    pub reached: Option<Reached>,
     /// The frames, innermost first, with inlined functions as frames of their own; never empty.
     pub stack: Vec<FrameView>,
     /// Why the stack is cut short.
@@ -194,14 +194,11 @@ impl Row {
             born.iter_mut().zip(more).for_each(|(sum, count)| *sum += count);
             born
         });
-        self.reached = self.reached.take().zip(other.reached).map(|(mut reached, more)| {
-            reached.add(&more);
-            reached
-        });
         self.totals.add(&other.totals);
         self.oldest_ms = self.oldest_ms.max(other.oldest_ms);
         self.largest_bytes = self.largest_bytes.max(other.largest_bytes);
         other.freed.iter().for_each(|place| freed::add(&mut self.freed, place));
+        self.frees += other.frees;
         for (sum, more) in self.lifetimes.iter_mut().zip(other.lifetimes) {
             *sum += more;
         }
@@ -305,10 +302,9 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         keeper,
         is_upper_bound: blind.bulk_frees
             && site.cache.as_deref().is_some_and(|cache| FREED_IN_BULK.contains(&cache)),
-        is_reclaimable: site
-            .cache
-            .as_ref()
-            .is_some_and(|cache| snapshot.reclaimable.caches.contains(cache)),
+        is_reclaimable: site.cache.as_ref().is_some_and(|cache| {
+            snapshot.reclaimable.caches.contains(cache) || cache == Reclaimable::OF_INODES
+        }),
         doubt: None,
         module,
         function: site.function,
@@ -324,9 +320,9 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         oldest_ms: site.oldest_ms,
         largest_bytes: site.largest_bytes,
         freed: freed_from(&site.freed_at, names),
+        frees: site.frees,
         lifetimes: site.lifetimes,
         born: site.born,
-        reached: site.reached.clone(),
         stack,
         truncated,
         stack_taken,

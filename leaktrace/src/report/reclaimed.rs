@@ -1,6 +1,6 @@
 //! What the call sites of slab caches hold that the kernel takes back under pressure.
 
-use super::{Group, Totals};
+use super::{Confidence, Group, Totals};
 use crate::snapshot::Snapshot;
 
 /// The call sites of reclaimable slab caches, shown or not. They are call sites as all others, and
@@ -30,9 +30,11 @@ pub(super) fn sum(groups: &[Group], snapshot: &Snapshot) -> Option<Reclaimed> {
 }
 
 impl Group {
-    /// Whether the kernel takes unused blocks of this call site back under pressure.
+    /// Whether the kernel takes unused blocks of this call site back under pressure. It does not take
+    /// what is certainly leaked.
     pub fn is_reclaimable(&self) -> bool {
         // All rows of a call site are of one slab cache.
-        self.rows.iter().any(|row| row.is_reclaimable)
+        self.verdict.confidence != Confidence::Certain
+            && self.rows.iter().any(|row| row.is_reclaimable)
     }
 }

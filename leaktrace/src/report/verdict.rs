@@ -7,9 +7,10 @@ use crate::{
     analyze::{self, Confidence, Facts, Verdict},
     history::{History, Point},
     snapshot::{
-        BudgetAction, GENERATIONS, Mode, Snapshot,
+        Amount, BudgetAction, GENERATIONS, Mode, Snapshot,
         reach::{Reached, Way},
     },
+    units::format_count,
 };
 
 /// All verdicts together.
@@ -44,6 +45,8 @@ pub(super) fn judge(groups: &mut [Group], snapshot: &Snapshot, history: &History
     for group in groups.iter_mut().filter(|group| group.totals.outstanding.count > 0) {
         group.verdict = verdict(group, snapshot, history, replaced.as_ref(), allocated);
         match group.verdict.confidence {
+            // They fill whatever happens.
+            _ if group.is_reclaimable() => {}
             Confidence::Certain | Confidence::Likely => {
                 summary.leaking_sites += 1;
                 summary.leaked_bytes += group.verdict.leaked_bytes;
@@ -74,21 +77,21 @@ fn verdict(
         outstanding: group.totals.outstanding,
         certain: left
             .as_ref()
-            .filter(|left| left.0 == Part::MadeTheirCache)
-            .map(|left| left.1.clone()),
+            .filter(|left| left.part == Part::MadeTheirCache)
+            .map(|left| (left.why.clone(), left.bytes)),
         distrust: distrust(group, &points, snapshot, replaced, allocated),
         reached: reached(group, snapshot),
         is_kernel: snapshot.mode == Mode::Kernel,
         has_ended: group.rows.iter().all(|row| row.process.as_ref().is_some_and(|of| of.exited)),
     });
-    if let Some((Part::AllocatedThem, why)) = left
+    if let Some(Left { part: Part::AllocatedThem, why, bytes }) = left
         && !verdict.is_leak()
         && group.rows.iter().all(|row| row.doubt.is_none() && !row.is_upper_bound)
     {
         verdict.class = analyze::Class::OneTime;
         verdict.confidence = Confidence::Likely;
         verdict.evidence = why;
-        verdict.leaked_bytes = group.totals.outstanding.bytes;
+        verdict.leaked_bytes = bytes;
         verdict.ask_again_ms = None;
     }
     verdict
@@ -100,13 +103,23 @@ fn series(group: &Group, snapshot: &Snapshot, history: &History) -> Vec<Point> {
     history.series(&ids, Point { ms: snapshot.elapsed_ms, allocated, freed })
 }
 
-/// The outstanding blocks by when they were allocated, if that is known of all rows.
+/// The outstanding blocks by when they were allocated, if that is known of all rows. Where blocks are
+/// sampled, what the recorded ones stand for, as in all other figures.
 fn born(group: &Group) -> Option<[u64; GENERATIONS]> {
-    group.rows.iter().try_fold([0; GENERATIONS], |mut sum, row| {
+    let mut born = group.rows.iter().try_fold([0; GENERATIONS], |mut sum: [u64; _], row| {
         let born = row.born?;
         sum.iter_mut().zip(born).for_each(|(sum, count)| *sum += count);
         Some(sum)
-    })
+    })?;
+    let recorded: u64 = born.iter().sum();
+    if group.totals.sampled.is_some() && recorded > 0 {
+        let outstanding = group.totals.allocated.minus(group.totals.freed).count;
+        let weight = outstanding as f64 / recorded as f64;
+        for count in &mut born {
+            *count = (*count as f64 * weight).round() as u64;
+        }
+    }
+    Some(born)
 }
 
 fn lifetimes(group: &Group) -> [u64; LIFETIME_BUCKETS] {
@@ -116,24 +129,35 @@ fn lifetimes(group: &Group) -> [u64; LIFETIME_BUCKETS] {
     })
 }
 
-/// The part that an unloaded module had in all outstanding blocks, with a sentence.
-fn left(group: &Group) -> Option<(Part, String)> {
-    let mut rows = group.rows.iter().filter(|row| row.totals.outstanding.count > 0);
-    let first = rows.next()?.left_by()?;
-    if !rows.all(|row| row.left_by() == Some(first)) {
-        return None;
-    }
-    let module = &first.module;
-    let why = match first.part {
-        Part::MadeTheirCache => {
-            format!("module {module} made their cache, and was unloaded with these outstanding")
-        }
-        Part::AllocatedThem => {
-            format!("module {module} allocated these itself, and was unloaded")
-        }
-        Part::CalledFor => return None,
+/// What an unloaded module left behind at a call site.
+struct Left {
+    part: Part,
+    why: String,
+    /// Bytes of those blocks.
+    bytes: u64,
+}
+
+/// The largest part that an unloaded module had in outstanding blocks, if it had one: of all rows, or
+/// of those whose stack is known.
+fn left(group: &Group) -> Option<Left> {
+    let rows = || group.rows.iter().filter(|row| row.totals.outstanding.count > 0);
+    let is_part = |row: &&Row, part| row.left_by().is_some_and(|left| left.part == part);
+    let (part, did) = [
+        (Part::MadeTheirCache, "made their cache, and was unloaded with these outstanding"),
+        (Part::AllocatedThem, "allocated these itself, and was unloaded"),
+    ]
+    .into_iter()
+    .find(|(part, _)| rows().any(|row| is_part(&row, *part)))?;
+    let left = rows().find(|row| is_part(row, part))?.left_by()?;
+    let amount = rows()
+        .filter(|row| row.left_by() == Some(left))
+        .fold(Amount::default(), |sum, row| sum.plus(row.totals.outstanding));
+    let of_some = match amount == group.totals.outstanding {
+        true => String::new(),
+        false => format!("of {} blocks: ", format_count(amount.count)),
     };
-    Some((first.part, why))
+    let why = format!("{of_some}module {} {did}", left.module);
+    Some(Left { part, why, bytes: amount.bytes })
 }
 
 /// Why the call site's growth may be none; `allocated` is the number of blocks that all call sites
@@ -151,11 +175,13 @@ fn distrust(
     let share = group.totals.allocated.count as f64 / allocated.max(1) as f64;
     let missed_here = missed as f64 * share.min(1.0);
     let last_step = snapshot.budget.as_ref().and_then(|budget| budget.steps.last());
-    if group.rows.iter().any(|row| row.doubt.is_some()) {
+    if group.is_reclaimable() {
+        Some("the kernel takes these back under pressure")
+    } else if group.rows.iter().any(|row| row.doubt.is_some()) {
         Some("its slab cache did not grow as these blocks did")
     } else if group.rows.iter().any(|row| row.is_upper_bound) {
         Some("frees in bulk are not seen")
-    } else if missed_here * 10.0 > group.totals.outstanding.count as f64 {
+    } else if missed_here * 2.0 > group.totals.outstanding.count as f64 {
         Some("frees were missed")
     } else if last_step.is_some_and(|step| step.action == BudgetAction::Nothing) {
         Some("its probes were taken away")
@@ -202,16 +228,27 @@ fn late_growth(points: &[Point], now_ms: u64) -> u64 {
     points.last().map_or(0, |now| now.outstanding().count.saturating_sub(before))
 }
 
-/// What scans said of all rows, and how they were made; `None` unless all were scanned.
+/// What scans said of all rows with blocks, and how they were made; `None` unless all were scanned.
 fn reached(group: &Group, snapshot: &Snapshot) -> Option<(Reached, Way)> {
     let scan = |row: &&Row| {
         let mut scans = snapshot.scans.iter();
         scans.find(|scan| scan.space == row.space && scan.refused.is_none())
     };
     let way = group.rows.first().as_ref().and_then(scan)?.way;
-    let mut sum = Reached::default();
-    for reached in group.rows.iter().map(|row| row.reached.as_ref()) {
-        sum.add(reached?);
+    let has_blocks = |row: &&Row| row.totals.outstanding.count > 0;
+    if group.rows.iter().filter(has_blocks).any(|row| row.reach.is_none()) {
+        return None;
     }
-    Some((sum, way))
+    let all = group.reach()?;
+    let reached = Reached {
+        definitely_lost: all.definitely_lost,
+        indirectly_lost: all.indirectly_lost,
+        possibly_lost: all.possibly_lost,
+        still_reachable: all.still_reachable,
+        not_judged: all.not_judged,
+        leads: all.leads,
+        // Who holds them is no matter of the verdict.
+        held_by: Vec::new(),
+    };
+    Some((reached, way))
 }

@@ -4,6 +4,8 @@ mod rhythm;
 mod signals;
 pub mod spec;
 
+use std::time::Duration;
+
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{rhythm::Rhythm, signals::Signals, spec::Spec};
@@ -12,10 +14,14 @@ use crate::{
     host::features::HostFacts,
     snapshot::{Counts, Snapshot},
     tracer::{
-        End, Tracer,
+        End, Reach, Tracer,
         wait::{wait_for_tick, wait_until},
     },
 };
+
+/// Time after the start before which no block is old enough for a verdict, and some more, for blocks
+/// to be there.
+const FIRST_SCAN: Duration = Duration::from_secs(6);
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +93,10 @@ async fn follow(
         start + interval.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
     });
     let end = deadline.into_iter().chain(counted).min();
-    let mut scan_at = end.zip(tracer.scan_time()).map(|(end, time)| end - time.min(end - start));
+    let mut scan_at = end.zip(tracer.scan_time()).map(|(end, time)| {
+        // Not before there are blocks that are old enough.
+        (end - time.min(end - start)).max(start + FIRST_SCAN).min(end)
+    });
     let mut reports = 0;
     let mut rhythm = Rhythm::new(start);
     loop {
@@ -159,13 +168,25 @@ async fn finish_scans(
     note: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
     let Some(mut scans) = tracer.take_scans() else { return Ok(()) };
+    let (mut is_skipped, mut has_ended) = (false, false);
     let found = loop {
         tokio::select! {
             biased;
-            _ = signals.next() => scans.skip(),
+            _ = signals.next() => {
+                if is_skipped {
+                    note("the look through the memory is left behind, without an answer");
+                    break Reach::default();
+                }
+                is_skipped = true;
+                scans.skip();
+            }
             found = scans.done() => break found,
-            // Processes go on, begin and end meanwhile.
-            step = tracer.step() => step?.notes.iter().for_each(|line| note(line)),
+            // Processes go on, begin and end meanwhile; the tracer remembers the last end.
+            step = tracer.step(), if !has_ended => {
+                let step = step?;
+                step.notes.iter().for_each(|line| note(line));
+                has_ended = step.end.is_some();
+            }
         }
     };
     tracer.give_scans(found);

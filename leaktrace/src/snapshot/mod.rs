@@ -198,6 +198,9 @@ pub struct Site {
     pub lifetimes: [u64; LIFETIME_BUCKETS],
     /// Where its freed blocks were freed, as far as that was noted; most frees first.
     pub freed_at: Vec<FreedAt>,
+    /// About how many frees there were whose place might have been noted: those of `freed_at`, of
+    /// other places, and of unknown ones.
+    pub frees: u64,
     /// The outstanding blocks by when they were allocated: number n by those in the nth part of the
     /// time since the start. Where blocks are sampled, the recorded ones. Unknown unless blocks were
     /// read.

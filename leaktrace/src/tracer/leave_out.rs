@@ -66,6 +66,7 @@ impl LeaveOut {
                 if filters.unreclaimable {
                     let own = names.caches().filter(|cache| reclaimable.has(cache));
                     told.extend(own.map(str::to_owned));
+                    told.push(snapshot::Reclaimable::OF_INODES.to_owned());
                 }
                 told.truncate(CACHES_TOLD);
                 maps.set_cache_filters(&told, &kmalloc.details(&told))?;
@@ -89,7 +90,8 @@ impl LeaveOut {
                 reclaimable.insert(cache.clone());
                 return !self.unreclaimable;
             }
-            !self.caches.contains(cache)
+            let is_of_inodes = cache == snapshot::Reclaimable::OF_INODES;
+            !self.caches.contains(cache) && !(self.unreclaimable && is_of_inodes)
         });
         if !self.modules.is_empty() {
             sites.retain(|site| !is_of_module(site, snapshot, &self.modules));

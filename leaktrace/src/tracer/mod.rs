@@ -21,6 +21,7 @@ mod pairs;
 mod processes;
 mod requested;
 mod ring;
+mod sanitizer;
 mod scans;
 mod seccomp_guard;
 mod step;
@@ -33,11 +34,12 @@ use std::time::{Duration, Instant};
 
 pub use self::step::{End, Step};
 use self::{kernel::KernelTracer, user::UserTracer};
+pub use crate::reach::Reach;
 use crate::{
     collect::Wants,
     error::Error,
     host::features::HostFacts,
-    reach::{Reach, Running},
+    reach::Running,
     session::spec::{By, Target, TraceOptions, View},
     snapshot::{Counts, Snapshot},
 };

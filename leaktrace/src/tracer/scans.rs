@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use leaktrace_common::LossReason;
+
 use super::processes::{Processes, Traced};
 use crate::{
     collect::Collector,
@@ -25,6 +27,16 @@ const MAX_BYTES: u64 = 8 << 30;
 const BYTES_A_SECOND: u64 = 512 << 20;
 /// The time that three scans take besides reading, with the pauses between them.
 const LEAST_LEAD: Duration = Duration::from_millis(2400);
+
+/// Reasons for which a block may be there that is not tracked.
+const MISSED: [LossReason; 6] = [
+    LossReason::OutstandingFull,
+    LossReason::OutstandingRefused,
+    LossReason::SitesFull,
+    LossReason::InFlightFull,
+    LossReason::ResultUnreadable,
+    LossReason::SkippedReturn,
+];
 
 /// The scans of a tracer.
 pub(super) struct Scans {
@@ -62,6 +74,12 @@ impl Scans {
     /// Looks at a command once it is at its exit.
     pub(super) fn await_exit(&mut self, command: Command) {
         self.command = Some(command);
+    }
+
+    /// Says why a command is not looked at.
+    pub(super) fn refuse(&mut self, pid: u32, space: u32, why: String) {
+        self.left_out.push(Scan { way: Way::AtExit, ..left_out(pid, space, why) });
+        self.found = Some(Reach::default());
     }
 
     /// Takes in that the command is at its exit.
@@ -152,9 +170,13 @@ impl Scans {
             return Ok(());
         };
         // Another image than the first was not traced from its first allocation on.
-        let is_whole = is_whole && traced.space == space;
-        let reader = collector.maps.block_reader()?;
         let target = target(pid, traced, collector);
+        // Nor may the rest of its heap be passed over if blocks were missed, or if another allocator
+        // may have taken it.
+        let missed = MISSED.iter().any(|reason| collector.maps.loss(*reason) > 0);
+        let is_whole =
+            is_whole && traced.space == space && !missed && target.layout == Layout::Glibc;
+        let reader = collector.maps.block_reader()?;
         self.found = None;
         self.running = Some(Running::at_exit(target, reader, thread, is_whole));
         Ok(())

@@ -14,6 +14,7 @@ use super::{
     overhead::Overhead,
     processes::{LONGEST_WAIT, Processes},
     ring::{self, Ring, drain},
+    sanitizer,
     scans::{self, Scans},
     seccomp_guard::SeccompGuard,
     step::{End, Step},
@@ -165,7 +166,15 @@ impl UserTracer {
         let watch = ProcessWatch::start(&processes);
         let unseen = suspended.as_ref().and_then(Suspended::unseen).map(str::to_owned);
         let mut scans = Scans::new(trace.reachability);
-        let looks_at_exit = kinds.malloc && scans.is_on();
+        let mut looks_at_exit = kinds.malloc && scans.is_on();
+        if let Some(suspended) = suspended.as_ref().filter(|_| looks_at_exit)
+            && let Some(own) = sanitizer::of(suspended.pid())
+        {
+            looks_at_exit = false;
+            let pid = suspended.pid();
+            let space = processes.traced.get(&pid).map_or(0, |traced| traced.space);
+            scans.refuse(pid, space, format!("{own} is in it, which fails in a traced process"));
+        }
         if let Some(suspended) = suspended.as_ref().filter(|_| looks_at_exit) {
             let pid = suspended.pid();
             scans.await_exit(scans::Command {

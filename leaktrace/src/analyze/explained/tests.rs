@@ -33,6 +33,7 @@ fn site(kind: Kind, space: u32, count: u64, bytes: u64) -> Site {
         oldest_ms: None,
         largest_bytes: 0,
         freed_at: Vec::new(),
+        frees: 0,
         born: None,
         reached: None,
         last_ms: 0,

@@ -42,7 +42,11 @@ pub fn follow(pid: u32, leaving: &mut dyn FnMut(ThreadState)) -> io::Result<Exit
             // Stopped with all its threads, as by Ctrl-Z, until SIGCONT comes.
             Ok(Wait::Stopped) => ptrace::listen(tid),
             Ok(Wait::Event(libc::PTRACE_EVENT_EXIT)) => {
-                if have_others_ended(pid)
+                // Who kills it wants it gone, and its memory: perhaps as the host has none left.
+                let is_killed = ptrace::event_message(tid)
+                    .is_ok_and(|status| status & 0x7f == libc::SIGKILL as u64);
+                if !is_killed
+                    && have_others_ended(pid)
                     && let Ok(state) = registers::state(tid)
                 {
                     leaving(state);

@@ -7,7 +7,7 @@ use super::{
     frame::{self, WayBack},
     gadgets::Gadgets,
     ptrace::{self, Tid, Wait},
-    registers,
+    registers, threads,
 };
 use crate::host::proc::Mapping;
 
@@ -53,7 +53,10 @@ impl Caller {
         let mut second = None;
         for tid in tids {
             let Ok(registers) = ptrace::registers(*tid) else { continue };
-            if !registers::is_64_bit(&registers) || is_in_sequence(*tid, &registers) {
+            if !registers::is_64_bit(&registers)
+                || is_in_sequence(*tid, &registers)
+                || !threads::takes_calls(pid, *tid)
+            {
                 continue;
             }
             let (Ok(xsave), Ok(mask)) = (ptrace::xsave_area(*tid), ptrace::signal_mask(*tid))

@@ -147,7 +147,12 @@ impl Stopped {
 impl Drop for Stopped {
     fn drop(&mut self) {
         for tid in &self.tids {
-            if ptrace::detach(*tid, 0).is_ok() {
+            // One that has not been waited for may stop in front of a signal, which is its own.
+            let signal = match ptrace::look(*tid) {
+                Ok(Wait::Signal(signal)) => signal,
+                _ => 0,
+            };
+            if ptrace::detach(*tid, signal).is_ok() {
                 continue;
             }
             // It runs, as this comes from a failure: it must stop before it can be let go. One
@@ -169,6 +174,19 @@ impl Drop for Stopped {
             }
         }
     }
+}
+
+/// Whether a thread may be made to call the kernel: a filter of its own (seccomp) may kill it for a
+/// call that it does not know, and a shadow stack for the return. Filters are a thread's, not a
+/// process', and may have come a moment ago.
+pub(super) fn takes_calls(pid: u32, tid: Tid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let mut lines = status.lines();
+        lines.find_map(|line| line.strip_prefix(name)).map(str::trim)
+    };
+    matches!(field("Seccomp:"), Some("0"))
+        && !field("x86_Thread_features:").is_some_and(|features| features.contains("shstk"))
 }
 
 /// Seizes a thread and asks it to stop. Returns false if it has ended.

@@ -122,13 +122,32 @@ impl Block {
     }
 }
 
+/// As in a pattern with wild cards: where something does not match, only the latest `...` takes one
+/// frame more, as what lies before it has matched as early as it can.
 fn begins(stack: &[Frame<'_>], locations: &[Location]) -> bool {
-    let Some((location, behind)) = locations.split_first() else { return true };
-    if *location == Location::Any {
-        return (0..=stack.len()).any(|from| begins(stack.get(from..).unwrap_or(&[]), behind));
+    let (mut frame, mut location) = (0, 0);
+    // The location behind the latest `...`, and the first frame that it has not been tried at.
+    let mut retry: Option<(usize, usize)> = None;
+    loop {
+        match (locations.get(location), stack.get(frame)) {
+            (None, _) => return true,
+            (Some(Location::Any), _) => {
+                location += 1;
+                retry = Some((location, frame + 1));
+            }
+            (Some(wanted), Some(found)) if is_at(wanted, found) => {
+                location += 1;
+                frame += 1;
+            }
+            _ => match retry {
+                Some((behind, next)) if next <= stack.len() => {
+                    (location, frame) = (behind, next);
+                    retry = Some((behind, next + 1));
+                }
+                _ => return false,
+            },
+        }
     }
-    let Some((frame, rest)) = stack.split_first() else { return false };
-    is_at(location, frame) && begins(rest, behind)
 }
 
 fn is_at(location: &Location, frame: &Frame<'_>) -> bool {
