@@ -36,21 +36,21 @@ fn one_final_report_tells_leaks_from_caches() {
     check(report, "site_cache", "healthy", &["saturating", "in use"]);
     check(report, "site_batch", "healthy", &["in use"]);
     check(report, "site_pool", "healthy", &["in use"]);
-    // A larger cache would look the same; the rate is that of the program.
-    check(report, "site_steady", "unknown", &["unknown yet"]);
+    // By its figures alone it would be too early; but nobody has the addresses of its blocks. The
+    // rate is that of the program.
+    check(report, "site_steady", "likely", &["steady"]);
     let steady = row(report, "site_steady").value;
     let rate = steady["growth_bytes_per_s"].as_f64().unwrap_or_default();
     assert!((4_500.0..5_100.0).contains(&rate), "{rate} instead of 4,800 bytes a second");
     let evidence = steady["verdict"]["evidence"].as_str().unwrap_or_default();
-    assert!(evidence.contains("grew in 12 of 12 intervals"), "{evidence}");
-    assert!(evidence.contains("blocks of each interval are still alive"), "{evidence}");
-    // What leaks comes first, then what may.
-    let order = ["site_rare", "site_steady"];
+    assert!(evidence.contains("was seen in any of"), "{evidence}");
+    // What leaks comes first, by its growth.
+    let order = ["site_steady", "site_rare"];
     for (site, function) in report.sites().iter().zip(order) {
         assert!(site.has_frame(function), "{function}:\n{}", report.outline());
     }
     let summary = &report.value["summary"];
     assert_eq!(summary["verdict"], "leaking", "{summary}");
-    assert_eq!((&summary["leaking_sites"], &summary["unknown_sites"]), (&1.into(), &1.into()));
+    assert_eq!((&summary["leaking_sites"], &summary["unknown_sites"]), (&2.into(), &0.into()));
     leaker.end();
 }

@@ -286,6 +286,14 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
             frame.object.as_deref()?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned)
         })
         .filter(|_| !is_of_process);
+    let of_inodes = || {
+        let call = stack.first().and_then(|frame| frame.symbol.as_deref());
+        call.is_some_and(|call| Reclaimable::OF_INODES.contains(&call))
+    };
+    let reclaimable = &snapshot.reclaimable;
+    let is_reclaimable = site.cache.as_ref().is_some_and(|cache| {
+        reclaimable.caches.contains(cache) || (!reclaimable.are_left_out && of_inodes())
+    });
     let row = Row {
         id: site.id,
         ids: vec![site.id],
@@ -302,9 +310,7 @@ fn row(site: &Site, snapshot: &Snapshot, names: &Names) -> (Row, Identity) {
         keeper,
         is_upper_bound: blind.bulk_frees
             && site.cache.as_deref().is_some_and(|cache| FREED_IN_BULK.contains(&cache)),
-        is_reclaimable: site.cache.as_ref().is_some_and(|cache| {
-            snapshot.reclaimable.caches.contains(cache) || cache == Reclaimable::OF_INODES
-        }),
+        is_reclaimable,
         doubt: None,
         module,
         function: site.function,

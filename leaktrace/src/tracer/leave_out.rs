@@ -66,7 +66,6 @@ impl LeaveOut {
                 if filters.unreclaimable {
                     let own = names.caches().filter(|cache| reclaimable.has(cache));
                     told.extend(own.map(str::to_owned));
-                    told.push(snapshot::Reclaimable::OF_INODES.to_owned());
                 }
                 told.truncate(CACHES_TOLD);
                 maps.set_cache_filters(&told, &kmalloc.details(&told))?;
@@ -90,8 +89,7 @@ impl LeaveOut {
                 reclaimable.insert(cache.clone());
                 return !self.unreclaimable;
             }
-            let is_of_inodes = cache == snapshot::Reclaimable::OF_INODES;
-            !self.caches.contains(cache) && !(self.unreclaimable && is_of_inodes)
+            !self.caches.contains(cache)
         });
         if !self.modules.is_empty() {
             sites.retain(|site| !is_of_module(site, snapshot, &self.modules));
@@ -100,6 +98,7 @@ impl LeaveOut {
         snapshot.reclaimable = snapshot::Reclaimable {
             caches: if self.unreclaimable { BTreeSet::new() } else { reclaimable },
             is_listed: !self.reclaimable.is_told(),
+            are_left_out: self.unreclaimable,
         };
     }
 }
