@@ -24,30 +24,6 @@ pub struct Reached {
     pub held_by: Vec<HeldBy>,
 }
 
-impl Reached {
-    /// Adds what scans said of other blocks.
-    pub fn add(&mut self, other: &Self) {
-        let sums = [
-            (&mut self.definitely_lost, other.definitely_lost),
-            (&mut self.indirectly_lost, other.indirectly_lost),
-            (&mut self.possibly_lost, other.possibly_lost),
-            (&mut self.still_reachable, other.still_reachable),
-            (&mut self.not_judged, other.not_judged),
-            (&mut self.leads, other.leads),
-        ];
-        for (sum, more) in sums {
-            *sum = sum.plus(more);
-        }
-        for more in &other.held_by {
-            match self.held_by.iter_mut().find(|held| held.root == more.root) {
-                Some(held) => held.held = held.held.plus(more.held),
-                None => self.held_by.push(more.clone()),
-            }
-        }
-        self.held_by.sort_by_key(|held| std::cmp::Reverse(held.held.bytes));
-    }
-}
-
 /// What holds blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldBy {
