@@ -26,7 +26,7 @@ pub fn show(
     out: &mut dyn Write,
     style: &TextStyle,
 ) -> Result<Report, Error> {
-    let report = report::build_without(snapshot, names, history, &spec.view, &spec.suppressions);
+    let report = report::build(snapshot, names, history, &spec.view, &spec.suppressions);
     render::render(&report, spec.output.format, out, style)?;
     Ok(report)
 }

@@ -98,7 +98,7 @@ impl Blocks {
         blocks
     }
 
-    /// Reads the blocks of a space; `is_wanted` says of which call sites.
+    /// Reads the blocks of a space.
     ///
     /// # Errors
     ///

@@ -111,7 +111,7 @@ pub struct Graph<'a> {
     /// those of the next begin.
     runs: Vec<(u32, u32)>,
     is_full: bool,
-    /// Addresses where glibc's free lists point to: see [`Graph::header_hits`].
+    /// Addresses where glibc's free lists point to: see [`Graph::header`].
     headers: Vec<(u32, u64, Rank)>,
 }
 
@@ -144,11 +144,6 @@ impl<'a> Graph<'a> {
     /// Whether more addresses between blocks were found than there is room for.
     pub fn is_full(&self) -> bool {
         self.is_full
-    }
-
-    /// Number of addresses between blocks that are kept.
-    pub fn edges(&self) -> usize {
-        self.edges.len()
     }
 
     /// The way to a block that is reachable: the first origin is its own.

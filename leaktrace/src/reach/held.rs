@@ -13,8 +13,6 @@ use crate::snapshot::{
 
 /// Most roots that are told of one call site.
 const MAX_ROOTS: usize = 64;
-/// Blocks between a root and a held block beyond which the exact number means nothing: a list.
-pub const LONG: u32 = 64;
 
 /// No way is known.
 const NOBODY: u32 = u32::MAX;
@@ -33,7 +31,7 @@ pub fn by_site(
         let Some(about) = graph.block(block).filter(|_| *root != NOBODY) else { continue };
         let (sum, depths) = sums.entry((about.site, *root)).or_default();
         *sum = sum.plus(Amount { count: 1, bytes: about.size });
-        *depths.entry((*depth).min(LONG)).or_default() += 1;
+        *depths.entry((*depth).min(HeldBy::LONG)).or_default() += 1;
     }
     let mut sites: HashMap<u32, Vec<HeldBy>> = HashMap::new();
     for ((site, root), (held, depths)) in sums {

@@ -431,7 +431,7 @@ impl Look<'_> {
 
     /// What the look could not see, in lines.
     pub fn limits(&self) -> Vec<String> {
-        let mut limits = self.view.limits.clone();
+        let mut limits = Vec::new();
         if self.mappings.device_bytes > 0 {
             let bytes = format_bytes(self.mappings.device_bytes);
             limits.push(format!("{bytes} of devices' memory were not read"));

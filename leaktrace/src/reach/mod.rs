@@ -41,7 +41,7 @@ use crate::{
     session::spec::Reachability,
     snapshot::{
         Snapshot,
-        reach::{Reached, Scan},
+        reach::{Reached, Scan, Way},
     },
 };
 
@@ -58,6 +58,9 @@ pub struct Reach {
 pub struct Running {
     result: oneshot::Receiver<Reach>,
     cancel: Arc<AtomicBool>,
+    /// The processes that are looked at, each with its space.
+    of: Vec<(u32, u32)>,
+    way: Way,
 }
 
 impl Running {
@@ -68,7 +71,8 @@ impl Running {
         reader: BlockReader,
         until: Option<Instant>,
     ) -> Self {
-        Self::spawn(move |cancel| {
+        let of = targets.iter().map(|target| (target.pid, target.space)).collect();
+        Self::spawn(of, Way::Live { scans: 0, time_ms: 0 }, move |cancel| {
             let found = match way {
                 Reachability::Off => Vec::new(),
                 Reachability::Live => live::run(&targets, &reader, until, cancel),
@@ -87,22 +91,27 @@ impl Running {
         thread: ThreadState,
         is_whole: bool,
     ) -> Self {
-        Self::spawn(move |cancel| {
+        Self::spawn(vec![(target.pid, target.space)], Way::AtExit, move |cancel| {
             let found = still::at_exit(&target, &reader, thread, is_whole, cancel);
             Reach::of(vec![found], &reader)
         })
     }
 
     /// Runs `look` in a thread of its own, with whose end the kernel lets go of what is still held.
-    fn spawn(look: impl FnOnce(&AtomicBool) -> Reach + Send + 'static) -> Self {
+    fn spawn(
+        of: Vec<(u32, u32)>,
+        way: Way,
+        look: impl FnOnce(&AtomicBool) -> Reach + Send + 'static,
+    ) -> Self {
         let (sender, result) = oneshot::channel();
         let cancel = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&cancel);
-        std::thread::spawn(move || {
+        // Where there is no thread for it, the sender is gone, and `done` says that it has failed.
+        let _ = std::thread::Builder::new().spawn(move || {
             // Nobody is there to hear it if the session has ended.
             let _ = sender.send(look(&asked));
         });
-        Self { result, cancel }
+        Self { result, cancel, of, way }
     }
 
     /// Ends soon, without verdicts.
@@ -112,8 +121,24 @@ impl Running {
 
     /// Waits for the end. The caller may drop the future, and call again.
     pub async fn done(&mut self) -> Reach {
-        // A thread that has panicked has found nothing.
-        (&mut self.result).await.unwrap_or_default()
+        match (&mut self.result).await {
+            Ok(found) => found,
+            Err(_) => self.without_answer("the look through its memory failed"),
+        }
+    }
+
+    /// What is told of the processes if nobody waits for the end.
+    pub fn without_answer(&self, why: &str) -> Reach {
+        let scan = |(pid, space): &(u32, u32)| Scan {
+            pid: *pid,
+            space: *space,
+            way: self.way,
+            bytes: 0,
+            threads: 0,
+            refused: Some(why.to_owned()),
+            limits: Vec::new(),
+        };
+        Reach { scans: self.of.iter().map(scan).collect(), sites: HashMap::new() }
     }
 }
 

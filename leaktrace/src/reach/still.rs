@@ -42,11 +42,11 @@ pub fn run(
         }
         // In a thread of its own: with its end, the kernel lets go of what could not be let go.
         let looked = hold::in_thread(|| {
+            let begin = Instant::now();
             let view = match way {
                 Reachability::Stop => hold::stop(target.pid, hold::LONGEST_STOP),
                 _ => hold::snapshot(target.pid),
             }?;
-            let begin = Instant::now();
             let rules = Rules { youngest_ns, counts_older_heap: true };
             let mut one = once(target, reader, view, rules, cancel, Way::Snapshot);
             if way == Reachability::Stop {
@@ -139,7 +139,7 @@ fn once(
             result
         }
     };
-    let (sites, mut limits, refused) = match result {
+    let (sites, limits, refused) = match result {
         Ok((sites, limits)) => (sites, limits, None),
         Err(Refusal::Because(reason)) => (HashMap::new(), Vec::new(), Some(reason)),
         Err(Refusal::Gone) => {
@@ -148,7 +148,6 @@ fn once(
         }
         Err(Refusal::Skipped) => (HashMap::new(), Vec::new(), Some("the scan was skipped".into())),
     };
-    limits.extend(view.limits.iter().cloned());
     let (pid, space) = (target.pid, target.space);
     (Scan { pid, space, way, bytes, threads, refused, limits }, sites)
 }

@@ -17,10 +17,6 @@ pub struct View {
     /// Memory that the fork does not have as the target has it (MADV_DONTFORK, MADV_WIPEONFORK):
     /// it is read from the target. Empty where the target's own memory is read.
     pub from_target: Vec<Range<u64>>,
-    /// How long the target was stopped to make the view, in milliseconds; 0 if it was not.
-    pub stopped_ms: u64,
-    /// What the view does not have, in lines.
-    pub limits: Vec<String>,
     /// Lets go of the target when dropped.
     pub hold: Option<Box<dyn Any>>,
 }
@@ -53,8 +49,6 @@ impl View {
             threads: Vec::new(),
             is_consistent: false,
             from_target: Vec::new(),
-            stopped_ms: 0,
-            limits: Vec::new(),
             hold: None,
         }
     }

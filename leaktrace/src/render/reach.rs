@@ -9,7 +9,7 @@ use crate::{
     report::{Group, Holding, Reach, Report},
     snapshot::{
         Amount,
-        reach::{Scan, Way},
+        reach::{HeldBy, Scan, Way},
     },
     units::{format_bytes, format_count, format_ms},
 };
@@ -18,8 +18,6 @@ use crate::{
 const HOLDERS_SHOWN: usize = 3;
 /// Most scans told apart; more are counted.
 const SCANS_SHOWN: usize = 4;
-/// Number of blocks on the way beyond which the exact one means nothing.
-const LONG: u32 = 64;
 
 /// The lines below a call site.
 pub(super) fn lines(report: &Report, group: &Group, out: &mut dyn Write) -> io::Result<()> {
@@ -85,7 +83,7 @@ fn holders(reach: &Reach) -> String {
             let way = match holding.through {
                 0 => ", directly".to_owned(),
                 1 => ", through 1 block".to_owned(),
-                LONG.. => format!(", through {LONG} blocks or more"),
+                HeldBy::LONG.. => format!(", through {} blocks or more", HeldBy::LONG),
                 few => format!(", through {few} blocks"),
             };
             format!("{percent} % of the bytes hang from {}{way}", root(holding))

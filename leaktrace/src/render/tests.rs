@@ -226,8 +226,13 @@ fn user() -> (Snapshot, Names) {
     (snapshot, names)
 }
 
+/// The report of a snapshot alone: nothing is known of earlier moments, and nothing suppressed.
+fn built(snapshot: &Snapshot, names: &Names, view: &View) -> Report {
+    report::build(snapshot, names, &Default::default(), view, &Default::default())
+}
+
 fn rendered((snapshot, names): &(Snapshot, Names), format: Format) -> String {
-    let report = report::build(snapshot, names, &Default::default(), &VIEW);
+    let report = built(snapshot, names, &VIEW);
     let mut out = Vec::new();
     render(&report, format, &mut out, &TextStyle { color: false }).unwrap();
     String::from_utf8(out).unwrap()
@@ -252,7 +257,7 @@ fn unnamed_code_made_at_run_time_makes_no_rows() {
         }
     });
     snapshot.sites = parts.to_vec();
-    let report = report::build(&snapshot, &names, &Default::default(), &VIEW);
+    let report = built(&snapshot, &names, &VIEW);
     let rows: Vec<_> = report.groups.iter().flat_map(|group| &group.rows).collect();
     let amounts: Vec<_> = rows.iter().map(|row| row.totals.outstanding).collect();
     assert_eq!(amounts, [amount(42, 420)]);
@@ -312,7 +317,7 @@ fn sums_stand_in_a_table() {
         ..site(14, Kind::Vmalloc, frame(0x20, Place::Kernel), StackRef::NotTaken)
     });
     let of = |by, format| {
-        let report = report::build(&snapshot, &names, &Default::default(), &View { by, ..VIEW });
+        let report = built(&snapshot, &names, &View { by, ..VIEW });
         let mut out = Vec::new();
         render(&report, format, &mut out, &TextStyle { color: false }).unwrap();
         String::from_utf8(out).unwrap()
@@ -335,7 +340,7 @@ fn equal_stacks_merge_but_never_with_cut_ones() {
     snapshot.stacks.insert(3, cut);
     twin.stack = StackRef::Known(3);
     snapshot.sites.push(twin);
-    let report = report::build(&snapshot, &names, &Default::default(), &VIEW);
+    let report = built(&snapshot, &names, &VIEW);
     let counts: Vec<u64> =
         report.groups.iter().map(|group| group.totals.outstanding.count).collect();
     assert_eq!(counts, [22_000, 11_000, 1]);
@@ -346,7 +351,7 @@ fn equal_stacks_merge_but_never_with_cut_ones() {
 fn the_order_and_the_cut_are_as_asked() {
     let (snapshot, names) = user();
     let by_age = View { sort: Sort::Age, top: 1, ..VIEW };
-    let report = report::build(&snapshot, &names, &Default::default(), &by_age);
+    let report = built(&snapshot, &names, &by_age);
     assert_eq!(report.groups.len(), 1);
     assert_eq!(report.groups[0].oldest_ms, Some(9_876));
     assert_eq!(report.groups_total, 2);
@@ -369,7 +374,7 @@ fn merged_holders_are_most_bytes_first() {
     twin.id = 99;
     twin.holders = vec![holder(2, Some("b"), 9), holder(1, Some("a"), 1)];
     snapshot.sites.push(twin);
-    let report = report::build(&snapshot, &names, &Default::default(), &VIEW);
+    let report = built(&snapshot, &names, &VIEW);
     assert_eq!(report.groups[0].rows.len(), 1);
     assert_eq!(
         report.groups[0].rows[0].holders,
@@ -449,7 +454,7 @@ fn frames_of_other_tracers_make_no_other_site() {
     };
     snapshot.stack_mode = StackMode::All;
     snapshot.sites = vec![page(1, 1), page(2, 2)];
-    let report = report::build(&snapshot, &names, &Default::default(), &VIEW);
+    let report = built(&snapshot, &names, &VIEW);
     assert_eq!(report.groups.len(), 1, "{:?}", report.groups);
     assert_eq!(report.groups[0].totals.outstanding, amount(2, 8192));
     let owner = report.groups[0].rows[0].owner.as_ref().map(|owner| owner.symbol.clone());
@@ -465,8 +470,7 @@ fn nothing_outstanding_comes_behind_blocks_of_no_bytes() {
     freed.freed = freed.allocated;
     snapshot.sites[1].outstanding = amount(3, 0);
     for sort in [Sort::Bytes, Sort::Count, Sort::Age] {
-        let report =
-            report::build(&snapshot, &names, &Default::default(), &View { top: 1, sort, ..VIEW });
+        let report = built(&snapshot, &names, &View { top: 1, sort, ..VIEW });
         assert_eq!(report.groups[0].totals.outstanding, amount(3, 0), "{sort:?}");
         assert_eq!(report.groups_total, 1);
     }
@@ -487,7 +491,7 @@ fn one_line_is_one_call_site() {
     snapshot.sites[0].call_site = one;
     snapshot.sites[1].call_site = two;
     for _ in 0..2 {
-        let report = report::build(&snapshot, &names, &Default::default(), &VIEW);
+        let report = built(&snapshot, &names, &VIEW);
         assert_eq!(report.groups.len(), 1);
         assert_eq!(report.groups[0].rows.len(), 2);
         snapshot.sites.reverse();
@@ -554,7 +558,7 @@ fn estimates_have_their_errors() {
 #[test]
 fn colours_are_only_our_own() {
     let (snapshot, names) = user();
-    let report = report::build(&snapshot, &names, &Default::default(), &VIEW);
+    let report = built(&snapshot, &names, &VIEW);
     let text = |color| {
         let mut out = Vec::new();
         render(&report, Format::Text, &mut out, &TextStyle { color }).unwrap();

@@ -136,13 +136,8 @@ pub struct Group {
     pub rows: Vec<Row>,
 }
 
-/// Builds the report of a snapshot.
-pub fn build(snapshot: &Snapshot, names: &Names, history: &History, view: &View) -> Report {
-    build_without(snapshot, names, history, view, &Suppressions::default())
-}
-
 /// Builds the report of a snapshot, without what is suppressed.
-pub fn build_without(
+pub fn build(
     snapshot: &Snapshot,
     names: &Names,
     history: &History,

@@ -14,7 +14,7 @@ use crate::{
     host::features::HostFacts,
     snapshot::{Counts, Snapshot},
     tracer::{
-        End, Reach, Tracer,
+        End, Tracer,
         wait::{wait_for_tick, wait_until},
     },
 };
@@ -174,8 +174,7 @@ async fn finish_scans(
             biased;
             _ = signals.next() => {
                 if is_skipped {
-                    note("the look through the memory is left behind, without an answer");
-                    break Reach::default();
+                    break scans.without_answer("the scan was skipped");
                 }
                 is_skipped = true;
                 scans.skip();

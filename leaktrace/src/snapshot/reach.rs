@@ -36,6 +36,11 @@ pub struct HeldBy {
     pub through: u32,
 }
 
+impl HeldBy {
+    /// Blocks on a way beyond which the exact number means nothing: a list.
+    pub const LONG: u32 = 64;
+}
+
 /// Where an address was found that leads to blocks and lies in no tracked block itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Root {

@@ -34,12 +34,11 @@ use std::time::{Duration, Instant};
 
 pub use self::step::{End, Step};
 use self::{kernel::KernelTracer, user::UserTracer};
-pub use crate::reach::Reach;
 use crate::{
     collect::Wants,
     error::Error,
     host::features::HostFacts,
-    reach::Running,
+    reach::{Reach, Running},
     session::spec::{By, Target, TraceOptions, View},
     snapshot::{Counts, Snapshot},
 };

@@ -42,7 +42,7 @@ impl Status {
 /// # Errors
 ///
 /// A [`Refusal`] when it has ended.
-pub fn predicted_stop(pid: u32) -> Result<Duration, Refusal> {
+fn predicted_stop(pid: u32) -> Result<Duration, Refusal> {
     let status = Status::of(pid)?;
     let bytes = status.bytes("VmRSS") + status.bytes("VmSwap");
     Ok(Duration::from_secs_f64(bytes as f64 / SCAN_BYTES_PER_S as f64))

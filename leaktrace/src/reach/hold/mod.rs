@@ -26,11 +26,8 @@ mod threads;
 
 use std::{io, time::Duration};
 
+pub use self::snapshot::{snapshot, snapshot_watched};
 use self::threads::Stopped;
-pub use self::{
-    checks::predicted_stop,
-    snapshot::{snapshot, snapshot_watched},
-};
 use super::view::View;
 
 /// The longest predicted stop that [`stop`] accepts unless told another.
@@ -109,9 +106,6 @@ pub fn stop(pid: u32, longest: Duration) -> Result<View, Refusal> {
         threads,
         is_consistent: true,
         from_target: Vec::new(),
-        // Only what it took to stop; the holder knows how long it lasts.
-        stopped_ms: stopped.stopped_ms(),
-        limits: Vec::new(),
         hold: Some(Box::new(stopped)),
     })
 }

@@ -60,7 +60,6 @@ pub fn snapshot_watched(pid: u32, mut watch: Box<dyn FnMut(Phase)>) -> Result<Vi
         return Err(checks::no_copy(pid, -done.result as i32));
     };
     let maker = maker.tid();
-    let stopped_ms = stopped.stopped_ms();
     drop(stopped);
     let mut fork = Fork { parent: pid, pid: forked.pid, pid_in_parent: done.result, maker, watch };
     (fork.watch)(Phase::Ready);
@@ -75,8 +74,6 @@ pub fn snapshot_watched(pid: u32, mut watch: Box<dyn FnMut(Phase)>) -> Result<Vi
         threads,
         is_consistent: true,
         from_target,
-        stopped_ms,
-        limits: Vec::new(),
         hold: Some(Box::new(fork)),
     })
 }

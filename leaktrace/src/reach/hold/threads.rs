@@ -27,7 +27,7 @@ pub(super) struct Stopped {
     /// Its living threads.
     pub(super) tids: Vec<Tid>,
     /// When the first thread was asked to stop.
-    pub(super) since: Instant,
+    since: Instant,
 }
 
 impl Stopped {
@@ -136,11 +136,6 @@ impl Stopped {
         let read = |tid: &Tid| registers::state(*tid);
         let states: io::Result<_> = self.tids.iter().map(read).collect();
         states.map_err(|error| Refusal::kernel(self.pid, "read the registers of", &error))
-    }
-
-    /// How long the process has been stopped, in milliseconds, rounded up.
-    pub(super) fn stopped_ms(&self) -> u64 {
-        self.since.elapsed().as_micros().div_ceil(1000) as u64
     }
 }
 

@@ -99,7 +99,8 @@ fn what_libraries_keep_stands_apart() {
             snapshot.stacks.insert(id, stack);
             snapshot.sites.push(site);
         }
-        let report = report::build(&snapshot, &names, &Default::default(), &VIEW);
+        let report =
+            report::build(&snapshot, &names, &Default::default(), &VIEW, &Default::default());
         let kept: u64 = report.kept.iter().map(|kept| kept.totals.outstanding.count).sum();
         (kept, report.totals.outstanding.count)
     };
